@@ -1,0 +1,196 @@
+"""The actor-critic: separate tanh networks for policy and value, on one flat parameter vector.
+
+All parameters are views of one vector, and all gradients of another. One norm, one fused optimiser step, one digest and
+one snapshot then cover everything, at a fraction of the cost of a dozen small tensors; ``layout`` keeps their names.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlloss.config import ConfigError
+
+Array = NDArray[np.floating]
+
+
+class Head(Protocol):
+    """A distribution over actions, given the actor's outputs.
+
+    ``noise`` and ``sample`` run in NumPy, one environment step at a time; ``evaluate`` in torch, on whole batches.
+    """
+
+    outputs: int  # size of the actor's last layer
+    extra_shapes: dict[str, tuple[int, ...]]  # parameters beside the network's, initialised with 0
+
+    def noise(self, rng: np.random.Generator, num_steps: int, num_envs: int) -> Array: ...
+
+    def sample(self, out: Array, noise: Array, extra: dict[str, Array]) -> NDArray[np.generic]: ...
+
+    def evaluate(self, out: Tensor, actions: Tensor, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]: ...
+
+
+class CategoricalHead:
+    """Softmax over ``n`` actions. Samples by Gumbel-max: argmax(logits + g), g standard Gumbel."""
+
+    def __init__(self, n: int) -> None:
+        self.outputs = n
+        self.extra_shapes: dict[str, tuple[int, ...]] = {}
+
+    def noise(self, rng: np.random.Generator, num_steps: int, num_envs: int) -> Array:
+        return rng.gumbel(size=(num_steps, num_envs, self.outputs))
+
+    def sample(self, out: Array, noise: Array, extra: dict[str, Array]) -> NDArray[np.int64]:
+        return (out + noise).argmax(-1)
+
+    def evaluate(self, out: Tensor, actions: Tensor, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probability of the taken actions and entropy, each [samples], in nats."""
+        log_probs = torch.log_softmax(out, -1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
+
+
+class GaussianHead:
+    """Diagonal Gaussian over ``dim`` action components, with a learned standard deviation that ignores the state.
+
+    Actions are not squashed: the density is that of the sampled action; the environment sees it clipped to its bounds.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.outputs = dim
+        self.extra_shapes = {"actor.log_std": (dim,)}
+
+    def noise(self, rng: np.random.Generator, num_steps: int, num_envs: int) -> Array:
+        return rng.standard_normal((num_steps, num_envs, self.outputs))
+
+    def sample(self, out: Array, noise: Array, extra: dict[str, Array]) -> Array:
+        return (out + np.exp(extra["actor.log_std"]) * noise).astype(out.dtype)
+
+    def evaluate(self, out: Tensor, actions: Tensor, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-density of the taken actions and entropy, each [samples], in nats."""
+        log_std = extra["actor.log_std"]
+        z = (actions - out) * torch.exp(-log_std)
+        logp = (-0.5 * z * z - log_std).sum(-1) - 0.5 * math.log(2 * math.pi) * self.outputs
+        entropy = log_std.sum() + 0.5 * (1 + math.log(2 * math.pi)) * self.outputs
+        return logp, entropy.expand_as(logp)
+
+
+def make_head(action_space: spaces.Space[object]) -> Head:
+    """The head for an action space.
+
+    Raises: ConfigError for a space other than Discrete and one-dimensional Box.
+    """
+    if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
+        return CategoricalHead(int(action_space.n))
+    if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
+        return GaussianHead(action_space.shape[0])
+    raise ConfigError(f"env: action space {action_space} is not supported; use an environment with Discrete or 1-D Box")
+
+
+class Evaluation(NamedTuple):
+    logp: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+class ActorCritic:
+    """Actor and critic with hidden tanh layers, orthogonally initialised.
+
+    Gains: sqrt(2) for hidden layers, 0.01 for the actor's output, 1 for the critic's; biases 0 (as CleanRL's).
+
+    Attributes: ``flat``, the vector that the optimiser steps, with ``flat.grad``; ``layout``, name to (offset, shape).
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        head: Head,
+        hidden_sizes: Sequence[int],
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.head = head
+        self.depth = len(hidden_sizes) + 1
+        shapes: dict[str, tuple[int, ...]] = {}
+        for tower, outputs in (("actor", head.outputs), ("critic", 1)):
+            sizes = [obs_size, *hidden_sizes, outputs]
+            for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+                shapes[f"{tower}.{layer}.weight"] = (fan_out, fan_in)
+                shapes[f"{tower}.{layer}.bias"] = (fan_out,)
+        shapes |= head.extra_shapes
+        self.layout: dict[str, tuple[int, tuple[int, ...]]] = {}
+        size = 0
+        for name, shape in shapes.items():
+            self.layout[name] = (size, shape)
+            size += math.prod(shape)
+        self.flat = torch.nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
+        self.flat.grad = torch.zeros_like(self.flat)
+        self.parameters = self._views(self.flat.data, self.flat.grad)
+        self._initialise(generator)
+
+    def _views(self, flat: Tensor, flat_grad: Tensor) -> dict[str, Tensor]:
+        """Leaves that share the storage of ``flat`` and whose gradients share that of ``flat_grad``."""
+        leaves: dict[str, Tensor] = {}
+        for name, (offset, shape) in self.layout.items():
+            part = slice(offset, offset + math.prod(shape))
+            leaves[name] = flat[part].view(shape).requires_grad_()
+            leaves[name].grad = flat_grad[part].view(shape)
+        return leaves
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        # Drawn in float32 whatever the dtype, so that runs of two precisions start from the same network.
+        gains = {f"actor.{self.depth - 1}.weight": 0.01, f"critic.{self.depth - 1}.weight": 1.0}
+        for name, leaf in self.parameters.items():
+            if name.endswith(".weight"):
+                weight = torch.empty(leaf.shape)
+                torch.nn.init.orthogonal_(weight, gains.get(name, math.sqrt(2)), generator=generator)
+                leaf.data.copy_(weight)
+
+    def _tower(self, tower: str, x: Tensor) -> Tensor:
+        for layer in range(self.depth):
+            x = torch.tanh(x) if layer else x
+            x = F.linear(x, self.parameters[f"{tower}.{layer}.weight"], self.parameters[f"{tower}.{layer}.bias"])
+        return x
+
+    def _extra(self) -> dict[str, Tensor]:
+        return {name: self.parameters[name] for name in self.head.extra_shapes}
+
+    def logp_entropy(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of ``actions`` and entropies (nats), each [samples]."""
+        return self.head.evaluate(self._tower("actor", obs), actions, self._extra())
+
+    def values(self, obs: Tensor) -> Tensor:
+        """State values, [samples], of observations [samples, obs_size]."""
+        return self._tower("critic", obs).squeeze(-1)
+
+    def evaluate(self, obs: Tensor, actions: Tensor) -> Evaluation:
+        """Log-probabilities of ``actions``, entropies (nats) and state values, each [samples]."""
+        return Evaluation(*self.logp_entropy(obs, actions), self.values(obs))
+
+    def sampler(self) -> "NumpyActor":
+        """The actor in NumPy, with today's weights: at a handful of environments torch's overhead is most of its time."""
+        arrays = {name: leaf.detach().cpu().numpy() for name, leaf in self.parameters.items()}
+        layers = [(arrays[f"actor.{i}.weight"].T, arrays[f"actor.{i}.bias"]) for i in range(self.depth)]
+        return NumpyActor(self.head, layers, {name: arrays[name] for name in self.head.extra_shapes})
+
+
+class NumpyActor(NamedTuple):
+    """A view of the actor's weights. On the CPU it follows the parameters; collect nothing while they are stepped."""
+
+    head: Head
+    layers: list[tuple[Array, Array]]
+    extra: dict[str, Array]
+
+    def act(self, obs: Array, noise: Array) -> NDArray[np.generic]:
+        """Actions [envs, ...] for observations [envs, obs_size] and that step's noise."""
+        for i, (weight, bias) in enumerate(self.layers):
+            obs = (np.tanh(obs) if i else obs) @ weight + bias
+        return self.head.sample(obs, noise, self.extra)

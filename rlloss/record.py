@@ -1,0 +1,221 @@
+"""The run folder: what a run leaves behind, written so that a kill at any moment leaves whole rows and whole files.
+
+- ``config.yaml``: the resolved config.
+- ``run.json``: status, counts, speed, versions, machine, final digest.
+- ``metrics.csv``: a row per iteration. ``episodes.csv``: a row per finished episode.
+- ``digests.bin``: 32 bytes per optimiser step, the SHA-256 of all parameters after it.
+- ``snapshots/*.safetensors``: parameters at step 0, at every ``snapshot_every``-th step and at the end, keyed by step.
+- ``checkpoint.pt``: parameters, optimiser and random streams at the end.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import gymnasium
+import numpy as np
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from safetensors.numpy import save_file
+
+from rlloss import __version__
+from rlloss.config import RECORD_KEYS, Config, ConfigError
+from rlloss.policy import ActorCritic
+from rlloss.rollout import Episode
+
+SNAPSHOTS_PER_FILE = 50
+RESULTS = ("run.json", "metrics.csv", "episodes.csv", "digests.bin", "checkpoint.pt")
+
+
+def status(folder: Path) -> str:
+    """``finished``, ``running``, ``failed``, or ``missing`` if the folder holds no run."""
+    try:
+        return str(json.loads((folder / "run.json").read_text())["status"])
+    except (OSError, ValueError, KeyError):
+        return "missing"
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Raises: ConfigError if ``folder`` holds something other than a run of this config."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"run_dir={folder}: is a file; name a folder")
+    saved = folder / "config.yaml"
+    if not saved.exists():
+        if any(path.name != ".lock" for path in folder.iterdir()):
+            raise ConfigError(f"run_dir={folder}: is not empty and holds no run; name another folder")
+        return
+    there, here = (_flat(yaml.safe_load(text)) for text in (saved.read_text(), to_yaml(config)))
+    differing = [key for key in {**there, **here} if there.get(key) != here.get(key) and key not in RECORD_KEYS]
+    if differing:
+        key = differing[0]
+        more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
+        raise ConfigError(
+            f"run_dir={folder}: holds a run with another config, {key}={there.get(key)} instead of "
+            f"{here.get(key)}{more}; name another run_dir, or remove that folder"
+        )
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in (tree or {}).items():
+        nested = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
+
+
+def fingerprint(device: str) -> dict[str, dict[str, str]]:
+    """Versions and machine: what decides whether two machines can be expected to agree to the last bit."""
+    versions = {
+        "rlloss": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "gymnasium": gymnasium.__version__,
+    }
+    machine = {
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "cpu": _cpu_model(),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+    }
+    return {"versions": versions, "machine": machine}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a whole file, or leave the old one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+class Recorder:
+    """Writes one run folder. A context manager: leaving it by an exception records ``failed`` with the reason.
+
+    Memory is bounded: digests wait for the end of their iteration, snapshots for their file to fill up.
+
+    Raises: ConfigError if the folder holds another run, or one that another process is writing.
+    """
+
+    def __init__(self, folder: Path, config: Config, policy: ActorCritic) -> None:
+        check_folder(folder, config)
+        self.folder, self.config, self.policy = folder, config, policy
+        self.optimizer_steps = 0
+        self.last_digest = b""
+        self._digests = bytearray()
+        self._snapshots: dict[str, np.ndarray] = {}
+        self._tables: dict[str, tuple[IO[str], Any]] = {}
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise ConfigError(f"run_dir={self.folder}: another process is writing this run; wait for it") from error
+        self._clear()
+        _replace(self.folder / "config.yaml", to_yaml(self.config).encode())
+        self._write_run("running")
+        self._digest_file = (self.folder / "digests.bin").open("ab")
+        self._start = time.perf_counter()
+        self._snapshot()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._digest_file.close()
+        for file, _ in self._tables.values():
+            file.close()
+        if error is not None:
+            self._write_run("failed", error=f"{type(error).__name__}: {error}")
+        self._lock.release()
+
+    def _clear(self) -> None:
+        """An unfinished run starts over: its old rows must not precede the new ones."""
+        for path in [*(self.folder / name for name in RESULTS), *(self.folder / "snapshots").glob("*.safetensors*")]:
+            path.unlink(missing_ok=True)
+        (self.folder / "snapshots").mkdir(exist_ok=True)
+
+    def step(self) -> None:
+        """After every optimiser step: the digest of all parameters, and a snapshot where one is due."""
+        self.optimizer_steps += 1
+        self.last_digest = hashlib.sha256(self._parameters()).digest()
+        self._digests += self.last_digest
+        if self.config.snapshot_every and self.optimizer_steps % self.config.snapshot_every == 0:
+            self._snapshot()
+
+    def iteration(self, row: Mapping[str, Any], episodes: Iterable[Episode]) -> None:
+        """After every iteration: its row of metrics and the episodes that finished in it."""
+        self._digest_file.write(self._digests)
+        self._digest_file.flush()
+        self._digests.clear()
+        self._append("episodes.csv", Episode._fields, episodes)
+        self._append("metrics.csv", tuple(row), [tuple(row.values())])
+
+    def finish(self, checkpoint: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """After the last iteration. Only this makes the run ``finished``."""
+        self._snapshot()
+        self._flush_snapshots()
+        partial = self.folder / "checkpoint.pt.partial"
+        torch.save(dict(checkpoint), partial)
+        os.replace(partial, self.folder / "checkpoint.pt")
+        self._write_run("finished", **summary)
+
+    def _parameters(self) -> np.ndarray:
+        return self.policy.flat.detach().cpu().numpy()
+
+    def _snapshot(self) -> None:
+        self._snapshots[f"{self.optimizer_steps:09d}"] = self._parameters().copy()
+        if len(self._snapshots) == SNAPSHOTS_PER_FILE:
+            self._flush_snapshots()
+
+    def _flush_snapshots(self) -> None:
+        if not self._snapshots:
+            return
+        path = self.folder / "snapshots" / f"{min(self._snapshots)}.safetensors"
+        partial = path.with_suffix(".safetensors.partial")
+        layout = {name: [offset, list(shape)] for name, (offset, shape) in self.policy.layout.items()}
+        save_file(self._snapshots, partial, metadata={"layout": json.dumps(layout)})
+        os.replace(partial, path)
+        self._snapshots.clear()
+
+    def _append(self, name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
+        if name not in self._tables:
+            file = (self.folder / name).open("a", newline="")
+            self._tables[name] = file, csv.writer(file, lineterminator="\n")
+            self._tables[name][1].writerow(header)
+        file, writer = self._tables[name]
+        writer.writerows(rows)
+        file.flush()
+
+    def _write_run(self, status: str, **more: Any) -> None:
+        run = {
+            "status": status,
+            "optimizer_steps": self.optimizer_steps,
+            "final_digest": self.last_digest.hex(),
+            **more,
+        }
+        run |= fingerprint(self.config.device)
+        _replace(self.folder / "run.json", (json.dumps(run, indent=2) + "\n").encode())

@@ -1,0 +1,132 @@
+"""Collecting experience: ``collect`` steps the environments, ``gae`` estimates advantages."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlloss.policy import ActorCritic
+
+Array = NDArray[np.floating]
+
+
+class Episode(NamedTuple):
+    """A finished episode. ``env_steps`` counts the steps of all environments up to and including its last."""
+
+    env_steps: int
+    env: int
+    episodic_return: float  # undiscounted
+    episodic_length: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One iteration's experience. T = num_steps, E = num_envs; torch tensors have T*E samples, time-major."""
+
+    obs: Tensor  # [T*E, obs_size]
+    actions: Tensor  # [T*E], int64, or [T*E, action_size]
+    logp: Tensor  # [T*E], of the policy that acted, recomputed by torch in one batch
+    values: Array  # [T, E], V(s_t)
+    next_values: Array  # [T, E], V(s_{t+1}) with 0 after a termination and V(final observation) at a time limit
+    rewards: Array  # [T, E]
+    dones: NDArray[np.bool_]  # [T, E], terminated or truncated
+    episodes: list[Episode]
+
+
+class Sampler:
+    """The environments, where they stand, and the stream of action noise: everything that ``collect`` advances."""
+
+    def __init__(self, envs: SyncVectorEnv, first_obs: Array, rng: np.random.Generator) -> None:
+        self.envs = envs
+        self.obs = first_obs
+        self.rng = rng
+        self.returns = np.zeros(envs.num_envs)  # of the running episodes
+        self.lengths = np.zeros(envs.num_envs, dtype=np.int64)
+        self.env_steps = 0
+
+    def finished(self, rewards: Array, dones: NDArray[np.bool_]) -> list[Episode]:
+        """Returns and lengths of the episodes that ended in these [T, E] steps; the rest is carried over."""
+        num_steps, num_envs = rewards.shape
+        episodes = []
+        for env in range(num_envs):
+            start = 0
+            for end in np.flatnonzero(dones[:, env]) + 1:
+                episodic_return = self.returns[env] + rewards[start:end, env].sum()
+                length = self.lengths[env] + end - start
+                steps = self.env_steps + int(end) * num_envs
+                episodes.append(Episode(steps, env, float(episodic_return), int(length)))
+                self.returns[env], self.lengths[env], start = 0.0, 0, end
+            self.returns[env] += rewards[start:, env].sum()
+            self.lengths[env] += num_steps - start
+        self.env_steps += num_steps * num_envs
+        return sorted(episodes)
+
+
+def collect(sampler: Sampler, policy: ActorCritic, num_steps: int) -> Rollout:
+    """Act for ``num_steps`` steps in every environment.
+
+    Actions come from a NumPy forward pass; log-probabilities and values are recomputed by torch in one batch each, so
+    the ratio of the first minibatch is 1 up to the rounding of two batch sizes.
+    """
+    envs, actor = sampler.envs, policy.sampler()
+    num_envs, space = envs.num_envs, envs.single_action_space
+    dtype = policy.flat.detach().cpu().numpy().dtype
+    noise = policy.head.noise(sampler.rng, num_steps, num_envs)
+    obs = np.empty((num_steps + 1, num_envs, sampler.obs.shape[1]), dtype)
+    actions = np.empty((num_steps, num_envs, *space.shape), np.int64 if isinstance(space, spaces.Discrete) else dtype)
+    rewards = np.empty((num_steps, num_envs))
+    terminated, truncated = np.empty((2, num_steps, num_envs), np.bool_)
+    final_obs: dict[tuple[int, int], Array] = {}  # (step, env) -> last observation before a time limit's reset
+    clip = (space.low, space.high) if isinstance(space, spaces.Box) else None
+
+    obs[0] = sampler.obs
+    for t in range(num_steps):
+        actions[t] = actor.act(obs[t], noise[t])
+        executed = actions[t] if clip is None else np.clip(actions[t], *clip)
+        obs[t + 1], rewards[t], terminated[t], truncated[t], info = envs.step(executed)
+        if "final_obs" in info:
+            for env in np.flatnonzero(truncated[t] & ~terminated[t]):
+                final_obs[t, int(env)] = info["final_obs"][env]
+    sampler.obs = obs[-1]
+
+    dones = terminated | truncated
+    with torch.no_grad():
+        device = policy.flat.device
+        b_obs = torch.from_numpy(obs.reshape(-1, obs.shape[-1])).to(device)
+        values = policy.values(b_obs).cpu().numpy().reshape(num_steps + 1, num_envs)
+        next_values = np.where(dones, 0, values[1:])
+        if final_obs:
+            last = torch.from_numpy(np.stack(list(final_obs.values())).astype(dtype)).to(device)
+            next_values[tuple(zip(*final_obs, strict=True))] = policy.values(last).cpu().numpy()
+        b_obs = b_obs[: num_steps * num_envs]
+        b_actions = torch.from_numpy(actions.reshape(num_steps * num_envs, *space.shape)).to(device)
+        logp, _ = policy.logp_entropy(b_obs, b_actions)
+    return Rollout(
+        b_obs, b_actions, logp, values[:-1], next_values, rewards.astype(dtype), dones,
+        sampler.finished(rewards, dones),
+    )  # fmt: skip
+
+
+def gae(
+    rewards: Array, values: Array, next_values: Array, dones: NDArray[np.bool_], *, gamma: float, gae_lambda: float
+) -> Array:
+    """Generalised advantage estimates, [T, E]: ``A_t = delta_t + gamma * lambda * A_{t+1}`` within an episode,
+
+    ``delta_t = r_t + gamma * V(s_{t+1}) - V(s_t)``. ``next_values`` holds V(s_{t+1}): 0 after a termination, the value of
+    the final observation at a time limit. The recursion stops at the end of every episode.
+
+    Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation".
+    """
+    deltas = rewards + np.asarray(gamma, rewards.dtype) * next_values - values
+    carry = np.where(dones, 0, np.asarray(gamma * gae_lambda, rewards.dtype))
+    advantages = np.empty_like(deltas)
+    running = np.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        running = deltas[t] + carry[t] * running
+        advantages[t] = running
+    return advantages

@@ -1,0 +1,211 @@
+"""``train(config)``: the loop. No Hydra and no command line in here."""
+
+import hashlib
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlloss import streams
+from rlloss.conditions import make_schedule
+from rlloss.config import Config, ConfigError, check
+from rlloss.envs import make_envs, reset
+from rlloss.losses import LOSSES
+from rlloss.policy import ActorCritic, make_head
+from rlloss.record import Recorder
+from rlloss.rollout import Episode, Rollout, Sampler, collect, gae
+from rlloss.update import Batch, lookup, make_optimizer, update
+
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class State:
+    """Everything that a run carries from one iteration to the next."""
+
+    policy: ActorCritic
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    sampler: Sampler
+    shuffle: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run comes to. Returns are means over the last 100 finished episodes, nan if there were none."""
+
+    config: Config
+    policy: ActorCritic
+    final_digest: str  # SHA-256 of all parameters, hexadecimal
+    optimizer_steps: int
+    env_steps: int
+    steps_per_second: float  # environment steps, over the whole loop, recording included
+    episodic_return: float
+    episodic_length: float
+
+
+def train(config: Config, folder: Path | None = None, progress: Progress | None = None) -> Run:
+    """Train one policy. With a ``folder`` the run is recorded there; ``progress`` gets each iteration's metrics.
+
+    Raises: ConfigError, before anything is written, if the config cannot be run.
+    """
+    check(config)
+    with deterministic(config), _prepared(config) as state, _recorder(folder, config, state.policy) as recorder:
+        optimizer_steps = 0
+        last_episodes: deque[Episode] = deque(maxlen=100)
+        start = time.perf_counter()
+
+        def after_step() -> None:
+            nonlocal optimizer_steps
+            optimizer_steps += 1
+            if recorder is not None:
+                recorder.step()
+
+        for iteration in range(1, config.num_iterations + 1):
+            iteration_start = time.perf_counter()
+            learning_rate = state.optimizer.param_groups[0]["lr"]
+            rollout = collect(state.sampler, state.policy, config.num_steps)
+            batch = make_batch(rollout, config)
+            metrics = update(state.policy, state.optimizer, batch, config, state.shuffle, after_step)
+            state.schedule.step()
+            last_episodes.extend(rollout.episodes)
+            row = {
+                "iteration": iteration,
+                "env_steps": state.sampler.env_steps,
+                "optimizer_steps": optimizer_steps,
+                "learning_rate": learning_rate,
+                **metrics,
+                "explained_variance": explained_variance(batch),
+                **episode_metrics(rollout.episodes),
+                "actions_digest": hashlib.sha256(rollout.actions.cpu().numpy()).hexdigest()[:16],
+                "steps_per_second": round(config.num_samples / (time.perf_counter() - iteration_start), 1),
+            }
+            if recorder is not None:
+                recorder.iteration(row, rollout.episodes)
+            if progress is not None:
+                progress(row)
+
+        finished = episode_metrics(list(last_episodes))
+        summary = {
+            "env_steps": state.sampler.env_steps,
+            "steps_per_second": round(state.sampler.env_steps / (time.perf_counter() - start), 1),
+            "episodic_return": finished["episodic_return"],
+            "episodic_length": finished["episodic_length"],
+        }
+        if recorder is not None:
+            recorder.finish(checkpoint(state), summary)
+        digest = hashlib.sha256(state.policy.flat.detach().cpu().numpy()).hexdigest()
+        return Run(config, state.policy, digest, optimizer_steps, **summary)
+
+
+@contextmanager
+def deterministic(config: Config) -> Iterator[None]:
+    """torch's global switches as this run needs them, and back afterwards."""
+    if config.device.startswith("cuda"):
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS is deterministic only with a fixed workspace
+    elif config.device != "cpu":
+        raise ConfigError(f"device={config.device}: unknown; use cpu or cuda")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={config.device}: this torch build or machine has no CUDA; use device=cpu")
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+    torch.set_num_threads(config.torch_threads)
+    torch.use_deterministic_algorithms(True)
+    # Filling every new tensor with NaN guards against reads of uninitialised memory; no operation here makes any.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+
+
+@contextmanager
+def _prepared(config: Config) -> Iterator[State]:
+    lookup(LOSSES, "loss", config.loss.name)
+    dtype = lookup(DTYPES, "precision", config.precision.name)
+    envs = make_envs(config.env, config.num_envs)
+    try:
+        first_obs = reset(envs, streams.env_seeds(config.seed, config.num_envs))
+        policy = ActorCritic(
+            first_obs.shape[1],
+            make_head(envs.single_action_space),
+            config.hidden_sizes,
+            generator=streams.torch_stream(config.seed, streams.INITIALISATION),
+            dtype=dtype,
+            device=config.device,
+        )
+        optimizer = make_optimizer(config.optimizer, policy, config.learning_rate)
+        yield State(
+            policy,
+            optimizer,
+            make_schedule(config, optimizer),
+            Sampler(envs, first_obs, streams.numpy_stream(config.seed, streams.ACTIONS)),
+            streams.numpy_stream(config.seed, streams.SHUFFLE),
+        )
+    finally:
+        envs.close()
+
+
+def _recorder(folder: Path | None, config: Config, policy: ActorCritic) -> Any:
+    return nullcontext() if folder is None else Recorder(folder, config, policy)
+
+
+def make_batch(rollout: Rollout, config: Config) -> Batch:
+    """Advantages by GAE, returns = advantages + values, everything flattened to [samples]."""
+    advantages = gae(
+        rollout.rewards, rollout.values, rollout.next_values, rollout.dones,
+        gamma=config.gamma, gae_lambda=config.gae_lambda,
+    )  # fmt: skip
+
+    def flat(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array.reshape(-1)).to(rollout.obs.device)
+
+    return Batch(
+        rollout.obs, rollout.actions, rollout.logp,
+        flat(advantages), flat(advantages + rollout.values), flat(rollout.values),
+    )  # fmt: skip
+
+
+def explained_variance(batch: Batch) -> float:
+    """1 - Var(returns - values) / Var(returns); nan if the returns do not vary."""
+    variance = float(batch.returns.var())
+    return 1 - float((batch.returns - batch.old_values).var()) / variance if variance else math.nan
+
+
+def episode_metrics(episodes: list[Episode]) -> dict[str, float]:
+    """Mean undiscounted return and length of finished episodes (nan if none finished), and their number."""
+    count = len(episodes)
+    return {
+        "episodic_return": sum(e.episodic_return for e in episodes) / count if count else math.nan,
+        "episodic_length": sum(e.episodic_length for e in episodes) / count if count else math.nan,
+        "episodes": count,
+    }
+
+
+def checkpoint(state: State) -> dict[str, Any]:
+    """Parameters, optimiser, schedule and random streams. The environments' own state is not in it."""
+    return {
+        "parameters": state.policy.flat.detach().cpu(),
+        "layout": state.policy.layout,
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": {key: value for key, value in state.schedule.state_dict().items() if key != "lr_lambdas"},
+        "action_stream": state.sampler.rng.bit_generator.state,
+        "shuffle_stream": state.shuffle.bit_generator.state,
+    }
