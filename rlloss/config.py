@@ -21,6 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlloss.runs import WHERE_KEYS
+
 
 class ConfigError(ValueError):
     """Bad input: one line that names the key, the value and the remedy. The command line exits with 2."""
@@ -127,13 +129,12 @@ class Config:
         return self.total_timesteps // self.num_samples
 
 
-# Keys that say where and how densely a run is recorded, not what is computed.
-RECORD_KEYS = ("run_root", "run_dir", "snapshot_every")
-
-POSITIVE = ("total_timesteps num_envs num_steps update_epochs num_minibatches learning_rate max_grad_norm "
-            "torch_threads").split()  # fmt: skip
-NON_NEGATIVE = "seed vf_coef ent_coef clip_coef snapshot_every".split()
-FRACTION = "gamma gae_lambda".split()
+POSITIVE = (
+    "total_timesteps", "num_envs", "num_steps", "update_epochs", "num_minibatches", "learning_rate", "max_grad_norm",
+    "torch_threads",
+)  # fmt: skip
+NON_NEGATIVE = ("seed", "vf_coef", "ent_coef", "clip_coef", "snapshot_every")
+FRACTION = ("gamma", "gae_lambda")
 LONGEST_NAME = 200  # characters of a run folder's name; file systems allow 255 bytes
 
 OmegaConf.register_new_resolver("cpu_count", lambda: os.cpu_count() or 1, replace=True)
@@ -177,7 +178,7 @@ def to_config(composed: Any) -> Config:
 def check(config: Config) -> None:
     """Checks that need no environment.
 
-    Raises: ConfigError for sizes out of range, a batch that the minibatches do not divide, a budget below one iteration.
+    Raises: ConfigError for values out of range, minibatches that do not divide the batch, a budget below one iteration.
     """
     for key in POSITIVE:
         if not getattr(config, key) > 0:
@@ -233,7 +234,7 @@ def run_folder(config: Config) -> Path:
     if config.run_dir is not None:
         return Path(config.run_dir)
     default = flat_keys(Config(optimizer=type(config.optimizer)())) | {"optimizer.name": Config().optimizer.name}
-    named = ("env.id", "loss.name", "seed", *RECORD_KEYS)
+    named = ("env.id", "loss.name", "seed", *WHERE_KEYS)
     condition = [
         f"{key.removesuffix('.name')}-{_slug(value)}"
         for key, value in flat_keys(config).items()

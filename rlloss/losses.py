@@ -95,8 +95,8 @@ def reinforce(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: 
     """REINFORCE with PPO's detached weight, in PPO's order of multiplication: ``-((w * logp) * A)``.
 
     ``w = sg(share * ratio)`` with the share in {0, 1/2, 1} that PPO's ``min`` lets through (``ppo_share``). Gradient:
-    ``((-1/N) * A) * w``, the same products in the same order as ``ppo_clip``, hence equal to the last bit for every N. The
-    exception is a dtype in which half of ``A/N`` is subnormal (float16): there PPO's own tie rounds.
+    ``((-1/N) * A) * w``, the same products in the same order as ``ppo_clip``, hence equal to the last bit for every N.
+    The exception is a dtype in which half of ``A/N`` is subnormal (float16): there PPO's own tie rounds.
 
     Not a true loss: its value is not a function whose derivative is this gradient.
 
@@ -122,7 +122,7 @@ def reinforce_textbook(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, cl
 
 
 def reinforce_mask(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
-    """``reinforce`` with the literal rule ``w = sg(ratio)`` where the clip is not active, else 0: ``-((w * logp) * A)``.
+    """``reinforce`` with the literal rule: ``-((w * logp) * A)``, w = sg(ratio) where the clip is not active, else 0.
 
     Differs from ``ppo_clip`` by a factor of two exactly on the rounding ties just outside a bound (``ppo_share``):
     about one sample in 10^8 in float32, one in 3,000 in bfloat16.
@@ -140,4 +140,4 @@ LOSSES: dict[str, Loss] = {
     "reinforce_textbook": reinforce_textbook,
     "reinforce_mask": reinforce_mask,
 }
-"""Every formulation by the name that ``loss=NAME`` selects. To add one: a function, a line here, configs/loss/NAME.yaml."""
+"""Every formulation, by the name that ``loss=NAME`` selects. A new one: a function, a line here, a yaml."""

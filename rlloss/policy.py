@@ -6,7 +6,8 @@ one snapshot then cover everything, at a fraction of the cost of a dozen small t
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -46,8 +47,9 @@ class CategoricalHead:
     def noise(self, rng: np.random.Generator, num_steps: int, num_envs: int) -> Array:
         return rng.gumbel(size=(num_steps, num_envs, self.outputs))
 
-    def sample(self, out: Array, noise: Array, extra: dict[str, Array]) -> NDArray[np.int64]:
-        return (out + noise).argmax(-1)
+    def sample(self, out: Array, noise: Array, extra: dict[str, Array]) -> NDArray[np.generic]:
+        actions: NDArray[np.generic] = np.argmax(out + noise, -1)
+        return actions
 
     def evaluate(self, out: Tensor, actions: Tensor, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-probability of the taken actions and entropy, each [samples], in nats."""
@@ -64,7 +66,7 @@ class GaussianHead:
 
     def __init__(self, dim: int) -> None:
         self.outputs = dim
-        self.extra_shapes = {"actor.log_std": (dim,)}
+        self.extra_shapes: dict[str, tuple[int, ...]] = {"actor.log_std": (dim,)}
 
     def noise(self, rng: np.random.Generator, num_steps: int, num_envs: int) -> Array:
         return rng.standard_normal((num_steps, num_envs, self.outputs))
@@ -122,7 +124,7 @@ class ActorCritic:
         shapes: dict[str, tuple[int, ...]] = {}
         for tower, outputs in (("actor", head.outputs), ("critic", 1)):
             sizes = [obs_size, *hidden_sizes, outputs]
-            for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
                 shapes[f"{tower}.{layer}.weight"] = (fan_out, fan_in)
                 shapes[f"{tower}.{layer}.bias"] = (fan_out,)
         shapes |= head.extra_shapes
@@ -134,6 +136,14 @@ class ActorCritic:
         self.flat = torch.nn.Parameter(torch.zeros(size, dtype=dtype, device=device))
         self.flat.grad = torch.zeros_like(self.flat)
         self.parameters = self._views(self.flat.data, self.flat.grad)
+        self.towers = {
+            tower: [
+                (self.parameters[f"{tower}.{i}.weight"], self.parameters[f"{tower}.{i}.bias"])
+                for i in range(self.depth)
+            ]
+            for tower in ("actor", "critic")
+        }
+        self.extra = {name: self.parameters[name] for name in head.extra_shapes}
         self._initialise(generator)
 
     def _views(self, flat: Tensor, flat_grad: Tensor) -> dict[str, Tensor]:
@@ -155,17 +165,13 @@ class ActorCritic:
                 leaf.data.copy_(weight)
 
     def _tower(self, tower: str, x: Tensor) -> Tensor:
-        for layer in range(self.depth):
-            x = torch.tanh(x) if layer else x
-            x = F.linear(x, self.parameters[f"{tower}.{layer}.weight"], self.parameters[f"{tower}.{layer}.bias"])
+        for i, (weight, bias) in enumerate(self.towers[tower]):
+            x = F.linear(torch.tanh(x) if i else x, weight, bias)
         return x
-
-    def _extra(self) -> dict[str, Tensor]:
-        return {name: self.parameters[name] for name in self.head.extra_shapes}
 
     def logp_entropy(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of ``actions`` and entropies (nats), each [samples]."""
-        return self.head.evaluate(self._tower("actor", obs), actions, self._extra())
+        return self.head.evaluate(self._tower("actor", obs), actions, self.extra)
 
     def values(self, obs: Tensor) -> Tensor:
         """State values, [samples], of observations [samples, obs_size]."""
@@ -176,10 +182,13 @@ class ActorCritic:
         return Evaluation(*self.logp_entropy(obs, actions), self.values(obs))
 
     def sampler(self) -> "NumpyActor":
-        """The actor in NumPy, with today's weights: at a handful of environments torch's overhead is most of its time."""
-        arrays = {name: leaf.detach().cpu().numpy() for name, leaf in self.parameters.items()}
-        layers = [(arrays[f"actor.{i}.weight"].T, arrays[f"actor.{i}.bias"]) for i in range(self.depth)]
-        return NumpyActor(self.head, layers, {name: arrays[name] for name in self.head.extra_shapes})
+        """The actor in NumPy, with today's weights: for a handful of environments, torch would mostly be overhead."""
+
+        def array(leaf: Tensor) -> Array:
+            return leaf.detach().cpu().numpy()
+
+        layers = [(array(weight).T, array(bias)) for weight, bias in self.towers["actor"]]
+        return NumpyActor(self.head, layers, {name: array(leaf) for name, leaf in self.extra.items()})
 
 
 class NumpyActor(NamedTuple):
@@ -188,6 +197,10 @@ class NumpyActor(NamedTuple):
     head: Head
     layers: list[tuple[Array, Array]]
     extra: dict[str, Array]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.layers[0][0].dtype
 
     def act(self, obs: Array, noise: Array) -> NDArray[np.generic]:
         """Actions [envs, ...] for observations [envs, obs_size] and that step's noise."""

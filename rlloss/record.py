@@ -22,26 +22,18 @@ from typing import IO, Any, Self
 import gymnasium
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from rlloss import __version__
-from rlloss.config import RECORD_KEYS, Config, ConfigError
+from rlloss.config import Config, ConfigError
 from rlloss.policy import ActorCritic
 from rlloss.rollout import Episode
+from rlloss.runs import read_config
 
 SNAPSHOTS_PER_FILE = 50
 RESULTS = ("run.json", "metrics.csv", "episodes.csv", "digests.bin", "checkpoint.pt")
-
-
-def status(folder: Path) -> str:
-    """``finished``, ``running``, ``failed``, or ``missing`` if the folder holds no run."""
-    try:
-        return str(json.loads((folder / "run.json").read_text())["status"])
-    except (OSError, ValueError, KeyError):
-        return "missing"
 
 
 def check_folder(folder: Path, config: Config) -> None:
@@ -55,8 +47,8 @@ def check_folder(folder: Path, config: Config) -> None:
         if any(path.name != ".lock" for path in folder.iterdir()):
             raise ConfigError(f"run_dir={folder}: is not empty and holds no run; name another folder")
         return
-    there, here = (_flat(yaml.safe_load(text)) for text in (saved.read_text(), to_yaml(config)))
-    differing = [key for key in {**there, **here} if there.get(key) != here.get(key) and key not in RECORD_KEYS]
+    there, here = read_config(saved.read_text()), read_config(to_yaml(config))
+    differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if differing:
         key = differing[0]
         more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
@@ -68,14 +60,6 @@ def check_folder(folder: Path, config: Config) -> None:
 
 def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in (tree or {}).items():
-        nested = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
 
 
 def fingerprint(device: str) -> dict[str, dict[str, str]]:
@@ -161,7 +145,7 @@ class Recorder:
     def step(self) -> None:
         """After every optimiser step: the digest of all parameters, and a snapshot where one is due."""
         self.optimizer_steps += 1
-        self.last_digest = hashlib.sha256(self._parameters()).digest()
+        self.last_digest = hashlib.sha256(self._parameters().data).digest()
         self._digests += self.last_digest
         if self.config.snapshot_every and self.optimizer_steps % self.config.snapshot_every == 0:
             self._snapshot()
@@ -203,8 +187,8 @@ class Recorder:
 
     def _append(self, name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
         if name not in self._tables:
-            file = (self.folder / name).open("a", newline="")
-            self._tables[name] = file, csv.writer(file, lineterminator="\n")
+            opened = (self.folder / name).open("a", newline="")
+            self._tables[name] = opened, csv.writer(opened, lineterminator="\n")
             self._tables[name][1].writerow(header)
         file, writer = self._tables[name]
         writer.writerows(rows)

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlloss.envs import Environments
 from rlloss.policy import ActorCritic
 
 Array = NDArray[np.floating]
@@ -39,14 +39,13 @@ class Rollout:
 
 
 class Sampler:
-    """The environments, where they stand, and the stream of action noise: everything that ``collect`` advances."""
+    """The environments, the stream of action noise and the running episodes: everything that ``collect`` advances."""
 
-    def __init__(self, envs: SyncVectorEnv, first_obs: Array, rng: np.random.Generator) -> None:
+    def __init__(self, envs: Environments, rng: np.random.Generator) -> None:
         self.envs = envs
-        self.obs = first_obs
         self.rng = rng
-        self.returns = np.zeros(envs.num_envs)  # of the running episodes
-        self.lengths = np.zeros(envs.num_envs, dtype=np.int64)
+        self.returns = np.zeros(len(envs))  # of the running episodes
+        self.lengths = np.zeros(len(envs), dtype=np.int64)
         self.env_steps = 0
 
     def finished(self, rewards: Array, dones: NDArray[np.bool_]) -> list[Episode]:
@@ -55,10 +54,10 @@ class Sampler:
         episodes = []
         for env in range(num_envs):
             start = 0
-            for end in np.flatnonzero(dones[:, env]) + 1:
+            for end in (np.flatnonzero(dones[:, env]) + 1).tolist():
                 episodic_return = self.returns[env] + rewards[start:end, env].sum()
                 length = self.lengths[env] + end - start
-                steps = self.env_steps + int(end) * num_envs
+                steps = self.env_steps + end * num_envs
                 episodes.append(Episode(steps, env, float(episodic_return), int(length)))
                 self.returns[env], self.lengths[env], start = 0.0, 0, end
             self.returns[env] += rewards[start:, env].sum()
@@ -74,25 +73,22 @@ def collect(sampler: Sampler, policy: ActorCritic, num_steps: int) -> Rollout:
     the ratio of the first minibatch is 1 up to the rounding of two batch sizes.
     """
     envs, actor = sampler.envs, policy.sampler()
-    num_envs, space = envs.num_envs, envs.single_action_space
-    dtype = policy.flat.detach().cpu().numpy().dtype
+    num_envs, space = len(envs), envs.action_space
+    shape: tuple[int, ...] = space.shape or ()
+    dtype = actor.dtype
     noise = policy.head.noise(sampler.rng, num_steps, num_envs)
-    obs = np.empty((num_steps + 1, num_envs, sampler.obs.shape[1]), dtype)
-    actions = np.empty((num_steps, num_envs, *space.shape), np.int64 if isinstance(space, spaces.Discrete) else dtype)
+    obs = np.empty((num_steps + 1, *envs.obs.shape), dtype)
+    actions = np.empty((num_steps, num_envs, *shape), np.int64 if isinstance(space, spaces.Discrete) else dtype)
     rewards = np.empty((num_steps, num_envs))
     terminated, truncated = np.empty((2, num_steps, num_envs), np.bool_)
-    final_obs: dict[tuple[int, int], Array] = {}  # (step, env) -> last observation before a time limit's reset
-    clip = (space.low, space.high) if isinstance(space, spaces.Box) else None
+    cut: dict[tuple[int, int], Array] = {}  # (step, env) -> last observation before a time limit's reset
 
-    obs[0] = sampler.obs
+    obs[0] = envs.obs
     for t in range(num_steps):
         actions[t] = actor.act(obs[t], noise[t])
-        executed = actions[t] if clip is None else np.clip(actions[t], *clip)
-        obs[t + 1], rewards[t], terminated[t], truncated[t], info = envs.step(executed)
-        if "final_obs" in info:
-            for env in np.flatnonzero(truncated[t] & ~terminated[t]):
-                final_obs[t, int(env)] = info["final_obs"][env]
-    sampler.obs = obs[-1]
+        last = envs.step(actions[t], obs[t + 1], rewards[t], terminated[t], truncated[t])
+        cut |= {(t, env): final for env, final in last.items()}
+    envs.obs = obs[-1]
 
     dones = terminated | truncated
     with torch.no_grad():
@@ -100,11 +96,11 @@ def collect(sampler: Sampler, policy: ActorCritic, num_steps: int) -> Rollout:
         b_obs = torch.from_numpy(obs.reshape(-1, obs.shape[-1])).to(device)
         values = policy.values(b_obs).cpu().numpy().reshape(num_steps + 1, num_envs)
         next_values = np.where(dones, 0, values[1:])
-        if final_obs:
-            last = torch.from_numpy(np.stack(list(final_obs.values())).astype(dtype)).to(device)
-            next_values[tuple(zip(*final_obs, strict=True))] = policy.values(last).cpu().numpy()
+        if cut:
+            final_obs = torch.from_numpy(np.stack(list(cut.values())).astype(dtype)).to(device)
+            next_values[tuple(zip(*cut, strict=True))] = policy.values(final_obs).cpu().numpy()
         b_obs = b_obs[: num_steps * num_envs]
-        b_actions = torch.from_numpy(actions.reshape(num_steps * num_envs, *space.shape)).to(device)
+        b_actions = torch.from_numpy(actions.reshape(num_steps * num_envs, *shape)).to(device)
         logp, _ = policy.logp_entropy(b_obs, b_actions)
     return Rollout(
         b_obs, b_actions, logp, values[:-1], next_values, rewards.astype(dtype), dones,
@@ -117,7 +113,7 @@ def gae(
 ) -> Array:
     """Generalised advantage estimates, [T, E]: ``A_t = delta_t + gamma * lambda * A_{t+1}`` within an episode,
 
-    ``delta_t = r_t + gamma * V(s_{t+1}) - V(s_t)``. ``next_values`` holds V(s_{t+1}): 0 after a termination, the value of
+    ``delta_t = r_t + gamma * V(s_{t+1}) - V(s_t)``. ``next_values`` holds V(s_{t+1}): 0 after a termination, that of
     the final observation at a time limit. The recursion stops at the end of every episode.
 
     Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation".

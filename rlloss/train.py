@@ -17,7 +17,7 @@ import torch
 from rlloss import streams
 from rlloss.conditions import make_schedule
 from rlloss.config import Config, ConfigError, check
-from rlloss.envs import make_envs, reset
+from rlloss.envs import make_envs
 from rlloss.losses import LOSSES
 from rlloss.policy import ActorCritic, make_head
 from rlloss.record import Recorder
@@ -87,7 +87,7 @@ def train(config: Config, folder: Path | None = None, progress: Progress | None 
                 **metrics,
                 "explained_variance": explained_variance(batch),
                 **episode_metrics(rollout.episodes),
-                "actions_digest": hashlib.sha256(rollout.actions.cpu().numpy()).hexdigest()[:16],
+                "actions_digest": hashlib.sha256(rollout.actions.cpu().numpy().data).hexdigest()[:16],
                 "steps_per_second": round(config.num_samples / (time.perf_counter() - iteration_start), 1),
             }
             if recorder is not None:
@@ -96,7 +96,7 @@ def train(config: Config, folder: Path | None = None, progress: Progress | None 
                 progress(row)
 
         finished = episode_metrics(list(last_episodes))
-        summary = {
+        summary: dict[str, Any] = {
             "env_steps": state.sampler.env_steps,
             "steps_per_second": round(state.sampler.env_steps / (time.perf_counter() - start), 1),
             "episodic_return": finished["episodic_return"],
@@ -104,7 +104,7 @@ def train(config: Config, folder: Path | None = None, progress: Progress | None 
         }
         if recorder is not None:
             recorder.finish(checkpoint(state), summary)
-        digest = hashlib.sha256(state.policy.flat.detach().cpu().numpy()).hexdigest()
+        digest = hashlib.sha256(state.policy.flat.detach().cpu().numpy().data).hexdigest()
         return Run(config, state.policy, digest, optimizer_steps, **summary)
 
 
@@ -119,33 +119,33 @@ def deterministic(config: Config) -> Iterator[None]:
         raise ConfigError(f"device={config.device}: unknown; use cpu or cuda")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device={config.device}: this torch build or machine has no CUDA; use device=cpu")
+    memory: Any = torch.utils.deterministic
     before = (
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        memory.fill_uninitialized_memory,
     )
     torch.set_num_threads(config.torch_threads)
     torch.use_deterministic_algorithms(True)
     # Filling every new tensor with NaN guards against reads of uninitialised memory; no operation here makes any.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+        memory.fill_uninitialized_memory = before[2]
 
 
 @contextmanager
 def _prepared(config: Config) -> Iterator[State]:
     lookup(LOSSES, "loss", config.loss.name)
     dtype = lookup(DTYPES, "precision", config.precision.name)
-    envs = make_envs(config.env, config.num_envs)
+    envs = make_envs(config.env, streams.env_seeds(config.seed, config.num_envs))
     try:
-        first_obs = reset(envs, streams.env_seeds(config.seed, config.num_envs))
         policy = ActorCritic(
-            first_obs.shape[1],
-            make_head(envs.single_action_space),
+            envs.obs.shape[1],
+            make_head(envs.action_space),
             config.hidden_sizes,
             generator=streams.torch_stream(config.seed, streams.INITIALISATION),
             dtype=dtype,
@@ -156,7 +156,7 @@ def _prepared(config: Config) -> Iterator[State]:
             policy,
             optimizer,
             make_schedule(config, optimizer),
-            Sampler(envs, first_obs, streams.numpy_stream(config.seed, streams.ACTIONS)),
+            Sampler(envs, streams.numpy_stream(config.seed, streams.ACTIONS)),
             streams.numpy_stream(config.seed, streams.SHUFFLE),
         )
     finally:

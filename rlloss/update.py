@@ -57,9 +57,10 @@ def make_optimizer(config: OptimizerConfig, policy: ActorCritic, learning_rate: 
     kind, fixed = lookup(OPTIMIZERS, "optimizer", config.name)
     settings = {key: value for key, value in asdict(config).items() if key != "name"}
     try:
-        return kind([policy.flat], lr=learning_rate, **settings, **fixed)  # type: ignore[call-arg]
+        optimizer: torch.optim.Optimizer = kind([policy.flat], lr=learning_rate, **settings, **fixed)
     except ValueError as error:
         raise ConfigError(f"optimizer={config.name} with {settings}: {error}") from error
+    return optimizer
 
 
 def update(
@@ -88,7 +89,7 @@ def update(
 def shuffled(batch: Batch, num_minibatches: int, rng: np.random.Generator, *, norm_adv: bool) -> Iterator[Batch]:
     """The batch in a new order, as minibatches; advantages normalised within each, as (A - mean) / (std + 1e-8)."""
     order = torch.from_numpy(rng.permutation(len(batch.obs))).to(batch.obs.device)
-    epoch = Batch(*(column[order].unflatten(0, (num_minibatches, -1)) for column in batch))
+    epoch = Batch(*(column[order].view(num_minibatches, -1, *column.shape[1:]) for column in batch))
     if norm_adv:
         A = epoch.advantages
         epoch = epoch._replace(advantages=(A - A.mean(1, keepdim=True)) / (A.std(1, keepdim=True) + 1e-8))
@@ -128,7 +129,7 @@ def clip_grad_norm_(gradient: Tensor, max_norm: float) -> Tensor:
 
     The arithmetic of torch.nn.utils.clip_grad_norm_ on one tensor, at a quarter of its overhead.
     """
-    norm = torch.linalg.vector_norm(gradient)
+    norm: Tensor = torch.linalg.vector_norm(gradient)
     gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 

@@ -1,0 +1,5 @@
+import sys
+
+from rlloss.cli import main
+
+sys.exit(main())

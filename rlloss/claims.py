@@ -1,0 +1,63 @@
+"""Claims: a sentence, the runs that test it, the verdict that it expects, its figure. One file each in experiments/."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rlloss.config import ConfigError, data_dir
+from rlloss.runs import RunFolder
+
+Overrides = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say of a claim: does it hold, in one line why, and the evidence behind it."""
+
+    holds: bool
+    summary: str
+    evidence: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``runs`` lists each run's Hydra overrides for a preset (``quick`` or ``paper``).
+
+    ``judge`` and ``figure`` get those runs in that order, and decide on what the run folders hold and nothing else.
+    """
+
+    sentence: str
+    runs: Callable[[str], list[Overrides]]
+    judge: Callable[[Sequence[RunFolder]], Finding]
+    figure: Callable[[Sequence[RunFolder]], Figure]
+    name: str = ""  # the file's name
+
+
+def load_claims(folder: Path | None = None) -> list[Claim]:
+    """Every ``*.py`` in experiments/ that defines CLAIM, by name.
+
+    Loaded by path: the library never imports them, and a new claim needs no registration.
+    """
+    claims = []
+    for path in sorted((folder or data_dir("experiments")).glob("[!_]*.py")):
+        spec = importlib.util.spec_from_file_location(f"rlloss_claim_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        claim: Claim = module.CLAIM
+        claims.append(Claim(claim.sentence, claim.runs, claim.judge, claim.figure, path.stem))
+    return claims
+
+
+def select(names: Sequence[str] | None) -> list[Claim]:
+    """The named claims, or all. Raises: ConfigError for an unknown name."""
+    claims = {claim.name: claim for claim in load_claims()}
+    for name in names or ():
+        if name not in claims:
+            raise ConfigError(f"--claim={name}: no such claim; use one of {', '.join(claims)}")
+    return [claims[name] for name in dict.fromkeys(names or claims)]

@@ -1,0 +1,296 @@
+"""The ``rlloss`` command. Exit codes: 0 holds, 1 does not hold, 2 wrong usage or bad input."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rlloss import tables
+from rlloss.config import Config, ConfigError, data_dir, load, run_folder, to_config
+from rlloss.runs import RunFolder, find_runs
+
+HOLDS, FAILS, BAD_INPUT = 0, 1, 2
+
+TRAIN_USAGE = """\
+usage: rlloss train [key=value ...] [--multirun] [any other Hydra flag]
+
+One run; with --multirun, a sweep over comma-separated values, on all cores. A finished run is not run again.
+
+  rlloss train loss=reinforce seed=3
+  rlloss train --multirun loss=ppo_clip,reinforce env=cartpole,acrobot seed=1,2,3
+  rlloss train --cfg job            every key with its value
+
+groups:
+{groups}
+Keys, defaults and units: rlloss/config.py. Exit code: 0 finished, 1 a run failed, 2 bad input."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Bad input is one line on standard error; a programming error keeps its traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["train"]:
+            return train_command(arguments[1:])
+        options = parser().parse_args(arguments)
+        code: int = options.command(options)
+        return code
+    except ConfigError as error:
+        print(f"rlloss: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("rlloss: interrupted; finished runs are kept; the same command runs the rest", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return HOLDS
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="rlloss",
+        description="Do two policy-gradient losses train alike, to the last bit? Exit 0: holds, 1: not, 2: bad input.",
+    )
+    verbs = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    verbs.add_parser("train", help="one run, or with --multirun a sweep (`rlloss train --help`)", add_help=False)
+
+    verify = verbs.add_parser("verify", help="do twin runs have identical parameters at every optimiser step?")
+    verify.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, or a folder with runs below it")
+    verify.add_argument("--json", action="store_true", help="the verdicts for programs, on standard output")
+    verify.set_defaults(command=verify_command)
+
+    for name, function, text in (
+        ("reproduce", reproduce_command, "run every claim's experiments, judge them, draw the figures"),
+        ("report", report_command, "judge and draw the claims from what has been run"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text.capitalize() + ".")
+        verb.add_argument("--preset", choices=("quick", "paper"), default="quick", help="how much (default: quick)")
+        verb.add_argument("--claim", action="append", metavar="NAME", help="only this claim; may be repeated")
+        verb.add_argument("--report", type=Path, default=Path("results/report"), metavar="DIR", help="where to write")
+        if name == "reproduce":
+            verb.add_argument("--runs", type=Path, default=Path("results/runs"), metavar="DIR", help="where runs go")
+            verb.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+        else:
+            verb.add_argument("runs", nargs="?", type=Path, default=Path("results/runs"), metavar="FOLDER")
+            verb.add_argument("--readme", type=Path, metavar="FILE", help="only renew the generated parts of FILE")
+        verb.set_defaults(command=function)
+
+    bench = verbs.add_parser("benchmark", help="environment steps per second, beside the peers that are installed")
+    bench.add_argument("--rounds", type=int, default=5, help="rounds; in each, every contestant runs once (default: 5)")
+    bench.add_argument("--timesteps", type=int, default=20_480, help="environment steps per run (default: 20480)")
+    bench.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the table as CSV")
+    bench.set_defaults(command=benchmark_command)
+    return top
+
+
+# ---------------------------------------------------------------------------------------------------------- train
+
+
+def train_command(arguments: list[str]) -> int:
+    from rlloss.config import choices, groups
+
+    if "--help" in arguments or "-h" in arguments:
+        print(TRAIN_USAGE.format(groups="".join(f"  {g}={'|'.join(choices(g))}\n" for g in groups())))
+        return HOLDS
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if not flags:
+        return train_one(load(overrides))
+    if not {"-m", "--multirun"} & set(flags):
+        return hydra_main(arguments)
+    return train_sweep(arguments, overrides)
+
+
+def train_one(config: Config) -> int:
+    """One run in this process, with a bar of its own; errors that are not the user's keep their traceback."""
+    from tqdm import tqdm
+
+    from rlloss.record import check_folder
+    from rlloss.train import train
+
+    folder = run_folder(config)
+    check_folder(folder, config)
+    if RunFolder(folder).status == "finished":
+        print("This run is finished already; remove its folder to run it again.")
+    else:
+        total = config.num_iterations * config.num_samples
+        with tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:]) as bar:
+
+            def progress(row: dict[str, object]) -> None:
+                bar.update(config.num_samples)
+                if row["episodes"]:
+                    bar.set_postfix_str(f"return {tables.number(row['episodic_return'])}")
+
+            train(config, folder, progress)
+    print(tables.text(run_table([RunFolder(folder)])))
+    return HOLDS
+
+
+def train_sweep(arguments: list[str], overrides: list[str]) -> int:
+    """Hydra's --multirun. Every config is checked before the first run starts; failures are listed at the end."""
+    from rlloss.sweep import progress_bar
+
+    configs = [load(job) for job in split_sweep(overrides)]
+    folders = [run_folder(config) for config in configs]
+    if len(set(folders)) < len(folders):
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise ConfigError(
+            f"run_dir={twice}: runs of this sweep share it; leave run_dir out, or put ${{loss.name}} in it"
+        )
+    todo = [config for config in configs if RunFolder(run_folder(config)).status != "finished"]
+    with progress_bar(todo):
+        hydra_main(arguments)
+    runs = [RunFolder(folder) for folder in folders]
+    print(tables.text(run_table(runs)))
+    failed = [run for run in runs if run.status != "finished"]
+    for run in failed:
+        print(f"failed: {run.path}: {run.info.get('error', 'never started')}", file=sys.stderr)
+    return FAILS if failed else HOLDS
+
+
+def split_sweep(overrides: list[str]) -> list[list[str]]:
+    """The override lists of a sweep's jobs, split as Hydra's basic sweeper splits them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}; an override reads key=value") from error
+    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for job in jobs]
+
+
+def hydra_main(arguments: list[str]) -> int:
+    """Hand over to Hydra: for its launchers, and for its own flags such as --cfg and --info."""
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us, instead of Hydra's own sys.exit
+    before, sys.argv = sys.argv, ["rlloss train", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(data_dir("configs").resolve()), config_name="config")(
+            sweep_job
+        )()
+    finally:
+        sys.argv = before
+    return HOLDS
+
+
+def sweep_job(composed: object) -> None:
+    """One job of a sweep, in a worker process. It never raises: its run folder says what happened."""
+    from rlloss.sweep import run_one
+
+    logging.getLogger("hydra").setLevel(logging.ERROR)
+    run_one(to_config(composed))
+
+
+def run_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
+    """What came of some runs: a row each."""
+    return pd.DataFrame(
+        {
+            "run": str(run.path),
+            "status": run.status,
+            "env steps": run.info.get("env_steps"),
+            "optimiser steps": run.info.get("optimizer_steps"),
+            "steps/s": run.info.get("steps_per_second"),
+            "return (last 100)": run.info.get("episodic_return"),
+            "final digest": run.info.get("final_digest", "")[:12],
+        }
+        for run in runs
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- verify
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    from rlloss.verify import verify
+
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise ConfigError(f"FOLDER={folder}: no such folder; name a run folder or one with runs below it")
+    runs = find_runs(options.folders)
+    if len(runs) < 2:
+        raise ConfigError(
+            f"found {len(runs)} run(s) below {', '.join(map(str, options.folders))}; verify needs two or more"
+        )
+    verdicts, alone = verify(runs)
+    if not verdicts:
+        raise ConfigError(
+            f"none of the {len(runs)} runs has a twin, a run equal in everything but the loss; "
+            "name two run folders to compare just those"
+        )
+    holds = all(verdict.verdict == "IDENTICAL" for verdict in verdicts)
+    if options.json:
+        document = {"holds": holds, "pairs": [v.to_dict() for v in verdicts], "alone": [str(r.path) for r in alone]}
+        print(json.dumps(document, indent=2))
+        return HOLDS if holds else FAILS
+    from rlloss.report import verdict_table
+
+    print(tables.text(verdict_table(verdicts)))
+    counts = {name: sum(v.verdict == name for v in verdicts) for name in sorted({v.verdict for v in verdicts})}
+    print("\n" + ", ".join(f"{count} {name}" for name, count in counts.items()) + f" of {len(verdicts)} pairs")
+    if alone:
+        print(f"without a twin: {len(alone)} run(s), first {alone[0].path}")
+    return HOLDS if holds else FAILS
+
+
+# -------------------------------------------------------------------------------------------- reproduce and report
+
+
+def reproduce_command(options: argparse.Namespace) -> int:
+    from rlloss.claims import select
+    from rlloss.report import report_claims
+    from rlloss.sweep import run_all
+
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs={options.jobs}: must be 1 or greater")
+    claims = select(options.claim)
+    wanted: dict[Path, Config] = {}
+    for claim in claims:
+        for overrides in claim.runs(options.preset):
+            config = load([*overrides, f"run_root={options.runs}"])
+            wanted.setdefault(run_folder(config), config)
+    finished = sum(RunFolder(folder).status == "finished" for folder in wanted)
+    print(f"{len(claims)} claims, {len(wanted)} runs, {finished} of them finished already", flush=True)
+    failed = [outcome for outcome in run_all(list(wanted.values()), options.jobs) if outcome.reason]
+    for outcome in failed:
+        print(f"failed: {outcome.folder}: {outcome.reason}\n{outcome.traceback}", file=sys.stderr)
+    holds = report_claims(claims, options.preset, options.runs, options.report)
+    return HOLDS if holds and not failed else FAILS
+
+
+def report_command(options: argparse.Namespace) -> int:
+    from rlloss.claims import select
+    from rlloss.report import report_claims, update_readme
+
+    if options.readme is not None:
+        update_readme(options.readme, Path("results/reference"))
+        print(f"renewed the generated parts of {options.readme}")
+        return HOLDS
+    return HOLDS if report_claims(select(options.claim), options.preset, options.runs, options.report) else FAILS
+
+
+def benchmark_command(options: argparse.Namespace) -> int:
+    from rlloss.benchmark import benchmark
+
+    if options.rounds < 1:
+        raise ConfigError(f"--rounds={options.rounds}: must be 1 or greater")
+    if options.timesteps < 512:
+        raise ConfigError(f"--timesteps={options.timesteps}: must be at least one iteration of 512")
+    table = benchmark(options.rounds, options.timesteps)
+    print(tables.text(table))
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(options.output, index=False)
+        print(f"written to {options.output}")
+    return HOLDS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Judge the claims on what has been run, and write their evidence and figures; the generated parts of the README."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rlloss import figures, tables
+from rlloss.claims import Claim
+from rlloss.config import ConfigError, load, run_folder
+from rlloss.runs import RunFolder
+from rlloss.verify import Verdict
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Verdicts for people: a row per pair. The size of a difference is that at the first snapshot that shows it."""
+
+    def row(verdict: Verdict) -> dict[str, object]:
+        first, last = (verdict.drift[0], verdict.drift[-1]) if verdict.drift else (None, None)
+        return {
+            "env": verdict.condition.get("env.id", "–"),
+            "seed": verdict.condition.get("seed"),
+            "losses": f"{verdict.loss_a} | {verdict.loss_b}",
+            "verdict": verdict.verdict,
+            "steps": verdict.steps,
+            "first difference": verdict.first_difference,
+            "then": f"{first.median_ulp:,.0f} ulp, {first.max_abs:.1e}" if first else None,
+            "at the end": f"{last.max_abs:.1e}" if last else None,
+            "other actions from": verdict.first_other_actions,
+            "why": verdict.reason or (f"began as {verdict.onset}" if verdict.onset else ""),
+        }
+
+    return pd.DataFrame([row(verdict) for verdict in verdicts])
+
+
+def report_claims(claims: Sequence[Claim], preset: str, run_root: Path, out: Path) -> bool:
+    """Judge each claim, write ``out``/NAME.csv, .md and its figure (pdf, png, svg), and print the verdicts.
+
+    A claim whose runs are not all finished does not hold: it is reported as not run. Returns whether all hold.
+    """
+    rows = []
+    out.mkdir(parents=True, exist_ok=True)
+    for claim in claims:
+        folders = [run_folder(load([*overrides, f"run_root={run_root}"])) for overrides in claim.runs(preset)]
+        runs = [RunFolder(folder) for folder in folders]
+        missing = sum(run.status != "finished" for run in runs)
+        if missing:
+            rows.append((claim.name, "not run", f"{missing} of {len(runs)} runs are not finished"))
+            continue
+        finding = claim.judge(runs)
+        finding.evidence.to_csv(out / f"{claim.name}.csv", index=False)
+        command = f"rlloss reproduce --claim {claim.name} --preset {preset}"
+        page = f"{claim.sentence}\n\n{finding.summary}\n\n`{command}`\n\n{tables.markdown(finding.evidence)}\n"
+        (out / f"{claim.name}.md").write_text(page)
+        with figures.style():
+            figures.save(claim.figure(runs), out / claim.name)
+        rows.append((claim.name, "holds" if finding.holds else "DOES NOT HOLD", finding.summary))
+    table = pd.DataFrame(rows, columns=["claim", "verdict", "evidence"])
+    table.to_csv(out / "claims.csv", index=False)
+    print(tables.text(table[["claim", "verdict"]]))
+    for name, _, summary in rows:
+        print(f"\n{name}: {summary}")
+    print(f"\ntables and figures: {out}")
+    return bool((table["verdict"] == "holds").all())
+
+
+def update_readme(readme: Path, reference: Path) -> None:
+    """Renew what stands between ``<!-- NAME -->`` and ``<!-- end -->``: NAME.md or NAME.csv of the reference results.
+
+    Raises: ConfigError if a named table is missing.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        source = reference / match["name"]
+        if not source.exists():
+            raise ConfigError(f"{readme}: {source} is missing; make it with its command first")
+        body = tables.markdown(pd.read_csv(source)) if source.suffix == ".csv" else source.read_text().strip()
+        return f"<!-- {match['name']} -->\n\n{body}\n\n<!-- end -->"
+
+    pattern = re.compile(r"<!-- (?P<name>[\w-]+\.(?:csv|md)) -->.*?<!-- end -->", re.DOTALL)
+    readme.write_text(pattern.sub(fill, readme.read_text()))

@@ -1,0 +1,111 @@
+"""Reading run folders. Analysis starts here: it never imports the trainer, so runs made elsewhere can be analysed."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+DIGEST_BYTES = 32
+WHERE_KEYS = ("run_root", "run_dir")  # where a run is recorded: not part of what it is
+
+
+def flatten(tree: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys; empty mappings stay as values."""
+    flat: dict[str, Any] = {}
+    for key, value in (tree or {}).items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """A run's ``config.yaml`` as a flat dictionary, without the keys that only say where it is recorded."""
+    return {key: value for key, value in flatten(yaml.safe_load(text)).items() if key not in WHERE_KEYS}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run as it lies on disk, finished or not. Every property is read when first asked for."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return read_config((self.path / "config.yaml").read_text())
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """``run.json``; empty if it is missing or cut short."""
+        try:
+            info = json.loads((self.path / "run.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return info if isinstance(info, dict) else {}
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``running``, ``failed``, or ``missing``."""
+        return str(self.info.get("status", "missing"))
+
+    @property
+    def loss(self) -> str:
+        return str(self.config.get("loss.name"))
+
+    @cached_property
+    def digests(self) -> NDArray[np.void]:
+        """[optimiser steps], 32 bytes each; a partial last record is left out."""
+        data = (self.path / "digests.bin").read_bytes() if (self.path / "digests.bin").exists() else b""
+        whole = len(data) - len(data) % DIGEST_BYTES
+        return np.frombuffer(data[:whole], dtype=f"V{DIGEST_BYTES}")
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """A row per iteration; empty before the first."""
+        path = self.path / "metrics.csv"
+        return pd.read_csv(path, dtype={"actions_digest": str}) if path.exists() else pd.DataFrame()
+
+    @cached_property
+    def episodes(self) -> pd.DataFrame:
+        """A row per finished episode: env_steps, env, episodic_return, episodic_length."""
+        path = self.path / "episodes.csv"
+        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+    @cached_property
+    def _snapshot_files(self) -> dict[int, Path]:
+        where: dict[int, Path] = {}
+        for path in sorted((self.path / "snapshots").glob("*.safetensors")):
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    where |= {int(key): path for key in file.keys()}  # noqa: SIM118, not a mapping
+            except (SafetensorError, ValueError):
+                continue
+        return where
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """The optimiser steps after which parameters were kept; 0 is the initialisation."""
+        return sorted(self._snapshot_files)
+
+    def snapshot(self, step: int) -> NDArray[np.floating]:
+        """All parameters after ``step`` optimiser steps, as one vector."""
+        with safe_open(self._snapshot_files[step], framework="numpy") as file:
+            return np.asarray(file.get_tensor(f"{step:09d}"))
+
+
+def find_runs(folders: Iterable[Path]) -> list[RunFolder]:
+    """Every run in or below the folders, by path. A run is a folder with a ``config.yaml`` and a ``run.json``."""
+
+    def below(folder: Path) -> Iterator[Path]:
+        for config in folder.rglob("config.yaml"):
+            if (config.parent / "run.json").exists():
+                yield config.parent
+
+    return [RunFolder(path) for path in sorted({path for folder in folders for path in below(folder)})]

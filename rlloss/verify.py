@@ -1,0 +1,184 @@
+"""Are two runs one? Pairs twin runs and compares their trajectories, digest by digest, from the run folders alone."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlloss.runs import RunFolder
+
+REFERENCE = "ppo_clip"
+RECORD_KEYS = ("snapshot_every",)  # how densely a run is recorded does not change what it computes
+VERDICTS = ("IDENTICAL", "ROUNDING", "DIVERGED", "INCOMPARABLE", "INCOMPLETE")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far apart two parameter vectors are after an optimiser step."""
+
+    step: int
+    max_abs: float  # largest difference of one parameter
+    median_ulp: float  # over the parameters that differ, representable numbers from one to the other
+    parameters: int  # how many parameters differ
+    relative: float  # |a - b| / |a - a_0| (L2): the difference over the distance that training has covered
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What comparing two runs came to.
+
+    - IDENTICAL: both finished, and every digest of all parameters is equal.
+    - ROUNDING: some digest differs, but at every snapshot the difference, relative to the distance that training has
+      covered, is below the square root of the dtype's epsilon: at least half of the digits agree.
+    - DIVERGED: some digest differs, and the difference is or has become larger than that.
+    - INCOMPARABLE: the configs differ in more than the loss.
+    - INCOMPLETE: a run is unfinished, or its digests do not match its own count of steps.
+    """
+
+    verdict: str
+    run_a: str
+    run_b: str
+    loss_a: str
+    loss_b: str
+    condition: dict[str, Any]
+    steps: int  # optimiser steps compared
+    first_difference: int | None = None  # first optimiser step (from 1) after which parameters differ
+    first_other_actions: int | None = None  # first iteration (from 1) whose actions differ
+    onset: str | None = None  # "rounding" or "update": how large the difference was when first seen at a snapshot
+    drift: list[Drift] = field(default_factory=list)  # at the snapshots from the first difference on
+    differing_keys: list[str] = field(default_factory=list)
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def ulp_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.uint64]:
+    """Representable numbers from a to b, elementwise: 0 for equal numbers (and -0 and 0), 1 for neighbours.
+
+    Raises: TypeError for unequal or non-floating dtypes.
+    """
+    if a.dtype != b.dtype or a.dtype.kind != "f":
+        raise TypeError(f"need two arrays of one floating dtype, got {a.dtype} and {b.dtype}")
+    signed = np.dtype(f"i{a.dtype.itemsize}")
+
+    def ordered(x: NDArray[np.floating]) -> NDArray[np.int64]:
+        # IEEE bit patterns grow with the magnitude: mirror the negative half, so that integers sort as the floats do.
+        bits = np.ascontiguousarray(x).view(signed).astype(np.int64)
+        return np.where(bits < 0, np.int64(np.iinfo(signed).min) - bits, bits)
+
+    low, high = np.minimum(ordered(a), ordered(b)), np.maximum(ordered(a), ordered(b))
+    return high.astype(np.uint64) - low.astype(np.uint64)
+
+
+def first_difference(a: RunFolder, b: RunFolder) -> int | None:
+    """The first optimiser step, counted from 1, whose digests differ within the steps that both runs have."""
+    steps = min(len(a.digests), len(b.digests))
+    differs = np.flatnonzero(a.digests[:steps] != b.digests[:steps])
+    return int(differs[0]) + 1 if len(differs) else None
+
+
+def first_other_actions(a: RunFolder, b: RunFolder) -> int | None:
+    """The first iteration, counted from 1, in which the two runs acted differently."""
+    iterations = min(len(a.metrics), len(b.metrics))
+    if not iterations:
+        return None
+    columns = (run.metrics["actions_digest"].to_numpy()[:iterations] for run in (a, b))
+    differs = np.flatnonzero(np.not_equal(*columns))
+    return int(differs[0]) + 1 if len(differs) else None
+
+
+def drift(a: RunFolder, b: RunFolder, since: int = 0) -> list[Drift]:
+    """The difference at every snapshot that both runs have, from optimiser step ``since`` on."""
+    common = sorted(set(a.snapshot_steps) & set(b.snapshot_steps))
+    if not common:
+        return []
+    start = a.snapshot(common[0])
+    rows = []
+    for step in common:
+        if step < since:
+            continue
+        x, y = a.snapshot(step), b.snapshot(step)
+        difference = x.astype(np.float64) - y.astype(np.float64)
+        covered = float(np.linalg.norm(x.astype(np.float64) - start.astype(np.float64)))
+        apart = float(np.linalg.norm(difference))
+        relative = apart / covered if covered else (0.0 if apart == 0 else math.inf)
+        ulp = ulp_distance(x, y)
+        typical = float(np.median(ulp[ulp > 0])) if ulp.any() else 0.0
+        rows.append(Drift(step, float(np.abs(difference).max()), typical, int((x != y).sum()), relative))
+    return rows
+
+
+def compare(a: RunFolder, b: RunFolder) -> Verdict:
+    """The verdict on one pair of runs."""
+    left, right = _condition(a), _condition(b)
+    differing = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+    common = {key: value for key, value in left.items() if key not in differing}
+    steps = min(len(a.digests), len(b.digests))
+    about = (str(a.path), str(b.path), a.loss, b.loss, common, steps)
+    if differing:
+        return Verdict("INCOMPARABLE", *about, differing_keys=differing, reason="differ in " + ", ".join(differing))
+    first = first_difference(a, b)
+    acted = first_other_actions(a, b)
+    problem = _incomplete(a) or _incomplete(b)
+    if problem:
+        return Verdict("INCOMPLETE", *about, first_difference=first, first_other_actions=acted, reason=problem)
+    if first is None and acted is None:
+        return Verdict("IDENTICAL", *about)
+    drifts = drift(a, b, since=first or 0)
+    bound = float(np.sqrt(np.finfo(a.snapshot(a.snapshot_steps[0]).dtype).eps)) if drifts else 0.0
+    small = [row.relative <= bound for row in drifts]
+    return Verdict(
+        "ROUNDING" if small and all(small) else "DIVERGED",
+        *about,
+        first_difference=first,
+        first_other_actions=acted,
+        onset=("rounding" if small[0] else "update") if small else None,
+        drift=drifts,
+    )
+
+
+def _condition(run: RunFolder) -> dict[str, Any]:
+    """Everything in which twins must be equal."""
+    return {key: value for key, value in run.config.items() if not key.startswith("loss.") and key not in RECORD_KEYS}
+
+
+def _incomplete(run: RunFolder) -> str:
+    """Why a run cannot be judged as a whole; empty if it can."""
+    if run.status != "finished":
+        return f"{run.path.name} is {run.status}" + (f" ({run.info['error']})" if "error" in run.info else "")
+    if len(run.digests) != run.info.get("optimizer_steps"):
+        return f"{run.path.name} has {len(run.digests)} digests for {run.info.get('optimizer_steps')} steps"
+    if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info.get("final_digest"):
+        return f"{run.path.name}: the last digest is not the final digest"
+    return ""
+
+
+def pair(
+    runs: Sequence[RunFolder], reference: str = "ppo_clip"
+) -> tuple[list[tuple[RunFolder, RunFolder]], list[RunFolder]]:
+    """Twins: runs equal in everything but the loss. In each group every run is paired with the ``reference`` loss's.
+
+    Returns: the pairs, and the runs without a twin. Two runs and no twins are a pair all the same, so that naming two
+    folders always compares them.
+    """
+    groups: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        groups.setdefault(repr(sorted(_condition(run).items())), []).append(run)
+    pairs, alone = [], []
+    for members in groups.values():
+        members.sort(key=lambda run: (run.loss != REFERENCE, run.loss, run.path))
+        pairs += [(members[0], other) for other in members[1:]]
+        alone += members if len(members) == 1 else []
+    if len(runs) == 2 and not pairs:
+        return [(runs[0], runs[1])], []
+    return pairs, alone
+
+
+def verify(runs: Iterable[RunFolder]) -> tuple[list[Verdict], list[RunFolder]]:
+    """A verdict per pair of twins, and the runs that have no twin."""
+    pairs, alone = pair(list(runs))
+    return [compare(a, b) for a, b in pairs], alone
