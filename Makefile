@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: reproduce test test-all lint benchmark readme clean
+.PHONY: reproduce test test-slow lint benchmark readme clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/rlloss reproduce $(ARGS)
@@ -12,8 +12,8 @@ reproduce: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	$(BIN)/pytest -q -n auto -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.installed lint
-	$(BIN)/pytest -q -n auto $(ARGS)
+test-slow: $(VENV)/.installed
+	$(BIN)/pytest -q -n auto -m slow $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rlloss import figures, stats
 from rlloss.claims import Claim, Finding, Overrides
 from rlloss.runs import RunFolder
-from rlloss.verify import compare, drift
+from rlloss.verify import compare
 
 LOSSES = ("ppo_clip", "reinforce")
 ENVS = ("cartpole", "acrobot", "mountaincar", "pendulum")
@@ -65,9 +65,10 @@ def judge(runs: Sequence[RunFolder]) -> Finding:
     evidence.insert(1, "steps compared", grouped["steps compared"].sum())
     clipped = bool((evidence["clip active"] > 0).all())
     apart = bool((evidence["PPO loss"] != evidence["REINFORCE loss"]).all())
+    least, most = evidence["clip active"].min(), evidence["clip active"].max()
     summary = (
         f"{table['identical'].sum()} of {len(table)} pairs identical at all {table['steps compared'].sum():,} "
-        f"optimiser steps; clip active in {evidence['clip active'].min():.2%} to {evidence['clip active'].max():.1%} of samples"
+        f"optimiser steps; clip active in {least:.2%} to {most:.1%} of samples"
     )
     return Finding(bool(table["identical"].all()) and clipped and apart, summary, evidence.reset_index())
 
@@ -88,7 +89,7 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
         figures.twin_curves(middle, [c[0] for c in curves], [c[1] for c in curves], LOSSES)
         draw_distances(bottom, *pair)
         figures.steps_axis(bottom)
-    for row, label in enumerate(("policy loss", "episodic return", "parameter distance")):
+    for row, label in enumerate(("policy loss", "episodic return", r"parameter distance, $L_2$")):
         axes[row, 0].set_ylabel(label)
     curves_shown, distances_shown = (axes[row, 0].get_legend_handles_labels() for row in (0, 2))
     drawing.legend(
@@ -99,11 +100,11 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
 
 
 def draw_distances(axes: Axes, a: RunFolder, b: RunFolder) -> None:
-    """How far training has moved the parameters (L2), and how far the two runs are apart (largest difference)."""
+    """How far training has moved the parameters, and how far the two runs are apart, both as L2 norms."""
     start = a.snapshot(0)
     x = np.array(a.snapshot_steps) * a.info["env_steps"] / a.info["optimizer_steps"]
     covered = [np.linalg.norm(a.snapshot(step) - start) for step in a.snapshot_steps]
-    between = [row.max_abs for row in drift(a, b)]
+    between = [np.linalg.norm(a.snapshot(step) - b.snapshot(step)) for step in a.snapshot_steps]
     axes.plot(x, covered, color=figures.GREY, label="covered by training")
     axes.plot(x, between, color="black", linewidth=1.6, label="between the two runs", clip_on=False, zorder=5)
     axes.set_ylim(bottom=0)

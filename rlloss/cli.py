@@ -2,19 +2,21 @@
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from rlloss import tables
-from rlloss.config import Config, ConfigError, data_dir, load, run_folder, to_config
+from rlloss.config import Config, ConfigError, check_folder, choices, data_dir, groups, load, run_folder, to_config
 from rlloss.runs import RunFolder, find_runs
+from rlloss.sweep import Outcome, check_all, progress_bar, run_all, run_one
 
 HOLDS, FAILS, BAD_INPUT = 0, 1, 2
+FAILURES = "RLLOSS_SWEEP_FAILURES"  # names the file to which the jobs of a sweep report what went wrong
 
 TRAIN_USAGE = """\
 usage: rlloss train [key=value ...] [--multirun] [any other Hydra flag]
@@ -91,8 +93,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train_command(arguments: list[str]) -> int:
-    from rlloss.config import choices, groups
-
     if "--help" in arguments or "-h" in arguments:
         print(TRAIN_USAGE.format(groups="".join(f"  {g}={'|'.join(choices(g))}\n" for g in groups())))
         return HOLDS
@@ -109,7 +109,6 @@ def train_one(config: Config) -> int:
     """One run in this process, with a bar of its own; errors that are not the user's keep their traceback."""
     from tqdm import tqdm
 
-    from rlloss.record import check_folder
     from rlloss.train import train
 
     folder = run_folder(config)
@@ -132,24 +131,19 @@ def train_one(config: Config) -> int:
 
 def train_sweep(arguments: list[str], overrides: list[str]) -> int:
     """Hydra's --multirun. Every config is checked before the first run starts; failures are listed at the end."""
-    from rlloss.sweep import progress_bar
-
     configs = [load(job) for job in split_sweep(overrides)]
-    folders = [run_folder(config) for config in configs]
-    if len(set(folders)) < len(folders):
-        twice = next(folder for folder in folders if folders.count(folder) > 1)
-        raise ConfigError(
-            f"run_dir={twice}: runs of this sweep share it; leave run_dir out, or put ${{loss.name}} in it"
-        )
+    check_all(configs)
     todo = [config for config in configs if RunFolder(run_folder(config)).status != "finished"]
+    journal = Path(configs[0].run_root) / f"failures-{os.getpid()}.jsonl"
+    os.environ[FAILURES] = str(journal.resolve())
     with progress_bar(todo):
         hydra_main(arguments)
-    runs = [RunFolder(folder) for folder in folders]
-    print(tables.text(run_table(runs)))
-    failed = [run for run in runs if run.status != "finished"]
-    for run in failed:
-        print(f"failed: {run.path}: {run.info.get('error', 'never started')}", file=sys.stderr)
-    return FAILS if failed else HOLDS
+    print(tables.text(run_table([RunFolder(run_folder(config)) for config in configs])))
+    if not journal.exists():
+        return HOLDS
+    report_failures([Outcome(**json.loads(line)) for line in journal.read_text().splitlines()])
+    journal.unlink()
+    return FAILS
 
 
 def split_sweep(overrides: list[str]) -> list[list[str]]:
@@ -182,11 +176,19 @@ def hydra_main(arguments: list[str]) -> int:
 
 
 def sweep_job(composed: object) -> None:
-    """One job of a sweep, in a worker process. It never raises: its run folder says what happened."""
-    from rlloss.sweep import run_one
+    """One job of a sweep, in a worker process. It never raises: a failure goes to the sweep's journal, as one line.
 
-    logging.getLogger("hydra").setLevel(logging.ERROR)
-    run_one(to_config(composed))
+    Launchers drop what a job returns, and stop at the first that raises; the other runs should go on.
+    """
+    outcome = run_one(to_config(composed))
+    if outcome.reason:
+        with open(os.environ[FAILURES], "a") as journal:
+            journal.write(json.dumps(asdict(outcome)) + "\n")
+
+
+def report_failures(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        print(f"failed: {outcome.folder}: {outcome.reason}\n{outcome.traceback}".rstrip(), file=sys.stderr)
 
 
 def run_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
@@ -246,7 +248,6 @@ def verify_command(options: argparse.Namespace) -> int:
 def reproduce_command(options: argparse.Namespace) -> int:
     from rlloss.claims import select
     from rlloss.report import report_claims
-    from rlloss.sweep import run_all
 
     if options.jobs < 1:
         raise ConfigError(f"--jobs={options.jobs}: must be 1 or greater")
@@ -258,9 +259,9 @@ def reproduce_command(options: argparse.Namespace) -> int:
             wanted.setdefault(run_folder(config), config)
     finished = sum(RunFolder(folder).status == "finished" for folder in wanted)
     print(f"{len(claims)} claims, {len(wanted)} runs, {finished} of them finished already", flush=True)
+    check_all(list(wanted.values()))
     failed = [outcome for outcome in run_all(list(wanted.values()), options.jobs) if outcome.reason]
-    for outcome in failed:
-        print(f"failed: {outcome.folder}: {outcome.reason}\n{outcome.traceback}", file=sys.stderr)
+    report_failures(failed)
     holds = report_claims(claims, options.preset, options.runs, options.report)
     return HOLDS if holds and not failed else FAILS
 

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlloss.runs import WHERE_KEYS
+from rlloss.runs import WHERE_KEYS, read_config
 
 
 class ConfigError(ValueError):
@@ -245,6 +245,32 @@ def run_folder(config: Config) -> Path:
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Path(config.run_root) / name
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Raises: ConfigError if ``folder`` holds something other than a run of this config."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"run_dir={folder}: is a file; name a folder")
+    saved = folder / "config.yaml"
+    if not saved.exists():
+        if any(path.name != ".lock" for path in folder.iterdir()):
+            raise ConfigError(f"run_dir={folder}: is not empty and holds no run; name another folder")
+        return
+    there, here = read_config(saved.read_text()), read_config(to_yaml(config))
+    differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if differing:
+        key = differing[0]
+        more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
+        raise ConfigError(
+            f"run_dir={folder}: holds a run with another config, {key}={there.get(key)} instead of "
+            f"{here.get(key)}{more}; name another run_dir, or remove that folder"
+        )
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _slug(value: Any) -> str:

@@ -51,9 +51,10 @@ class Environments:
         cut: dict[int, Array] = {}
         executed = np.clip(actions, self.action_space.low, self.action_space.high) if self.clip else actions.tolist()  # type: ignore[attr-defined]
         for i, (env, action) in enumerate(zip(self.envs, executed, strict=True)):
-            after, rewards[i], terminated[i], truncated[i], _ = env.step(action)
-            if terminated[i] or truncated[i]:
-                if not terminated[i]:
+            after, rewards[i], ended, cut_off, _ = env.step(action)
+            terminated[i], truncated[i] = ended, cut_off
+            if ended or cut_off:
+                if not ended:
                     cut[i] = after
                 after, _ = env.reset()
             obs[i] = after

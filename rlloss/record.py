@@ -23,43 +23,15 @@ import gymnasium
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from rlloss import __version__
-from rlloss.config import Config, ConfigError
+from rlloss.config import Config, ConfigError, check_folder, to_yaml
 from rlloss.policy import ActorCritic
 from rlloss.rollout import Episode
-from rlloss.runs import read_config
 
 SNAPSHOTS_PER_FILE = 50
 RESULTS = ("run.json", "metrics.csv", "episodes.csv", "digests.bin", "checkpoint.pt")
-
-
-def check_folder(folder: Path, config: Config) -> None:
-    """Raises: ConfigError if ``folder`` holds something other than a run of this config."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ConfigError(f"run_dir={folder}: is a file; name a folder")
-    saved = folder / "config.yaml"
-    if not saved.exists():
-        if any(path.name != ".lock" for path in folder.iterdir()):
-            raise ConfigError(f"run_dir={folder}: is not empty and holds no run; name another folder")
-        return
-    there, here = read_config(saved.read_text()), read_config(to_yaml(config))
-    differing = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    if differing:
-        key = differing[0]
-        more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
-        raise ConfigError(
-            f"run_dir={folder}: holds a run with another config, {key}={there.get(key)} instead of "
-            f"{here.get(key)}{more}; name another run_dir, or remove that folder"
-        )
-
-
-def to_yaml(config: Config) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def fingerprint(device: str) -> dict[str, dict[str, str]]:

@@ -5,12 +5,12 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import joblib
 from tqdm import tqdm
 
-from rlloss.config import Config, ConfigError, run_folder
+from rlloss.config import Config, ConfigError, check_folder, run_folder
+from rlloss.envs import make_envs
 from rlloss.runs import DIGEST_BYTES, RunFolder
 
 POLL_SECONDS = 0.5
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.5
 class Outcome:
     """What came of one run. ``reason`` is empty unless it failed."""
 
-    folder: Path
+    folder: str
     reason: str = ""
     traceback: str = ""
 
@@ -30,8 +30,7 @@ def run_one(config: Config) -> Outcome:
 
     Worker processes lose an exception's frames on the way home, so the traceback travels as text.
     """
-    from rlloss.record import check_folder  # torch is imported in the worker, not in the process that waits
-    from rlloss.train import train
+    from rlloss.train import train  # torch is imported in the worker, not in the process that waits
 
     folder = run_folder(config)
     try:
@@ -39,16 +38,32 @@ def run_one(config: Config) -> Outcome:
         if RunFolder(folder).status != "finished":
             train(config, folder)
     except ConfigError as error:
-        return Outcome(folder, str(error))
+        return Outcome(str(folder), str(error))
     except Exception as error:
-        return Outcome(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
-    return Outcome(folder)
+        return Outcome(str(folder), f"{type(error).__name__}: {error}", traceback.format_exc())
+    return Outcome(str(folder))
+
+
+def check_all(configs: Sequence[Config]) -> None:
+    """Checks on a whole sweep before its first run: folders, and that every environment can be made.
+
+    Raises: ConfigError for two runs in one folder, a folder that holds something else, an environment that is missing.
+    """
+    folders = [run_folder(config) for config in configs]
+    for folder, config in zip(folders, configs, strict=True):
+        if folders.count(folder) > 1:
+            raise ConfigError(
+                f"run_dir={folder}: runs of this sweep share it; leave run_dir out, or put ${{loss.name}} in it"
+            )
+        check_folder(folder, config)
+    for env in {repr(config.env): config.env for config in configs}.values():
+        make_envs(env, [0]).close()
 
 
 def run_all(configs: Sequence[Config], jobs: int) -> list[Outcome]:
     """Every config once, in ``jobs`` processes; one failure leaves the others running."""
     todo = [config for config in configs if RunFolder(run_folder(config)).status != "finished"]
-    done = [Outcome(run_folder(config)) for config in configs if config not in todo]
+    done = [Outcome(str(run_folder(config))) for config in configs if config not in todo]
     if not todo:
         return done
     with progress_bar(todo):

@@ -1,8 +1,7 @@
 """One table, three forms: aligned text for the terminal, Markdown for pages, and numbers written readably."""
 
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,15 @@ import pandas as pd
 
 def number(value: Any) -> str:
     """A cell: integers with thousands separators, floats to four significant digits, nothing for None and nan."""
-    if value is None or value is pd.NA or (isinstance(value, Real) and math.isnan(value)):
+    if value is None or value is pd.NA or value != value:  # nan
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, Integral):
         return f"{value:,}"
-    if isinstance(value, Real):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{float(value):.4g}"
+    if isinstance(value, float | np.floating):
+        x = float(value)
+        return f"{x:,.0f}" if abs(x) >= 10_000 else f"{x:.4g}"
     return str(value)
 
 

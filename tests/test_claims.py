@@ -1,0 +1,174 @@
+"""Claims are judged on run folders alone, and a broken mechanism makes each of them fail."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rlloss import figures, report, tables
+from rlloss.claims import load_claims, select
+from rlloss.cli import main
+from rlloss.config import ConfigError, load, run_folder
+from rlloss.runs import RunFolder
+
+CLAIMS = {claim.name: claim for claim in load_claims()}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_every_run_of_every_claim_composes_and_has_its_own_folder(name, preset):
+    runs = CLAIMS[name].runs(preset)
+    folders = {run_folder(load(overrides)) for overrides in runs}
+    assert len(folders) == len(runs) > 0
+    if preset == "paper":
+        assert len({load(overrides).seed for overrides in runs}) == 10
+        assert {load(overrides).total_timesteps for overrides in runs} == {500_000}
+
+
+def small(name, make_run, *changes):
+    """The claim's quick runs, shortened; ``changes`` maps an override to the one that takes its place."""
+    swap = dict(change.split(">") for change in changes)
+    short = ("num_envs=2", "total_timesteps=1000")
+    steps = {"num_steps=128": "num_steps=64", "num_steps=125": "num_steps=50"}
+
+    def shorten(overrides):
+        kept = [swap.get(o, steps.get(o, o)) for o in overrides if not o.startswith(("total_timesteps", "snapshot"))]
+        return make_run(*kept, *short)
+
+    return [shorten(overrides) for overrides in CLAIMS[name].runs("quick")]
+
+
+@pytest.mark.slow
+def test_identical_trajectories_holds_and_fails_with_the_textbook_order(make_run):
+    claim = CLAIMS["identical_trajectories"]
+    assert claim.judge(small(claim.name, make_run)).evidence["identical"].eq("2 of 2").all()
+    broken = claim.judge(small(claim.name, make_run, "loss=reinforce>loss=reinforce_textbook"))
+    assert not broken.holds
+    assert broken.evidence.loc[broken.evidence["minibatch"] == 32, "identical"].eq("2 of 2").all()
+    assert not broken.evidence.loc[broken.evidence["minibatch"] == 25, "identical"].eq("2 of 2").all()
+
+
+def test_identical_trajectories_needs_an_active_clip(make_run):
+    pair = [make_run("learning_rate=1e-6"), make_run("learning_rate=1e-6", "loss=reinforce")]
+    finding = CLAIMS["identical_trajectories"].judge(pair)
+    assert finding.evidence["identical"].tolist() == ["1 of 1"]
+    assert not finding.holds, "a run that clips nothing does not test the claim"
+
+
+def order_runs(make_run, loss):
+    odd, even = "num_steps=50", "num_steps=64"
+    longer = ("total_timesteps=4000", "snapshot_every=4", "learning_rate=0.01")
+    conditions = ((even, *longer), (odd, *longer), (odd, "precision=fp64", *longer), (odd, "optimizer=sgd", *longer))
+    return [make_run(*c, *other) for c in conditions for other in ((), (f"loss={loss}",))]
+
+
+def test_multiplication_order_fails_without_drift(make_run):
+    judged = CLAIMS["multiplication_order"].judge(order_runs(make_run, "reinforce"))
+    assert not judged.holds
+    assert judged.evidence["as expected"].tolist() == [True, False, False, False]
+
+
+def test_multiplication_order_sees_the_drift_begin_as_rounding(make_run):
+    evidence = CLAIMS["multiplication_order"].judge(order_runs(make_run, "reinforce_textbook")).evidence
+    assert evidence["verdict"][0] == "IDENTICAL"
+    assert evidence["verdict"][1:].isin(["ROUNDING", "DIVERGED"]).all()
+    assert evidence["difference then"][1] > evidence["difference then"][2] > 0, "float64 begins smaller"
+
+
+def test_ppo_learns_fails_for_a_policy_that_does_not(make_run):
+    idle = [make_run("learning_rate=1e-9", "total_timesteps=100000", "num_envs=4", "num_steps=128")]
+    finding = CLAIMS["ppo_learns"].judge(idle)
+    assert not finding.holds
+
+
+def test_select_and_unknown_claims():
+    assert [claim.name for claim in select(["ppo_learns", "ppo_learns"])] == ["ppo_learns"]
+    assert len(select(None)) == len(CLAIMS) >= 3
+    with pytest.raises(ConfigError, match="--claim=x: no such claim"):
+        select(["x"])
+
+
+NEW_CLAIM = '''
+"""A claim of a user's own: one file."""
+import pandas as pd
+from rlloss import figures
+from rlloss.claims import Claim, Finding
+
+def runs(preset):
+    return [("num_envs=2", "num_steps=50", "total_timesteps=400", f"loss={loss}") for loss in ("ppo_clip", "reinforce")]
+
+def judge(runs):
+    same = runs[0].info["final_digest"] == runs[1].info["final_digest"]
+    return Finding(same, "two final digests", pd.DataFrame({"same": [same]}))
+
+def figure(runs):
+    drawing, axes = figures.panels(1, 1, figures.COLUMN, 2)
+    axes[0, 0].plot(runs[0].metrics["policy_loss"])
+    return drawing
+
+CLAIM = Claim("Two runs end with one digest.", runs, judge, figure)
+'''
+
+
+def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, monkeypatch, capsys):
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    (experiments / "one_digest.py").write_text(NEW_CLAIM)
+    monkeypatch.setattr("rlloss.claims.data_dir", lambda name: experiments)
+    where = ["--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
+    assert main(["report", where[1], *where[2:]]) == 1, "not run yet"
+    assert "not run" in capsys.readouterr().out
+    assert main(["reproduce", "--jobs", "2", *where]) == 0
+    assert "2 runs, 0 of them finished already" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"claims.csv", *(f"one_digest.{suffix}" for suffix in ("csv", "md", "pdf", "png", "svg"))}
+    runs = sorted((tmp_path / "runs").iterdir())
+    shutil.rmtree(runs[0])
+    before = (runs[1] / "run.json").stat().st_mtime_ns
+    assert main(["reproduce", "--jobs", "2", *where]) == 0
+    assert "2 runs, 1 of them finished already" in capsys.readouterr().out
+    assert (runs[1] / "run.json").stat().st_mtime_ns == before
+    assert RunFolder(runs[0]).status == "finished"
+
+
+def test_figures_are_byte_for_byte_the_same_when_made_twice(make_run, tmp_path):
+    claim = CLAIMS["multiplication_order"]
+    runs = order_runs(make_run, "reinforce_textbook")
+    made = []
+    for attempt in ("a", "b"):
+        with figures.style():
+            paths = figures.save(claim.figure(runs), tmp_path / attempt / "figure")
+        made.append([path.read_bytes() for path in paths])
+    assert made[0] == made[1]
+    assert [path.suffix for path in paths] == [".pdf", ".png", ".svg"]
+    assert made[0][0].startswith(b"%PDF")
+    assert b"CreationDate" not in made[0][0]
+
+
+def test_tables_in_their_forms():
+    table = pd.DataFrame(
+        {"name": ["a", "long name"], "value": [1.23456, 12345.6], "count": [1000, None], "ok": [True, False]}
+    )
+    lines = tables.text(table).splitlines()
+    assert lines[2].split() == ["a", "1.235", "1000", "yes"]
+    assert lines[3].split() == ["long", "name", "12,346", "–", "no"]
+    assert tables.markdown(table).splitlines()[1] == "| --- | ---: | ---: | --- |"
+
+
+def test_readme_shows_what_the_reference_results_say(tmp_path):
+    """The generated parts of the README are those that `make readme` writes now."""
+    copy = tmp_path / "README.md"
+    copy.write_text(Path("README.md").read_text())
+    report.update_readme(copy, Path("results/reference"))
+    assert copy.read_text() == Path("README.md").read_text()
+    copy.write_text("<!-- nothing.csv -->old<!-- end -->")
+    with pytest.raises(ConfigError, match=r"nothing\.csv is missing"):
+        report.update_readme(copy, Path("results/reference"))
+
+
+def test_readmes_pictures_exist():
+    import re
+
+    for target in re.findall(r"\]\((results/[^)]+)\)", Path("README.md").read_text()):
+        assert Path(target).exists(), target

@@ -1,0 +1,162 @@
+"""The command as users meet it: real processes, exit codes, what is printed, what is left on disk."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rlloss.config import load, run_folder
+from rlloss.runs import RunFolder, find_runs
+from rlloss.sweep import run_one
+
+TINY = ("num_envs=2", "num_steps=50", "total_timesteps=400")
+
+
+def rlloss(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "rlloss", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def everything_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_train_writes_a_run_and_says_where(tmp_path):
+    first = rlloss("train", *TINY, "loss=reinforce", "seed=3", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (run,) = find_runs([tmp_path])
+    assert str(run.path.relative_to(tmp_path)) in first.stdout
+    assert run.info["final_digest"][:12] in first.stdout
+    before = (run.path / "run.json").stat().st_mtime_ns
+    again = rlloss("train", *TINY, "loss=reinforce", "seed=3", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    assert (run.path / "run.json").stat().st_mtime_ns == before
+
+
+def test_two_processes_train_to_the_same_bits(tmp_path):
+    digests = []
+    for loss in ("ppo_clip", "reinforce"):
+        done = rlloss("train", *TINY, f"loss={loss}", f"run_dir={loss}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        digests.append((tmp_path / loss / "digests.bin").read_bytes())
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 64 * 32
+    verified = rlloss("verify", ".", "--json", cwd=tmp_path)
+    assert verified.returncode == 0
+    assert json.loads(verified.stdout)["pairs"][0]["steps"] == 64
+
+
+def test_multirun_sweeps_over_cores_and_ends_with_a_table(tmp_path):
+    done = rlloss("train", "--multirun", *TINY, "loss=ppo_clip,reinforce", "seed=1,2", "run_root=runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = find_runs([tmp_path])
+    assert len(runs) == 4
+    assert all(run.status == "finished" for run in runs)
+    assert done.stdout.count("finished") == 4
+    assert rlloss("verify", "runs", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "multirun").exists()
+
+
+def test_a_folder_in_the_way_of_a_sweep_is_found_before_anything_runs(tmp_path):
+    in_the_way = tmp_path / run_folder(load([*TINY, "seed=2", "run_root=runs"]))
+    in_the_way.mkdir(parents=True)
+    (in_the_way / "notes.txt").write_text("mine")
+    done = rlloss("train", "-m", *TINY, "seed=1,2", "run_root=runs", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is not empty and holds no run" in done.stderr
+    assert (in_the_way / "notes.txt").read_text() == "mine"
+    assert find_runs([tmp_path]) == []
+
+
+def test_one_failed_run_of_a_sweep_leaves_the_others_and_is_listed_with_its_reason(tmp_path):
+    sweep = ("train", "-m", *TINY, "optimizer.betas=[2,0.9],[0.8,0.9]", "run_root=runs")
+    done = rlloss(*sweep, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("failed: ") == 1
+    assert "Invalid beta parameter" in done.stderr
+    assert [run.status for run in find_runs([tmp_path])] == ["finished"]
+    assert not list((tmp_path / "runs").glob("*.jsonl"))
+
+
+def test_an_error_in_a_worker_comes_home_with_its_traceback(tmp_path, monkeypatch):
+    import rlloss.train
+
+    def cursed(*_):
+        raise ZeroDivisionError("cursed")
+
+    monkeypatch.setattr(rlloss.train, "collect", cursed)
+    outcome = run_one(load([*TINY, f"run_dir={tmp_path / 'run'}"]))
+    assert outcome.reason == "ZeroDivisionError: cursed"
+    assert "in cursed" in outcome.traceback
+    assert RunFolder(tmp_path / "run").status == "failed"
+
+
+BAD = {
+    "unknown key": (["+new.key=3"], "unknown key new.key"),
+    "wrong type": (["num_envs=four"], "num_envs: Value 'four'"),
+    "wrong choice": (["loss=foo"], "loss=foo: no such loss; use one of"),
+    "not a divisor": (["num_minibatches=3"], "num_minibatches=3 does not divide the batch of 512"),
+    "non-positive size": (["num_steps=0"], "num_steps=0: must be greater than 0"),
+    "not installed": (["env.id=LunarLander-v3"], "env.id=LunarLander-v3 is not installed; pip install 'rlloss[box2d]'"),
+    "unknown environment": (["env.id=NoSuch-v0"], "env.id=NoSuch-v0"),
+    "pixels": (["env.id=CartPole-v1", "+env.kwargs.nothing=1"], "env.kwargs"),
+    "action space": (["env.id=Taxi-v4"], "is not supported"),
+    "no such device": (["device=tpu"], "device=tpu: unknown; use cpu or cuda"),
+    "optimizer setting": (["optimizer.betas=[2,0.9]"], "optimizer=adam"),
+    "sweep of bad": (["-m", "seed=1,2", "loss=ppo_clip,nope"], "loss=nope: no such loss"),
+    "sweep into one folder": (["-m", "seed=1,2", "run_dir=x"], "run_dir=x: runs of this sweep share it"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path):
+    arguments, message = BAD[case]
+    done = rlloss("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert everything_in(tmp_path) == []
+
+
+def test_an_existing_run_with_another_config_is_kept(tmp_path):
+    rlloss("train", *TINY, "run_dir=r", cwd=tmp_path)
+    digest = RunFolder(tmp_path / "r").info["final_digest"]
+    done = rlloss("train", *TINY, "run_dir=r", "gamma=0.9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds a run with another config, gamma=0.99 instead of 0.9" in done.stderr
+    assert RunFolder(tmp_path / "r").info["final_digest"] == digest
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["verify", "--help"], ["reproduce", "--help"]])
+def test_help(arguments, tmp_path):
+    done = rlloss(*arguments, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "usage: rlloss" in done.stdout
+
+
+def test_hydras_own_flags_work(tmp_path):
+    done = rlloss("train", "--cfg", "job", "loss=reinforce", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "name: reinforce" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["verify"], ["reproduce", "--preset", "huge"]])
+def test_wrong_usage_exits_with_2(arguments, tmp_path):
+    assert rlloss(*arguments, cwd=tmp_path).returncode == 2
+
+
+def test_unknown_claims_and_sizes_are_named(tmp_path):
+    for arguments, message in (
+        (["reproduce", "--claim", "x"], "--claim=x: no such claim; use one of identical_trajectories"),
+        (["reproduce", "--jobs", "0"], "--jobs=0: must be 1 or greater"),
+        (["benchmark", "--timesteps", "3"], "--timesteps=3"),
+    ):
+        done = rlloss(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
+    assert everything_in(tmp_path) == []
