@@ -14,6 +14,7 @@ from rlloss import tables
 from rlloss.config import Config, ConfigError, check_folder, choices, data_dir, groups, load, run_folder, to_config
 from rlloss.runs import RunFolder, find_runs
 from rlloss.sweep import Outcome, check_all, progress_bar, run_all, run_one
+from rlloss.verify import Verdict, verify
 
 HOLDS, FAILS, BAD_INPUT = 0, 1, 2
 FAILURES = "RLLOSS_SWEEP_FAILURES"  # names the file to which the jobs of a sweep report what went wrong
@@ -126,6 +127,7 @@ def train_one(config: Config) -> int:
 
             train(config, folder, progress)
     print(tables.text(run_table([RunFolder(folder)])))
+    print(f"written to {folder}")
     return HOLDS
 
 
@@ -136,9 +138,11 @@ def train_sweep(arguments: list[str], overrides: list[str]) -> int:
     todo = [config for config in configs if RunFolder(run_folder(config)).status != "finished"]
     journal = Path(configs[0].run_root) / f"failures-{os.getpid()}.jsonl"
     os.environ[FAILURES] = str(journal.resolve())
-    with progress_bar(todo):
-        hydra_main(arguments)
+    if todo:
+        with progress_bar(todo):
+            hydra_main(arguments)
     print(tables.text(run_table([RunFolder(run_folder(config)) for config in configs])))
+    print(f"written to {configs[0].run_root if configs[0].run_dir is None else 'their run_dir'}")
     if not journal.exists():
         return HOLDS
     report_failures([Outcome(**json.loads(line)) for line in journal.read_text().splitlines()])
@@ -192,16 +196,15 @@ def report_failures(outcomes: Sequence[Outcome]) -> None:
 
 
 def run_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
-    """What came of some runs: a row each."""
+    """What came of some runs: a row each. The return is the mean over the last 100 episodes."""
     return pd.DataFrame(
         {
-            "run": str(run.path),
             "status": run.status,
             "env steps": run.info.get("env_steps"),
-            "optimiser steps": run.info.get("optimizer_steps"),
             "steps/s": run.info.get("steps_per_second"),
-            "return (last 100)": run.info.get("episodic_return"),
+            "return": run.info.get("episodic_return"),
             "final digest": run.info.get("final_digest", "")[:12],
+            "run": run.path.name,
         }
         for run in runs
     )
@@ -211,8 +214,6 @@ def run_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    from rlloss.verify import verify
-
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"FOLDER={folder}: no such folder; name a run folder or one with runs below it")
@@ -232,14 +233,34 @@ def verify_command(options: argparse.Namespace) -> int:
         document = {"holds": holds, "pairs": [v.to_dict() for v in verdicts], "alone": [str(r.path) for r in alone]}
         print(json.dumps(document, indent=2))
         return HOLDS if holds else FAILS
-    from rlloss.report import verdict_table
-
     print(tables.text(verdict_table(verdicts)))
+    for verdict in verdicts:
+        if verdict.reason:
+            print(f"\n{verdict.verdict}: {verdict.run_a} and {verdict.run_b}: {verdict.reason}")
     counts = {name: sum(v.verdict == name for v in verdicts) for name in sorted({v.verdict for v in verdicts})}
     print("\n" + ", ".join(f"{count} {name}" for name, count in counts.items()) + f" of {len(verdicts)} pairs")
     if alone:
         print(f"without a twin: {len(alone)} run(s), first {alone[0].path}")
     return HOLDS if holds else FAILS
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Verdicts for people: a row per pair. The size of a difference is that at the first snapshot that shows it."""
+
+    def row(verdict: Verdict) -> dict[str, object]:
+        first, last = (verdict.drift[0], verdict.drift[-1]) if verdict.drift else (None, None)
+        return {
+            "verdict": verdict.verdict,
+            "steps": verdict.steps,
+            "first differs": verdict.first_difference,
+            "by": f"{first.median_ulp:,.0f} ulp, {first.max_abs:.1e}" if first else "–",
+            "at the end": f"{last.max_abs:.1e}" if last else "–",
+            "actions differ": f"from iteration {verdict.first_other_actions}" if verdict.first_other_actions else "–",
+            "pair": f"{Path(verdict.run_a).name} | {verdict.loss_b}",
+        }
+
+    table = pd.DataFrame([row(verdict) for verdict in verdicts])
+    return table.astype({"first differs": "Int64"})
 
 
 # -------------------------------------------------------------------------------------------- reproduce and report

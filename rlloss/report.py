@@ -10,28 +10,6 @@ from rlloss import figures, tables
 from rlloss.claims import Claim
 from rlloss.config import ConfigError, load, run_folder
 from rlloss.runs import RunFolder
-from rlloss.verify import Verdict
-
-
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Verdicts for people: a row per pair. The size of a difference is that at the first snapshot that shows it."""
-
-    def row(verdict: Verdict) -> dict[str, object]:
-        first, last = (verdict.drift[0], verdict.drift[-1]) if verdict.drift else (None, None)
-        return {
-            "env": verdict.condition.get("env.id", "–"),
-            "seed": verdict.condition.get("seed"),
-            "losses": f"{verdict.loss_a} | {verdict.loss_b}",
-            "verdict": verdict.verdict,
-            "steps": verdict.steps,
-            "first difference": verdict.first_difference,
-            "then": f"{first.median_ulp:,.0f} ulp, {first.max_abs:.1e}" if first else None,
-            "at the end": f"{last.max_abs:.1e}" if last else None,
-            "other actions from": verdict.first_other_actions,
-            "why": verdict.reason or (f"began as {verdict.onset}" if verdict.onset else ""),
-        }
-
-    return pd.DataFrame([row(verdict) for verdict in verdicts])
 
 
 def report_claims(claims: Sequence[Claim], preset: str, run_root: Path, out: Path) -> bool:

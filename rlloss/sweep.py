@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import joblib
 from tqdm import tqdm
@@ -83,16 +84,16 @@ def progress_bar(configs: Sequence[Config]) -> Iterator[None]:
         steps = path.stat().st_size // DIGEST_BYTES if path.exists() else 0
         return steps * config.num_samples // (config.update_epochs * config.num_minibatches)
 
+    def show(bar: "tqdm[Any]") -> None:
+        bar.update(max(0, min(total, sum(map(env_steps, configs))) - bar.n))
+        finished = sum(RunFolder(run_folder(config)).status == "finished" for config in configs)
+        bar.set_postfix_str(f"{finished}/{len(configs)} finished")
+
     def watch() -> None:
-        finished = 0
         with tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=f"{len(configs)} runs") as bar:
             while not stop.wait(POLL_SECONDS):
-                bar.update(max(0, sum(map(env_steps, configs)) - bar.n))
-                now = sum(RunFolder(run_folder(config)).status == "finished" for config in configs)
-                if now != finished:
-                    finished = now
-                    bar.set_postfix_str(f"{finished}/{len(configs)} finished")
-            bar.update(max(0, min(total, sum(map(env_steps, configs))) - bar.n))
+                show(bar)
+            show(bar)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
