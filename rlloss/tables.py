@@ -29,7 +29,8 @@ def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def _numeric(table: pd.DataFrame) -> list[bool]:
-    return [pd.api.types.is_numeric_dtype(table[column].infer_objects()) for column in table.columns]
+    columns = (table[name].infer_objects() for name in table.columns)
+    return [pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) for column in columns]
 
 
 def text(table: pd.DataFrame) -> str:

@@ -1,10 +1,23 @@
 """Configs: defaults, folder names, and one clear line for every kind of bad input."""
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlloss.config import Config, ConfigError, check, choices, flat_keys, groups, known_keys, load, run_folder
+from rlloss.config import (
+    Config,
+    ConfigError,
+    check,
+    choices,
+    data_dir,
+    flat_keys,
+    groups,
+    known_keys,
+    load,
+    run_folder,
+    to_config,
+)  # fmt: skip
 
 
 def test_hydras_defaults_are_those_of_the_dataclass():
@@ -22,6 +35,20 @@ def test_defaults_are_cleanrls():
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g in groups() for c in choices(g)])
 def test_every_choice_of_every_group_composes(group, choice):
     assert group in [key.split(".")[0] for key in flat_keys(load([f"{group}={choice}"]))]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss=reinforce", "seed=3", "optimizer=sgd", "optimizer.momentum=0", "hidden_sizes=[8,8]"],
+        ["run_dir='x/${loss.name}'", "target_kl=0.1", "optimizer.betas=[0.8,0.9]", "hydra.launcher.n_jobs=1"],
+        ["+env.kwargs.sutton_barto_reward=true", "env=cartpole", "target_kl=null", "++seed=4", "learning_rate=1e-3"],
+    ],
+)
+def test_load_is_hydras_own_composition(overrides):
+    ours = load(overrides)
+    with initialize_config_dir(str(data_dir("configs").resolve()), version_base="1.3"):
+        assert ours == to_config(compose("config", overrides))
 
 
 BAD = {
