@@ -67,7 +67,10 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
 
 
 CLAIM = Claim(
-    sentence="With CleanRL's default hyperparameters, PPO here reaches the returns that CleanRL reports.",
+    sentence=(
+        "With CleanRL's default hyperparameters the loop learns as PPO does: after 500,000 steps (paper preset) it "
+        "reaches CleanRL's returns; after 100,000 (quick preset) it is on the way there."
+    ),
     runs=runs,
     judge=judge,
     figure=figure,

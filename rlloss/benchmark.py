@@ -1,4 +1,4 @@
-"""Environment steps per second: the bare environments, this trainer with and without recording, and installed peers.
+"""Environment steps per second: the bare vector environment, this trainer recorded or not, and installed peers.
 
 Every contestant runs once per round, in turn, so that a machine whose speed drifts slows all of them alike; ratios are
 taken within a round. Same task for all: CartPole-v1, 4 environments x 128 steps, 4 epochs x 4 minibatches, one thread.
@@ -11,17 +11,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import torch
+from gymnasium.vector import SyncVectorEnv
 from tqdm import tqdm
 
 from rlloss.config import Config
-from rlloss.envs import make_envs
-from rlloss.streams import env_seeds
 from rlloss.train import train
 
-RECORDED, UNRECORDED, BARE, SB3 = "rlloss, recorded", "rlloss, not recorded", "bare environments", "Stable-Baselines3"
+RECORDED, UNRECORDED, BARE, SB3 = (
+    "rlloss, recorded",
+    "rlloss, not recorded",
+    "bare SyncVectorEnv",
+    "Stable-Baselines3",
+)
 
 
 def benchmark(rounds: int, timesteps: int) -> pd.DataFrame:
@@ -58,14 +63,14 @@ def _config(timesteps: int) -> Config:
 
 
 def _bare(timesteps: int) -> float:
+    """Gymnasium's vector environment under random actions: what the fastest possible agent would see."""
     config = _config(timesteps)
-    envs = make_envs(config.env, env_seeds(1, config.num_envs))
+    envs = SyncVectorEnv([lambda: gymnasium.make(config.env.id)] * config.num_envs)
+    envs.reset(seed=1)
     actions = np.random.default_rng(1).integers(0, 2, (timesteps // config.num_envs, config.num_envs))
-    obs, rewards = np.empty(envs.obs.shape, np.float32), np.empty(config.num_envs)
-    terminated, truncated = np.empty((2, config.num_envs), np.bool_)
     start = time.perf_counter()
     for action in actions:
-        envs.step(action, obs, rewards, terminated, truncated)
+        envs.step(action)
     return timesteps / (time.perf_counter() - start)
 
 

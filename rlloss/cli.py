@@ -5,14 +5,29 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
+from hydra.core.override_parser.types import Glob
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from rlloss import tables
-from rlloss.config import Config, ConfigError, check_folder, choices, data_dir, groups, load, run_folder, to_config
-from rlloss.runs import RunFolder, find_runs
+from rlloss.config import (
+    Config,
+    ConfigError,
+    check_folder,
+    choices,
+    data_dir,
+    groups,
+    load,
+    one_line,
+    parse_overrides,
+    run_folder,
+    to_config,
+)  # fmt: skip
+from rlloss.runs import RunFolder, find_runs, to_json
 from rlloss.sweep import Outcome, check_all, progress_bar, run_all, run_one
 from rlloss.verify import Verdict, verify
 
@@ -20,7 +35,7 @@ HOLDS, FAILS, BAD_INPUT = 0, 1, 2
 FAILURES = "RLLOSS_SWEEP_FAILURES"  # names the file to which the jobs of a sweep report what went wrong
 
 TRAIN_USAGE = """\
-usage: rlloss train [key=value ...] [--multirun] [any other Hydra flag]
+usage: rlloss train [key=value ...] [--multirun] [--cfg job]
 
 One run; with --multirun, a sweep over comma-separated values, on all cores. A finished run is not run again.
 
@@ -45,12 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"rlloss: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("rlloss: interrupted; finished runs are kept; the same command runs the rest", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return HOLDS
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"rlloss: {error.filename}: {error.strerror}; name another path", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("rlloss: interrupted; finished runs are kept; the same command runs the rest", file=sys.stderr)
+        return 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,16 +114,29 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train_command(arguments: list[str]) -> int:
-    if "--help" in arguments or "-h" in arguments:
+    options = train_parser().parse_intermixed_args(arguments)
+    if options.help:
         print(TRAIN_USAGE.format(groups="".join(f"  {g}={'|'.join(choices(g))}\n" for g in groups())))
         return HOLDS
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    if not flags:
-        return train_one(load(overrides))
-    if not {"-m", "--multirun"} & set(flags):
-        return hydra_main(arguments)
-    return train_sweep(arguments, overrides)
+    if options.multirun:
+        return train_sweep(options.overrides)
+    config = load(options.overrides)
+    if options.cfg:
+        return hydra_main(["--cfg", options.cfg, *options.overrides])
+    hydras = [override for override in options.overrides if override.lstrip("+").startswith(("hydra.", "hydra/"))]
+    if hydras:
+        raise ConfigError(f"{hydras[0]}: Hydra's own keys steer a sweep; add --multirun, or leave it out")
+    return train_one(config)
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Those of Hydra's flags that make sense here; its overrides may stand before or after them."""
+    train = argparse.ArgumentParser(prog="rlloss train", add_help=False)
+    train.add_argument("overrides", nargs="*")
+    train.add_argument("-m", "--multirun", action="store_true")
+    train.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    train.add_argument("-h", "--help", action="store_true")
+    return train
 
 
 def train_one(config: Config) -> int:
@@ -131,18 +164,23 @@ def train_one(config: Config) -> int:
     return HOLDS
 
 
-def train_sweep(arguments: list[str], overrides: list[str]) -> int:
+def train_sweep(overrides: list[str]) -> int:
     """Hydra's --multirun. Every config is checked before the first run starts; failures are listed at the end."""
     configs = [load(job) for job in split_sweep(overrides)]
     check_all(configs)
     todo = [config for config in configs if RunFolder(run_folder(config)).status != "finished"]
-    journal = Path(configs[0].run_root) / f"failures-{os.getpid()}.jsonl"
+    root = Path(configs[0].run_root)
+    journal = root / f"failures-{os.getpid()}.jsonl"
     os.environ[FAILURES] = str(journal.resolve())
+    given = {override.split("=")[0] for override in overrides}
+    if not {"hydra/launcher", "hydra.launcher.n_jobs"} & given:
+        overrides = [*overrides, f"hydra.launcher.n_jobs={os.cpu_count() or 1}"]
     if todo:
         with progress_bar(todo):
-            hydra_main(arguments)
+            hydra_main(["--multirun", *overrides])
+        (root / "multirun.yaml").unlink(missing_ok=True)  # Hydra's note of its own settings: every run has its config
     print(tables.text(run_table([RunFolder(run_folder(config)) for config in configs])))
-    print(f"written to {configs[0].run_root if configs[0].run_dir is None else 'their run_dir'}")
+    print(f"written to {root if configs[0].run_dir is None else 'their run_dir'}")
     if not journal.exists():
         return HOLDS
     report_failures([Outcome(**json.loads(line)) for line in journal.read_text().splitlines()])
@@ -153,27 +191,26 @@ def train_sweep(arguments: list[str], overrides: list[str]) -> int:
 def split_sweep(overrides: list[str]) -> list[list[str]]:
     """The override lists of a sweep's jobs, split as Hydra's basic sweeper splits them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise ConfigError(f"{str(error).splitlines()[0]}; an override reads key=value") from error
+    parsed = parse_overrides(overrides)
+    for override in parsed:
+        if isinstance(override.value(), Glob):
+            raise ConfigError(f"{override.input_line}: glob is not supported here; list the choices with commas")
     (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for job in jobs]
 
 
 def hydra_main(arguments: list[str]) -> int:
-    """Hand over to Hydra: for its launchers, and for its own flags such as --cfg and --info."""
+    """Hand over to Hydra, for its launchers and for --cfg. Raises: ConfigError for what Hydra rejects."""
     import hydra
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us, instead of Hydra's own sys.exit
     before, sys.argv = sys.argv, ["rlloss train", *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(data_dir("configs").resolve()), config_name="config")(
-            sweep_job
-        )()
+        configs = str(data_dir("configs").resolve())
+        hydra.main(version_base="1.3", config_path=configs, config_name="config")(sweep_job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from error
     finally:
         sys.argv = before
     return HOLDS
@@ -231,7 +268,7 @@ def verify_command(options: argparse.Namespace) -> int:
     holds = all(verdict.verdict == "IDENTICAL" for verdict in verdicts)
     if options.json:
         document = {"holds": holds, "pairs": [v.to_dict() for v in verdicts], "alone": [str(r.path) for r in alone]}
-        print(json.dumps(document, indent=2))
+        print(to_json(document))
         return HOLDS if holds else FAILS
     print(tables.text(verdict_table(verdicts)))
     for verdict in verdicts:
@@ -240,7 +277,7 @@ def verify_command(options: argparse.Namespace) -> int:
     counts = {name: sum(v.verdict == name for v in verdicts) for name in sorted({v.verdict for v in verdicts})}
     print("\n" + ", ".join(f"{count} {name}" for name, count in counts.items()) + f" of {len(verdicts)} pairs")
     if alone:
-        print(f"without a twin: {len(alone)} run(s), first {alone[0].path}")
+        print(f"not compared, for want of a twin: {', '.join(run.path.name for run in alone)}")
     return HOLDS if holds else FAILS
 
 
@@ -276,7 +313,7 @@ def reproduce_command(options: argparse.Namespace) -> int:
     wanted: dict[Path, Config] = {}
     for claim in claims:
         for overrides in claim.runs(options.preset):
-            config = load([*overrides, f"run_root={options.runs}"])
+            config = replace(load(overrides), run_root=str(options.runs))
             wanted.setdefault(run_folder(config), config)
     finished = sum(RunFolder(folder).status == "finished" for folder in wanted)
     print(f"{len(claims)} claims, {len(wanted)} runs, {finished} of them finished already", flush=True)

@@ -7,7 +7,7 @@ import copy
 import difflib
 import functools
 import hashlib
-import os
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -139,7 +139,6 @@ NON_NEGATIVE = ("seed", "vf_coef", "ent_coef", "clip_coef", "snapshot_every")
 FRACTION = ("gamma", "gae_lambda")
 LONGEST_NAME = 200  # characters of a run folder's name; file systems allow 255 bytes
 
-OmegaConf.register_new_resolver("cpu_count", lambda: os.cpu_count() or 1, replace=True)
 _store = ConfigStore.instance()
 _GROUPS = ("loss", "env", "optimizer", "schedule", "precision")
 _store.store("config_schema", Config(**dict.fromkeys(_GROUPS, MISSING)))  # Hydra's defaults list fills the groups
@@ -159,7 +158,7 @@ def load(overrides: Sequence[str] = ()) -> Config:
 
     Raises: ConfigError with one line naming key, value and remedy.
     """
-    parsed = _parse(overrides)
+    parsed = parse_overrides(overrides)
     _reject_unknown_keys(parsed)
     try:
         config = copy.deepcopy(_compose_groups(tuple(o.input_line for o in parsed if o.key_or_group in groups())))
@@ -169,7 +168,7 @@ def load(overrides: Sequence[str] = ()) -> Config:
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=added)
         return to_config(config)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(one_line(error)) from error
 
 
 @functools.cache
@@ -200,6 +199,9 @@ def check(config: Config) -> None:
     for key in NON_NEGATIVE:
         if not getattr(config, key) >= 0:
             raise ConfigError(f"{key}={getattr(config, key)}: must be 0 or greater")
+    for key in {*POSITIVE, *NON_NEGATIVE} - {"max_grad_norm"}:
+        if not math.isfinite(getattr(config, key)):
+            raise ConfigError(f"{key}={getattr(config, key)}: must be a finite number")
     for key in FRACTION:
         if not 0 <= getattr(config, key) <= 1:
             raise ConfigError(f"{key}={getattr(config, key)}: must lie between 0 and 1")
@@ -207,9 +209,11 @@ def check(config: Config) -> None:
         raise ConfigError(f"target_kl={config.target_kl}: must be greater than 0, or null for no limit")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
         raise ConfigError(f"hidden_sizes={config.hidden_sizes}: needs at least one size, each 1 or greater")
+    if config.run_dir == "":
+        raise ConfigError("run_dir='': names no folder; leave it out to have the folder named after the run")
     batch = config.num_samples
     if batch % config.num_minibatches:
-        divisors = ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0 and n <= 64)
+        divisors = ", ".join(str(n) for n in range(1, min(batch, 64) + 1) if batch % n == 0)
         raise ConfigError(
             f"num_minibatches={config.num_minibatches} does not divide the batch of {batch} = "
             f"num_envs {config.num_envs} x num_steps {config.num_steps}; use one of {divisors}"
@@ -269,7 +273,7 @@ def check_folder(folder: Path, config: Config) -> None:
         raise ConfigError(f"run_dir={folder}: is a file; name a folder")
     saved = folder / "config.yaml"
     if not saved.exists():
-        if any(path.name != ".lock" for path in folder.iterdir()):
+        if any(_not_ours(path) for path in folder.iterdir()):
             raise ConfigError(f"run_dir={folder}: is not empty and holds no run; name another folder")
         return
     there, here = read_config(saved.read_text()), read_config(to_yaml(config))
@@ -281,6 +285,12 @@ def check_folder(folder: Path, config: Config) -> None:
             f"run_dir={folder}: holds a run with another config, {key}={there.get(key)} instead of "
             f"{here.get(key)}{more}; name another run_dir, or remove that folder"
         )
+
+
+def _not_ours(path: Path) -> bool:
+    """Whether a file is more than what a run killed at its very start leaves behind."""
+    empty = path.name == "snapshots" and path.is_dir() and not any(path.iterdir())
+    return not (path.name == ".lock" or path.suffix == ".partial" or empty)
 
 
 def to_yaml(config: Config) -> str:
@@ -340,11 +350,11 @@ def _reject_unknown_choice(override: Override) -> None:
         raise ConfigError(f"{group}={choice}: no such {group}; use one of {', '.join(offered)}")
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ConfigError(f"{_one_line(error)}; an override reads key=value") from error
+        raise ConfigError(f"{one_line(error)}; an override reads key=value") from error
 
 
 def _reject_extra_nodes(composed: Any) -> None:
@@ -354,7 +364,7 @@ def _reject_extra_nodes(composed: Any) -> None:
         raise ConfigError(f"unknown key {extra[0]}; `rlloss train --cfg job` prints every key")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's messages span lines and wrap the cause: the cause's first line, and the key."""
     while isinstance(error.__cause__, HydraException | OmegaConfBaseException):
         error = error.__cause__

@@ -13,8 +13,8 @@ from matplotlib.ticker import EngFormatter
 COLUMN, TEXT, PAGE = 3.25, 5.5, 6.75  # inches: a column of ICML, the text width of NeurIPS, both columns of ICML
 
 # Okabe and Ito's palette, told apart under every common colour-vision deficiency. One colour per formulation.
-BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, GREY = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C8C8C",
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, GREY = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#8C8C8C",
 )  # fmt: skip
 COLOURS = {"ppo_clip": BLUE, "reinforce": VERMILION, "reinforce_textbook": GREEN, "reinforce_mask": PURPLE}
 LABELS = {
@@ -91,4 +91,5 @@ def twin_curves(axes: Axes, x: Sequence[Any], y: Sequence[Any], losses: Sequence
     """Curves that may coincide: the first wide and pale, the second thin and dashed on top, so both are seen."""
     for i, loss in enumerate(losses):
         wide = {"linewidth": 3.0, "alpha": 0.45} if i == 0 else {"linewidth": 0.9, "linestyle": (0, (4, 2))}
-        axes.plot(x[i], y[i], color=COLOURS[loss], label=LABELS[loss], solid_capstyle="butt", **wide)
+        named: dict[str, Any] = {"color": COLOURS.get(loss, GREY), "label": LABELS.get(loss, loss)}
+        axes.plot(x[i], y[i], solid_capstyle="butt", **named, **wide)

@@ -90,9 +90,9 @@ def make_head(action_space: spaces.Space[object]) -> Head:
     """
     if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
         return CategoricalHead(int(action_space.n))
-    if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
+    if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1 and action_space.dtype.kind == "f":
         return GaussianHead(action_space.shape[0])
-    raise ConfigError(f"env: action space {action_space} is not supported; use an environment with Discrete or 1-D Box")
+    raise ConfigError(f"env: action space {action_space} is not supported; it must be Discrete or a 1-D float Box")
 
 
 class Evaluation(NamedTuple):

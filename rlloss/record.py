@@ -10,6 +10,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self
 
 import gymnasium
 import numpy as np
@@ -29,8 +30,10 @@ from rlloss import __version__
 from rlloss.config import Config, ConfigError, check_folder, to_yaml
 from rlloss.policy import ActorCritic
 from rlloss.rollout import Episode
+from rlloss.runs import RunFolder, to_json
 
 SNAPSHOTS_PER_FILE = 50
+FLUSH_SECONDS = 30  # a kill loses at most this much of the snapshots
 RESULTS = ("run.json", "metrics.csv", "episodes.csv", "digests.bin", "checkpoint.pt")
 
 
@@ -83,7 +86,8 @@ class Recorder:
         self.last_digest = b""
         self._digests = bytearray()
         self._snapshots: dict[str, np.ndarray] = {}
-        self._tables: dict[str, tuple[IO[str], Any]] = {}
+        self._flushed = time.monotonic()
+        self._tables: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,19 +96,27 @@ class Recorder:
             self._lock.acquire()
         except Timeout as error:
             raise ConfigError(f"run_dir={self.folder}: another process is writing this run; wait for it") from error
-        self._clear()
-        _replace(self.folder / "config.yaml", to_yaml(self.config).encode())
+        try:
+            check_folder(self.folder, self.config)  # again: another process may have been quicker to the lock
+            if RunFolder(self.folder).status == "finished":
+                raise ConfigError(f"run_dir={self.folder}: is finished already; remove the folder to run it again")
+            _replace(self.folder / "config.yaml", to_yaml(self.config).encode())
+            self._clear()
+        except BaseException:
+            self._lock.release()
+            raise
         self._write_run("running")
         self._digest_file = (self.folder / "digests.bin").open("ab")
-        self._start = time.perf_counter()
         self._snapshot()
+        self._flush_snapshots()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._digest_file.close()
-        for file, _ in self._tables.values():
+        for file in self._tables.values():
             file.close()
         if error is not None:
+            self._flush_snapshots()
             self._write_run("failed", error=f"{type(error).__name__}: {error}")
         self._lock.release()
 
@@ -144,7 +156,7 @@ class Recorder:
 
     def _snapshot(self) -> None:
         self._snapshots[f"{self.optimizer_steps:09d}"] = self._parameters().copy()
-        if len(self._snapshots) == SNAPSHOTS_PER_FILE:
+        if len(self._snapshots) == SNAPSHOTS_PER_FILE or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush_snapshots()
 
     def _flush_snapshots(self) -> None:
@@ -156,15 +168,17 @@ class Recorder:
         save_file(self._snapshots, partial, metadata={"layout": json.dumps(layout)})
         os.replace(partial, path)
         self._snapshots.clear()
+        self._flushed = time.monotonic()
 
     def _append(self, name: str, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
+        """One unbuffered write per call, so that a kill leaves whole rows."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
         if name not in self._tables:
-            opened = (self.folder / name).open("a", newline="")
-            self._tables[name] = opened, csv.writer(opened, lineterminator="\n")
-            self._tables[name][1].writerow(header)
-        file, writer = self._tables[name]
+            self._tables[name] = (self.folder / name).open("ab", buffering=0)
+            writer.writerow(header)
         writer.writerows(rows)
-        file.flush()
+        self._tables[name].write(text.getvalue().encode())
 
     def _write_run(self, status: str, **more: Any) -> None:
         run = {
@@ -174,4 +188,4 @@ class Recorder:
             **more,
         }
         run |= fingerprint(self.config.device)
-        _replace(self.folder / "run.json", (json.dumps(run, indent=2) + "\n").encode())
+        _replace(self.folder / "run.json", (to_json(run) + "\n").encode())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,8 @@ def report_claims(claims: Sequence[Claim], preset: str, run_root: Path, out: Pat
     rows = []
     out.mkdir(parents=True, exist_ok=True)
     for claim in claims:
-        folders = [run_folder(load([*overrides, f"run_root={run_root}"])) for overrides in claim.runs(preset)]
-        runs = [RunFolder(folder) for folder in folders]
+        configs = [replace(load(overrides), run_root=str(run_root)) for overrides in claim.runs(preset)]
+        runs = [RunFolder(run_folder(config)) for config in configs]
         missing = sum(run.status != "finished" for run in runs)
         if missing:
             rows.append((claim.name, "not run", f"{missing} of {len(runs)} runs are not finished"))
@@ -56,5 +57,5 @@ def update_readme(readme: Path, reference: Path) -> None:
         body = tables.markdown(pd.read_csv(source)) if source.suffix == ".csv" else source.read_text().strip()
         return f"<!-- {match['name']} -->\n\n{body}\n\n<!-- end -->"
 
-    pattern = re.compile(r"<!-- (?P<name>[\w-]+\.(?:csv|md)) -->.*?<!-- end -->", re.DOTALL)
+    pattern = re.compile(r"<!-- (?P<name>[\w/-]+\.(?:csv|md)) -->.*?<!-- end -->", re.DOTALL)
     readme.write_text(pattern.sub(fill, readme.read_text()))

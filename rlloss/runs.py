@@ -1,6 +1,7 @@
 """Reading run folders. Analysis starts here: it never imports the trainer, so runs made elsewhere can be analysed."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,19 @@ from safetensors import SafetensorError, safe_open
 
 DIGEST_BYTES = 32
 WHERE_KEYS = ("run_root", "run_dir")  # where a run is recorded: not part of what it is
+
+
+def to_json(document: Any) -> str:
+    """JSON as the standard has it: nan and infinities, which it cannot say, become null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(document), indent=2, allow_nan=False)
 
 
 def flatten(tree: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
@@ -39,7 +53,11 @@ class RunFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return read_config((self.path / "config.yaml").read_text())
+        """Flat, with dotted keys; empty if the file cannot be read as a config."""
+        try:
+            return read_config((self.path / "config.yaml").read_text())
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            return {}
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -69,14 +87,19 @@ class RunFolder:
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """A row per iteration; empty before the first."""
-        path = self.path / "metrics.csv"
-        return pd.read_csv(path, dtype={"actions_digest": str}) if path.exists() else pd.DataFrame()
+        return self._table("metrics.csv", dtype={"actions_digest": str})
 
     @cached_property
     def episodes(self) -> pd.DataFrame:
         """A row per finished episode: env_steps, env, episodic_return, episodic_length."""
-        path = self.path / "episodes.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        return self._table("episodes.csv")
+
+    def _table(self, name: str, **kwargs: Any) -> pd.DataFrame:
+        try:
+            table: pd.DataFrame = pd.read_csv(self.path / name, **kwargs)
+        except (FileNotFoundError, pd.errors.EmptyDataError):
+            return pd.DataFrame()
+        return table
 
     @cached_property
     def _snapshot_files(self) -> dict[int, Path]:
@@ -101,11 +124,14 @@ class RunFolder:
 
 
 def find_runs(folders: Iterable[Path]) -> list[RunFolder]:
-    """Every run in or below the folders, by path. A run is a folder with a ``config.yaml`` and a ``run.json``."""
+    """Every run in or below the folders, by path, each once.
+
+    A run is a folder with a ``config.yaml`` and a ``run.json``, or what a kill at its start leaves: the lock alone.
+    """
 
     def below(folder: Path) -> Iterator[Path]:
-        for config in folder.rglob("config.yaml"):
-            if (config.parent / "run.json").exists():
+        for config in folder.resolve().rglob("config.yaml"):
+            if (config.parent / "run.json").exists() or (config.parent / ".lock").exists():
                 yield config.parent
 
     return [RunFolder(path) for path in sorted({path for folder in folders for path in below(folder)})]

@@ -4,14 +4,13 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import joblib
 from tqdm import tqdm
 
 from rlloss.config import Config, ConfigError, check_folder, run_folder
-from rlloss.envs import make_envs
 from rlloss.runs import DIGEST_BYTES, RunFolder
 
 POLL_SECONDS = 0.5
@@ -31,7 +30,7 @@ def run_one(config: Config) -> Outcome:
 
     Worker processes lose an exception's frames on the way home, so the traceback travels as text.
     """
-    from rlloss.train import train  # torch is imported in the worker, not in the process that waits
+    from rlloss.train import train  # here, so that `verify` and `report` need not wait for torch
 
     folder = run_folder(config)
     try:
@@ -46,10 +45,12 @@ def run_one(config: Config) -> Outcome:
 
 
 def check_all(configs: Sequence[Config]) -> None:
-    """Checks on a whole sweep before its first run: folders, and that every environment can be made.
+    """Checks on a whole sweep before its first run: every folder, and everything that ``train`` checks.
 
-    Raises: ConfigError for two runs in one folder, a folder that holds something else, an environment that is missing.
+    Raises: ConfigError for two runs in one folder, a folder that holds something else, a config that cannot be run.
     """
+    from rlloss.train import validate
+
     folders = [run_folder(config) for config in configs]
     for folder, config in zip(folders, configs, strict=True):
         if folders.count(folder) > 1:
@@ -57,8 +58,8 @@ def check_all(configs: Sequence[Config]) -> None:
                 f"run_dir={folder}: runs of this sweep share it; leave run_dir out, or put ${{loss.name}} in it"
             )
         check_folder(folder, config)
-    for env in {repr(config.env): config.env for config in configs}.values():
-        make_envs(env, [0]).close()
+    for config in {repr(replace(config, seed=0, run_dir=None)): config for config in configs}.values():
+        validate(config)
 
 
 def run_all(configs: Sequence[Config], jobs: int) -> list[Outcome]:

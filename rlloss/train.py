@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -108,17 +109,25 @@ def train(config: Config, folder: Path | None = None, progress: Progress | None 
         return Run(config, state.policy, digest, optimizer_steps, **summary)
 
 
+def validate(config: Config) -> None:
+    """Everything that ``train`` checks before it writes. Raises: ConfigError."""
+    check(config)
+    with deterministic(config), _prepared(config):
+        pass
+
+
 @contextmanager
 def deterministic(config: Config) -> Iterator[None]:
     """torch's global switches as this run needs them, and back afterwards."""
-    if config.device.startswith("cuda"):
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS is deterministic only with a fixed workspace
-    elif config.device != "cpu":
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
         raise ConfigError(f"device={config.device}: unknown; use cpu or cuda")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={config.device}: this torch build or machine has no CUDA; use device=cpu")
+    if config.device != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed workspace for this
+        if int(config.device.partition(":")[2] or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device={config.device}: this machine or torch build has none; use device=cpu")
+    cores = os.cpu_count() or 1
+    if config.torch_threads > cores:
+        raise ConfigError(f"torch_threads={config.torch_threads}: this machine has {cores} cores; use no more")
     memory: Any = torch.utils.deterministic
     before = (
         torch.get_num_threads(),

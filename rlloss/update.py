@@ -58,7 +58,7 @@ def make_optimizer(config: OptimizerConfig, policy: ActorCritic, learning_rate: 
     settings = {key: value for key, value in asdict(config).items() if key != "name"}
     try:
         optimizer: torch.optim.Optimizer = kind([policy.flat], lr=learning_rate, **settings, **fixed)
-    except ValueError as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise ConfigError(f"optimizer={config.name} with {settings}: {error}") from error
     return optimizer
 
@@ -167,7 +167,7 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
         "total_loss": policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss,
         "ppo_clip_loss": value_of("ppo_clip"),
         "reinforce_loss": value_of("reinforce"),
-        "approx_kl": (ratio - 1 - logratio).mean(),
+        "approx_kl": (torch.expm1(logratio) - logratio).mean(),
         "old_approx_kl": -logratio.mean(),
         "ratio_outside_frac": ((ratio - 1).abs() > config.clip_coef).to(ratio.dtype).mean(),
         "clip_active_frac": clip_active(ratio, advantages, clip_coef=config.clip_coef).to(ratio.dtype).mean(),

@@ -12,7 +12,6 @@ from rlloss.runs import RunFolder
 
 REFERENCE = "ppo_clip"
 RECORD_KEYS = ("snapshot_every",)  # how densely a run is recorded does not change what it computes
-VERDICTS = ("IDENTICAL", "ROUNDING", "DIVERGED", "INCOMPARABLE", "INCOMPLETE")
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,11 @@ class Verdict:
 
     - IDENTICAL: both finished, and every digest of all parameters is equal.
     - ROUNDING: some digest differs, but at every snapshot the difference, relative to the distance that training has
-      covered, is below the square root of the dtype's epsilon: at least half of the digits agree.
+      covered, is below the square root of the dtype's epsilon: at least half of the digits agree. This is a size and
+      not a cause: Adam makes a loss that is scaled by 1.001 look as close.
     - DIVERGED: some digest differs, and the difference is or has become larger than that.
     - INCOMPARABLE: the configs differ in more than the loss.
-    - INCOMPLETE: a run is unfinished, or its digests do not match its own count of steps.
+    - INCOMPLETE: a run is unfinished, its files disagree with each other, or its parameters are not finite numbers.
     """
 
     verdict: str
@@ -47,7 +47,7 @@ class Verdict:
     steps: int  # optimiser steps compared
     first_difference: int | None = None  # first optimiser step (from 1) after which parameters differ
     first_other_actions: int | None = None  # first iteration (from 1) whose actions differ
-    onset: str | None = None  # "rounding" or "update": how large the difference was when first seen at a snapshot
+    onset: str | None = None  # "small" (as in ROUNDING) or "large": the difference when first seen at a snapshot
     drift: list[Drift] = field(default_factory=list)  # at the snapshots from the first difference on
     differing_keys: list[str] = field(default_factory=list)
     reason: str = ""
@@ -119,6 +119,9 @@ def compare(a: RunFolder, b: RunFolder) -> Verdict:
     common = {key: value for key, value in left.items() if key not in differing}
     steps = min(len(a.digests), len(b.digests))
     about = (str(a.path), str(b.path), a.loss, b.loss, common, steps)
+    for run, condition in ((a, left), (b, right)):
+        if not condition:
+            return Verdict("INCOMPLETE", *about, reason=f"{run.path.name}/config.yaml is not readable")
     if differing:
         return Verdict("INCOMPARABLE", *about, differing_keys=differing, reason="differ in " + ", ".join(differing))
     first = first_difference(a, b)
@@ -127,7 +130,7 @@ def compare(a: RunFolder, b: RunFolder) -> Verdict:
     if problem:
         return Verdict("INCOMPLETE", *about, first_difference=first, first_other_actions=acted, reason=problem)
     if first is None and acted is None:
-        return Verdict("IDENTICAL", *about)
+        return Verdict("IDENTICAL", *about, reason=_other_machine(a, b))
     drifts = drift(a, b, since=first or 0)
     bound = float(np.sqrt(np.finfo(a.snapshot(a.snapshot_steps[0]).dtype).eps)) if drifts else 0.0
     small = [row.relative <= bound for row in drifts]
@@ -136,8 +139,9 @@ def compare(a: RunFolder, b: RunFolder) -> Verdict:
         *about,
         first_difference=first,
         first_other_actions=acted,
-        onset=("rounding" if small[0] else "update") if small else None,
+        onset=("small" if small[0] else "large") if small else None,
         drift=drifts,
+        reason=_other_machine(a, b),
     )
 
 
@@ -154,7 +158,20 @@ def _incomplete(run: RunFolder) -> str:
         return f"{run.path.name} has {len(run.digests)} digests for {run.info.get('optimizer_steps')} steps"
     if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info.get("final_digest"):
         return f"{run.path.name}: the last digest is not the final digest"
+    if not run.snapshot_steps or run.snapshot_steps[-1] != len(run.digests):
+        return f"{run.path.name} has no snapshot of its last step"
+    if not np.isfinite(run.snapshot(run.snapshot_steps[-1])).all():
+        return f"{run.path.name} ended with parameters that are not finite numbers"
     return ""
+
+
+def _other_machine(a: RunFolder, b: RunFolder) -> str:
+    """Versions and hardware that differ: they alone can part two equal runs. Empty if none does."""
+    differing = []
+    for part in ("versions", "machine"):
+        left, right = a.info.get(part, {}), b.info.get(part, {})
+        differing += [f"{key} {left.get(key)} | {right.get(key)}" for key in left if left.get(key) != right.get(key)]
+    return "not the same machine or versions: " + ", ".join(differing) if differing else ""
 
 
 def pair(

@@ -73,13 +73,13 @@ def test_a_folder_in_the_way_of_a_sweep_is_found_before_anything_runs(tmp_path):
 
 
 def test_one_failed_run_of_a_sweep_leaves_the_others_and_is_listed_with_its_reason(tmp_path):
-    sweep = ("train", "-m", *TINY, "optimizer.betas=[2,0.9],[0.8,0.9]", "run_root=runs")
-    done = rlloss(*sweep, cwd=tmp_path)
+    """A gravity that is no number passes every check and fails in the environment's first step."""
+    done = rlloss("train", *TINY, "env=pendulum", "+env.kwargs.g=abc,10.0", "--multirun", "run_root=runs", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("failed: ") == 1
-    assert "Invalid beta parameter" in done.stderr
-    assert [run.status for run in find_runs([tmp_path])] == ["finished"]
-    assert not list((tmp_path / "runs").glob("*.jsonl"))
+    assert "pendulum.py" in done.stderr, "with its traceback"
+    assert sorted(run.status for run in find_runs([tmp_path])) == ["failed", "finished"]
+    assert all(path.is_dir() for path in (tmp_path / "runs").iterdir())
 
 
 def test_an_error_in_a_worker_comes_home_with_its_traceback(tmp_path, monkeypatch):
@@ -103,8 +103,16 @@ BAD = {
     "non-positive size": (["num_steps=0"], "num_steps=0: must be greater than 0"),
     "not installed": (["env.id=LunarLander-v3"], "env.id=LunarLander-v3 is not installed; pip install 'rlloss[box2d]'"),
     "unknown environment": (["env.id=NoSuch-v0"], "env.id=NoSuch-v0"),
-    "pixels": (["env.id=CartPole-v1", "+env.kwargs.nothing=1"], "env.kwargs"),
-    "action space": (["env.id=Taxi-v4"], "is not supported"),
+    "environment keyword": (["env.id=CartPole-v1", "+env.kwargs.nothing=1"], "env.kwargs"),
+    "observation space": (["env.id=Taxi-v4"], "observation space Discrete(500) is not supported"),
+    "endless divisors": (["num_steps=1000000000000", "num_minibatches=7", "total_timesteps=1e15"], "total_timesteps"),
+    "too many threads": (["torch_threads=100000"], "torch_threads=100000: this machine has"),
+    "no folder": (["run_dir=''"], "run_dir='': names no folder"),
+    "hydra's own key": (["hydra.nope=3"], "hydra.nope=3: Hydra's own keys steer a sweep"),
+    "config of bad": (["--cfg", "job", "num_envs=four"], "num_envs: Value 'four'"),
+    "sweep on no device": (["-m", "seed=1,2", "device=tpu"], "device=tpu: unknown"),
+    "sweep by glob": (["-m", "loss=glob(*)"], "glob is not supported"),
+    "one beta": (["optimizer.betas=[0.9]"], "optimizer=adam"),
     "no such device": (["device=tpu"], "device=tpu: unknown; use cpu or cuda"),
     "optimizer setting": (["optimizer.betas=[2,0.9]"], "optimizer=adam"),
     "sweep of bad": (["-m", "seed=1,2", "loss=ppo_clip,nope"], "loss=nope: no such loss"),
@@ -130,6 +138,18 @@ def test_an_existing_run_with_another_config_is_kept(tmp_path):
     assert done.returncode == 2
     assert "holds a run with another config, gamma=0.99 instead of 0.9" in done.stderr
     assert RunFolder(tmp_path / "r").info["final_digest"] == digest
+
+
+def test_a_path_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for arguments in (
+        ["train", *TINY, "run_dir=file/x"], ["train", *TINY, "run_root=file"], ["report", "--report", "file"],
+        ["report", "--readme", "nope.md"],
+    ):  # fmt: skip
+        done = rlloss(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, arguments
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert everything_in(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["verify", "--help"], ["reproduce", "--help"]])

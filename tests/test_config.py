@@ -77,6 +77,8 @@ BAD = {
     "num_envs=0": "num_envs=0: must be greater than 0",
     "num_steps=-1": "num_steps=-1: must be greater than 0",
     "learning_rate=0": "learning_rate=0.0: must be greater than 0",
+    "learning_rate=inf": "learning_rate=inf: must be a finite number",
+    "vf_coef=inf": "vf_coef=inf: must be a finite number",
     "learning_rate=nan": "learning_rate=nan: must be greater than 0",
     "seed=-1": "seed=-1: must be 0 or greater",
     "gamma=1.5": "gamma=1.5: must lie between 0 and 1",

@@ -215,6 +215,23 @@ def test_where_the_ratio_overflows(dtype, largest):
     assert gradient(reinforce, above, old_logp, A).item() == 0
 
 
+INFINITE = {torch.float64: 800.0, torch.float32: 100.0, torch.bfloat16: 100.0, torch.float16: 20.0}
+
+
+@pytest.mark.parametrize(("dtype", "logratio"), INFINITE.items(), ids=str)
+def test_an_infinite_ratio_for_every_sign_of_the_advantage(dtype, logratio):
+    logp, old_logp = torch.tensor([logratio], dtype=dtype), torch.zeros(1, dtype=dtype)
+
+    def grad(loss, A: float) -> float:
+        return gradient(loss, logp, old_logp, torch.tensor([A], dtype=dtype)).item()
+
+    assert math.isnan(grad(ppo_clip, 1.0))
+    assert math.isnan(grad(ppo_clip, 0.0))
+    assert grad(reinforce, 1.0) == grad(reinforce, 0.0) == 0
+    for loss in PPO_LIKE:
+        assert grad(loss, -1.0) == math.inf, "an unclipped infinite weight stays infinite: nothing hides it"
+
+
 def test_impossible_action_makes_reinforces_value_nan_but_not_its_gradient():
     logp, old_logp, A = torch.tensor([-math.inf]), torch.tensor([-1.0]), torch.tensor([1.0])
     assert reinforce(logp, old_logp, A, clip_coef=EPS).isnan().all()

@@ -133,5 +133,5 @@ def test_gaussian_sampler_has_the_networks_mean_and_standard_deviation():
     "space", [spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (2, 2)), spaces.Discrete(3, start=1)]
 )
 def test_unsupported_action_spaces_are_named(space):
-    with pytest.raises(ConfigError, match=r"action space .* is not supported; use"):
+    with pytest.raises(ConfigError, match=r"action space .* is not supported; it must be"):
         make_head(space)

@@ -67,7 +67,7 @@ def test_recording_and_its_density_do_not_change_a_bit(make_run):
 def test_many_snapshots_span_several_files(make_run):
     run = make_run("snapshot_every=1")
     assert run.snapshot_steps == list(range(97))
-    assert len(list((run.path / "snapshots").glob("*"))) == 2
+    assert len(list((run.path / "snapshots").glob("*"))) == 3, "step 0 at once, then 50, then the rest"
 
 
 def test_a_failure_is_recorded_with_its_reason(tmp_path):
@@ -98,22 +98,57 @@ def wait_for(condition, process, seconds=60):
 
 def test_a_killed_run_leaves_whole_rows_and_the_same_command_finishes_it(tmp_path):
     folder = tmp_path / "run"
-    overrides = ("total_timesteps=200000", "snapshot_every=5")
+    overrides = ("total_timesteps=20480", "snapshot_every=2")
     process = start(folder, *overrides)
     run = RunFolder(folder)
-    wait_for(lambda: (folder / "snapshots").exists() and len(list((folder / "snapshots").glob("*"))) >= 2, process)
+    wait_for(lambda: (folder / "snapshots").exists() and len(list((folder / "snapshots").glob("*"))) >= 3, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert run.status == "running"
-    assert run.metrics.notna().all(axis=None) or run.metrics["episodic_return"].isna().any()
     rows = len(run.metrics)
     assert rows > 0
+    assert run.metrics["iteration"].tolist() == list(range(1, rows + 1))
+    assert run.metrics["steps_per_second"].notna().all(), "the last column of the last row is there"
     assert len(run.digests) in (16 * rows, 16 * (rows + 1)), "an iteration's digests go before its row"
     assert np.isfinite(run.snapshot(run.snapshot_steps[-1])).all()
-    short = [*overrides[1:], "total_timesteps=4096"]
-    with pytest.raises(ConfigError, match="total_timesteps=200000 instead of 4096"):
-        train(load(short), folder)
+    with pytest.raises(ConfigError, match="total_timesteps=20480 instead of 4096"):
+        train(load([overrides[1], "total_timesteps=4096"]), folder)
     assert len(RunFolder(folder).digests) == len(run.digests), "a refused run must leave the folder alone"
+    again = start(folder, *overrides)
+    again.communicate()
+    assert again.returncode == 0
+    assert RunFolder(folder).info["final_digest"] == train(load(overrides)).final_digest
+
+
+def test_a_failed_run_keeps_the_snapshots_it_had(tmp_path):
+    def stop(row):
+        if row["iteration"] == 2:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(load([*TINY, "snapshot_every=10"]), tmp_path / "run", stop)
+    assert RunFolder(tmp_path / "run").snapshot_steps == [0, 10, 20, 30]
+
+
+def test_what_a_kill_at_the_very_start_leaves_is_no_obstacle(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.yaml.partial").write_text("loss:")
+    train(load(TINY), tmp_path)
+    assert RunFolder(tmp_path).status == "finished"
+
+
+def test_a_run_that_finished_before_the_lock_was_ours_is_kept(tmp_path):
+    """Two processes pass the first check together; the slower one finds a finished run of another config."""
+    config, other = load(TINY), load([*TINY, "gamma=0.9"])
+    policy = train(config).policy
+    slow, same = Recorder(tmp_path / "run", other, policy), Recorder(tmp_path / "run", config, policy)
+    digest = train(config, tmp_path / "run").final_digest
+    with pytest.raises(ConfigError, match=r"gamma=0\.99 instead of 0\.9"), slow:
+        pass
+    with pytest.raises(ConfigError, match="is finished already"), same:
+        pass
+    assert RunFolder(tmp_path / "run").info["final_digest"] == digest
 
 
 def test_an_unfinished_run_starts_over_and_ends_as_if_it_had_never_stopped(tmp_path):

@@ -46,7 +46,7 @@ def test_one_ulp_in_one_weight_is_found_at_its_step(make_run, tmp_path, monkeypa
     verdict = compare(make_run(), RunFolder(tmp_path / "run"))
     assert verdict.verdict in ("ROUNDING", "DIVERGED")
     assert verdict.first_difference == step
-    assert verdict.onset == "rounding"
+    assert verdict.onset == "small"
     if step == 96:
         assert verdict.verdict == "ROUNDING"
         assert [(row.step, row.parameters, row.median_ulp) for row in verdict.drift] == [(96, 1, 1.0)]
@@ -58,14 +58,15 @@ def make_config(*overrides):
     return load([*SHORT, *overrides])
 
 
-def test_textbook_order_is_rounding_at_first(make_run):
+def test_textbook_order_begins_as_a_few_ulp(make_run):
     verdict = compare(make_run(ODD, "optimizer=sgd"), make_run(ODD, "optimizer=sgd", "loss=reinforce_textbook"))
     assert verdict.verdict == "ROUNDING"
-    assert verdict.onset == "rounding"
+    assert verdict.onset == "small"
     assert verdict.first_difference is not None
     first = verdict.drift[0]
     assert 0 < first.max_abs < 1e-5
     assert first.relative < 1e-4
+    assert first.median_ulp <= 4
 
 
 def test_another_update_is_diverged_and_not_mistaken_for_rounding(make_run, monkeypatch):
@@ -81,7 +82,7 @@ def test_another_update_is_diverged_and_not_mistaken_for_rounding(make_run, monk
     wrong = make_run("loss=reinforce_mask", "seed=8")
     verdict = compare(make_run("seed=8"), wrong)
     assert verdict.verdict == "DIVERGED"
-    assert verdict.onset == "update"
+    assert verdict.onset == "large"
     assert verdict.first_difference == 1
 
 
@@ -90,6 +91,25 @@ def test_different_conditions_are_incomparable_and_the_keys_are_named(make_run):
     assert verdict.verdict == "INCOMPARABLE"
     assert verdict.differing_keys == ["gamma"]
     assert compare(make_run(), make_run("snapshot_every=0", "loss=reinforce")).verdict == "IDENTICAL"
+
+
+def test_runs_that_went_nan_are_not_called_identical(tmp_path):
+    for loss in ("ppo_clip", "reinforce"):
+        config = make_config(f"loss={loss}")
+        config.learning_rate = 1e38
+        train(config, tmp_path / loss)
+    a, b = RunFolder(tmp_path / "ppo_clip"), RunFolder(tmp_path / "reinforce")
+    assert not np.isfinite(a.snapshot(96)).all()
+    assert compare(a, b).verdict == "INCOMPLETE"
+    assert "not finite numbers" in compare(a, b).reason
+
+
+def test_other_versions_are_mentioned(make_run, tmp_path):
+    other = make_run("loss=reinforce")
+    versions = other.info["versions"] | {"torch": "9.9"}
+    verdict = compare(make_run(), copy_of(other, tmp_path / "run", versions=versions))
+    assert verdict.verdict == "IDENTICAL"
+    assert "| 9.9" in verdict.reason
 
 
 def copy_of(run, folder, **changes):
@@ -199,6 +219,38 @@ def test_analysis_does_not_import_torch_or_the_trainer(make_run):
         "sys.exit(bool({'torch', 'rlloss.train', 'hydra'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_json_is_standard_where_numbers_are_not_finite(make_run, tmp_path, capsys):
+    for i, loss in enumerate(("ppo_clip", "reinforce")):
+        shutil.copytree(make_run("max_grad_norm=inf", f"loss={loss}").path, tmp_path / str(i))
+    assert main(["verify", str(tmp_path), "--json"]) == 0
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert document["pairs"][0]["condition"]["max_grad_norm"] is None
+
+
+def test_a_run_is_never_compared_with_itself(make_run, tmp_path):
+    (tmp_path / "link").symlink_to(make_run().path)
+    assert len(find_runs([make_run().path, tmp_path / "link", make_run().path / ".." / "run"])) == 1
+
+
+def test_a_run_killed_at_its_start_is_incomplete_and_not_overlooked(make_run, tmp_path):
+    copy = copy_of(make_run("loss=reinforce"), tmp_path / "run")
+    (copy.path / "run.json").unlink()
+    verdicts, _ = verify(find_runs([make_run().path, copy.path]))
+    assert [v.verdict for v in verdicts] == ["INCOMPLETE"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.yaml", "a: [1"), ("config.yaml", "- 1"), ("metrics.csv", "")])
+def test_damaged_files_make_a_run_incomplete_and_raise_nothing(make_run, tmp_path, name, content):
+    copy = copy_of(make_run("loss=reinforce"), tmp_path / "run")
+    (copy.path / name).write_text(content)
+    assert compare(make_run(), RunFolder(copy.path)).verdict in ("INCOMPLETE", "IDENTICAL")
+    assert main(["verify", str(make_run().path), str(copy.path)]) in (0, 1)
 
 
 def test_runs_are_found_below_folders_once(make_run, tmp_path):
