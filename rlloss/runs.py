@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 DIGEST_BYTES = 32
+LAST_EPISODES = 100  # over which a finished run's return is averaged
 WHERE_KEYS = ("run_root", "run_dir")  # where a run is recorded: not part of what it is
 
 

@@ -4,9 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rlloss.runs import RunFolder
-
-LAST_EPISODES = 100
+from rlloss.runs import LAST_EPISODES, RunFolder
 
 
 def training_return(run: RunFolder, episodes: int = LAST_EPISODES) -> float:

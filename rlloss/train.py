@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rlloss.losses import LOSSES
 from rlloss.policy import ActorCritic, make_head
 from rlloss.record import Recorder
 from rlloss.rollout import Episode, Rollout, Sampler, collect, gae
+from rlloss.runs import LAST_EPISODES
 from rlloss.update import Batch, lookup, make_optimizer, update
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
@@ -39,6 +40,8 @@ class State:
     schedule: torch.optim.lr_scheduler.LRScheduler
     sampler: Sampler
     shuffle: np.random.Generator
+    optimizer_steps: int = 0
+    last_episodes: deque[Episode] = field(default_factory=lambda: deque(maxlen=LAST_EPISODES))
 
 
 @dataclass(frozen=True)
@@ -62,51 +65,49 @@ def train(config: Config, folder: Path | None = None, progress: Progress | None 
     """
     check(config)
     with deterministic(config), _prepared(config) as state, _recorder(folder, config, state.policy) as recorder:
-        optimizer_steps = 0
-        last_episodes: deque[Episode] = deque(maxlen=100)
-        start = time.perf_counter()
 
         def after_step() -> None:
-            nonlocal optimizer_steps
-            optimizer_steps += 1
+            state.optimizer_steps += 1
             if recorder is not None:
                 recorder.step()
 
+        start = time.perf_counter()
         for iteration in range(1, config.num_iterations + 1):
-            iteration_start = time.perf_counter()
-            learning_rate = state.optimizer.param_groups[0]["lr"]
+            began, learning_rate = time.perf_counter(), state.optimizer.param_groups[0]["lr"]
             rollout = collect(state.sampler, state.policy, config.num_steps)
             batch = make_batch(rollout, config)
             metrics = update(state.policy, state.optimizer, batch, config, state.shuffle, after_step)
             state.schedule.step()
-            last_episodes.extend(rollout.episodes)
-            row = {
-                "iteration": iteration,
-                "env_steps": state.sampler.env_steps,
-                "optimizer_steps": optimizer_steps,
-                "learning_rate": learning_rate,
-                **metrics,
-                "explained_variance": explained_variance(batch),
-                **episode_metrics(rollout.episodes),
-                "actions_digest": hashlib.sha256(rollout.actions.cpu().numpy().data).hexdigest()[:16],
-                "steps_per_second": round(config.num_samples / (time.perf_counter() - iteration_start), 1),
-            }
+            state.last_episodes.extend(rollout.episodes)
+            row = {"iteration": iteration, **counts(state), "learning_rate": learning_rate, **metrics}
+            row |= {"explained_variance": explained_variance(batch), **episode_metrics(rollout.episodes)}
+            row["actions_digest"] = hashlib.sha256(rollout.actions.cpu().numpy().data).hexdigest()[:16]
+            row["steps_per_second"] = round(config.num_samples / (time.perf_counter() - began), 1)
             if recorder is not None:
                 recorder.iteration(row, rollout.episodes)
             if progress is not None:
                 progress(row)
 
-        finished = episode_metrics(list(last_episodes))
-        summary: dict[str, Any] = {
-            "env_steps": state.sampler.env_steps,
-            "steps_per_second": round(state.sampler.env_steps / (time.perf_counter() - start), 1),
-            "episodic_return": finished["episodic_return"],
-            "episodic_length": finished["episodic_length"],
-        }
+        summary = summarise(state, time.perf_counter() - start)
         if recorder is not None:
             recorder.finish(checkpoint(state), summary)
         digest = hashlib.sha256(state.policy.flat.detach().cpu().numpy().data).hexdigest()
-        return Run(config, state.policy, digest, optimizer_steps, **summary)
+        return Run(config, state.policy, digest, state.optimizer_steps, **summary)
+
+
+def counts(state: State) -> dict[str, int]:
+    return {"env_steps": state.sampler.env_steps, "optimizer_steps": state.optimizer_steps}
+
+
+def summarise(state: State, seconds: float) -> dict[str, Any]:
+    """What ``run.json`` says of a finished run."""
+    finished = episode_metrics(list(state.last_episodes))
+    return {
+        "env_steps": state.sampler.env_steps,
+        "steps_per_second": round(state.sampler.env_steps / seconds, 1),
+        "episodic_return": finished["episodic_return"],
+        "episodic_length": finished["episodic_length"],
+    }
 
 
 def validate(config: Config) -> None:
