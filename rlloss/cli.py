@@ -176,9 +176,11 @@ def train_sweep(overrides: list[str]) -> int:
     if not {"hydra/launcher", "hydra.launcher.n_jobs"} & given:
         overrides = [*overrides, f"hydra.launcher.n_jobs={os.cpu_count() or 1}"]
     if todo:
-        with progress_bar(todo):
-            hydra_main(["--multirun", *overrides])
-        (root / "multirun.yaml").unlink(missing_ok=True)  # Hydra's note of its own settings: every run has its config
+        try:
+            with progress_bar(todo):
+                hydra_main(["--multirun", *overrides])
+        finally:  # Hydra's note of its own settings: every run has its config
+            (root / "multirun.yaml").unlink(missing_ok=True)
     print(tables.text(run_table([RunFolder(run_folder(config)) for config in configs])))
     print(f"written to {root if configs[0].run_dir is None else 'their run_dir'}")
     if not journal.exists():
@@ -209,7 +211,8 @@ def hydra_main(arguments: list[str]) -> int:
     try:
         configs = str(data_dir("configs").resolve())
         hydra.main(version_base="1.3", config_path=configs, config_name="config")(sweep_job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        # Jobs never raise (sweep_job), so a ValueError is a launcher's complaint about its settings.
         raise ConfigError(one_line(error)) from error
     finally:
         sys.argv = before

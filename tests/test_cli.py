@@ -112,6 +112,8 @@ BAD = {
     "config of bad": (["--cfg", "job", "num_envs=four"], "num_envs: Value 'four'"),
     "sweep on no device": (["-m", "seed=1,2", "device=tpu"], "device=tpu: unknown"),
     "sweep by glob": (["-m", "loss=glob(*)"], "glob is not supported"),
+    "no jobs": (["-m", *TINY, "run_root=.", "seed=1,2", "hydra.launcher.n_jobs=0"], "n_jobs == 0"),
+    "no launcher": (["-m", *TINY, "run_root=.", "seed=1,2", "hydra/launcher=nope"], "hydra/launcher/nope"),
     "one beta": (["optimizer.betas=[0.9]"], "optimizer=adam"),
     "no such device": (["device=tpu"], "device=tpu: unknown; use cpu or cuda"),
     "optimizer setting": (["optimizer.betas=[2,0.9]"], "optimizer=adam"),
