@@ -28,7 +28,7 @@ from rlloss.config import (
     to_config,
 )  # fmt: skip
 from rlloss.runs import RunFolder, find_runs, to_json
-from rlloss.sweep import Outcome, check_all, progress_bar, run_all, run_one
+from rlloss.sweep import Outcome, check_all, is_finished, progress_bar, run_all, run_one
 from rlloss.verify import Verdict, verify
 
 HOLDS, FAILS, BAD_INPUT = 0, 1, 2
@@ -147,7 +147,7 @@ def train_one(config: Config) -> int:
 
     folder = run_folder(config)
     check_folder(folder, config)
-    if RunFolder(folder).status == "finished":
+    if is_finished(config):
         print("This run is finished already; remove its folder to run it again.")
     else:
         total = config.num_iterations * config.num_samples
@@ -168,7 +168,7 @@ def train_sweep(overrides: list[str]) -> int:
     """Hydra's --multirun. Every config is checked before the first run starts; failures are listed at the end."""
     configs = [load(job) for job in split_sweep(overrides)]
     check_all(configs)
-    todo = [config for config in configs if RunFolder(run_folder(config)).status != "finished"]
+    todo = [config for config in configs if not is_finished(config)]
     root = Path(configs[0].run_root)
     journal = root / f"failures-{os.getpid()}.jsonl"
     os.environ[FAILURES] = str(journal.resolve())
@@ -318,7 +318,7 @@ def reproduce_command(options: argparse.Namespace) -> int:
         for overrides in claim.runs(options.preset):
             config = replace(load(overrides), run_root=str(options.runs))
             wanted.setdefault(run_folder(config), config)
-    finished = sum(RunFolder(folder).status == "finished" for folder in wanted)
+    finished = sum(map(is_finished, wanted.values()))
     print(f"{len(claims)} claims, {len(wanted)} runs, {finished} of them finished already", flush=True)
     check_all(list(wanted.values()))
     failed = [outcome for outcome in run_all(list(wanted.values()), options.jobs) if outcome.reason]

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlloss.config import Config
-from rlloss.update import lookup
+from rlloss.config import Config, lookup
 
 Factor = Callable[[int, int], float]
 

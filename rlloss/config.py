@@ -297,6 +297,13 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def lookup(table: dict[str, Any], key: str, name: str) -> Any:
+    """``table[name]``. Raises: ConfigError naming the choices."""
+    if name not in table:
+        raise ConfigError(f"{key}={name}: unknown; use one of {', '.join(table)}")
+    return table[name]
+
+
 def _slug(value: Any) -> str:
     return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")
 

@@ -25,6 +25,10 @@ class Outcome:
     traceback: str = ""
 
 
+def is_finished(config: Config) -> bool:
+    return RunFolder(run_folder(config)).status == "finished"
+
+
 def run_one(config: Config) -> Outcome:
     """Train one config into its folder, unless that run is finished. Failures are returned, not raised.
 
@@ -35,7 +39,7 @@ def run_one(config: Config) -> Outcome:
     folder = run_folder(config)
     try:
         check_folder(folder, config)
-        if RunFolder(folder).status != "finished":
+        if not is_finished(config):
             train(config, folder)
     except ConfigError as error:
         return Outcome(str(folder), str(error))
@@ -64,7 +68,7 @@ def check_all(configs: Sequence[Config]) -> None:
 
 def run_all(configs: Sequence[Config], jobs: int) -> list[Outcome]:
     """Every config once, in ``jobs`` processes; one failure leaves the others running."""
-    todo = [config for config in configs if RunFolder(run_folder(config)).status != "finished"]
+    todo = [config for config in configs if not is_finished(config)]
     done = [Outcome(str(run_folder(config))) for config in configs if config not in todo]
     if not todo:
         return done
@@ -87,7 +91,7 @@ def progress_bar(configs: Sequence[Config]) -> Iterator[None]:
 
     def show(bar: "tqdm[Any]") -> None:
         bar.update(max(0, min(total, sum(map(env_steps, configs))) - bar.n))
-        finished = sum(RunFolder(run_folder(config)).status == "finished" for config in configs)
+        finished = sum(map(is_finished, configs))
         bar.set_postfix_str(f"{finished}/{len(configs)} finished")
 
     def watch() -> None:

@@ -17,14 +17,14 @@ import torch
 
 from rlloss import streams
 from rlloss.conditions import make_schedule
-from rlloss.config import Config, ConfigError, check
+from rlloss.config import Config, ConfigError, check, lookup
 from rlloss.envs import make_envs
 from rlloss.losses import LOSSES
 from rlloss.policy import ActorCritic, make_head
 from rlloss.record import Recorder
 from rlloss.rollout import Episode, Rollout, Sampler, collect, gae
 from rlloss.runs import LAST_EPISODES
-from rlloss.update import Batch, lookup, make_optimizer, update
+from rlloss.update import Batch, make_optimizer, update
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 

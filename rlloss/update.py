@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlloss.config import Config, ConfigError, OptimizerConfig
+from rlloss.config import Config, ConfigError, OptimizerConfig, lookup
 from rlloss.losses import LOSSES, Loss, clip_active
 from rlloss.policy import ActorCritic
 
@@ -40,13 +40,6 @@ class Step(NamedTuple):
     value_loss: Tensor
     entropy: Tensor
     grad_norm: Tensor
-
-
-def lookup(table: dict[str, Any], key: str, name: str) -> Any:
-    """``table[name]``. Raises: ConfigError naming the choices."""
-    if name not in table:
-        raise ConfigError(f"{key}={name}: unknown; use one of {', '.join(table)}")
-    return table[name]
 
 
 def make_optimizer(config: OptimizerConfig, policy: ActorCritic, learning_rate: float) -> torch.optim.Optimizer:
