@@ -1,0 +1,564 @@
+"""Are two losses one gradient? Settled without training: point by point, batch by batch, then through a network.
+
+Autograd's gradients with respect to logp are compared bit by bit. Where bits differ, the difference is held against the
+rounding of the terms that autograd summed: the sum of their absolute values (``Measurement.terms``), not what was
+left of them, for where terms cancel an ulp of the rest says nothing.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlloss.formulation import Formulation, LossError, resolve
+from rlloss.probes import Probe, dtype_name, random_batch, random_sequences, sample_probes, sequence_probes, step
+
+IDENTICAL, EQUAL, DIFFERENT = "IDENTICAL", "EQUAL", "DIFFERENT"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+CLIP_COEF = 0.2
+
+# A difference counts as rounding up to FEW units in the last place of the terms, or up to MARGIN * (1 + |logp| +
+# |old_logp|) of them, because losses that form the ratio differently round log-probabilities of that size; but never
+# beyond PART of the terms, in dtypes of so few digits that the margin would cover everything.
+FEW, MARGIN, PART = 4, 16, 1 / 16
+
+Array = NDArray[np.float64]
+AnyLoss = str | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A loss on a probe. On a grid the gradient is that of the sum (the mean times N, a power of two).
+
+    What only unequal losses need, ``nearby`` and ``terms``, is measured when first asked for.
+    """
+
+    loss: Formulation
+    probe: Probe
+    clip_coef: float
+    gradient: Array  # d loss / d logp, exactly as autograd returned it
+    values: Array  # per-sample losses, or the one scalar
+
+    @cached_property
+    def nearby(self) -> tuple[Array, Array]:
+        """The gradient with every logp an ulp lower, and an ulp higher (``nudge``)."""
+        below, above = (
+            gradient_of(self.loss, self.probe, nudge(self.probe, side), self.clip_coef)[0] for side in (-1, 1)
+        )
+        return below, above
+
+    @cached_property
+    def terms(self) -> Array:
+        """The gradient as a sum over all paths to logp, every term with its absolute value; 0 where that overflows."""
+        _, total, logp, _ = gradient_of(self.loss, self.probe, self.probe.logp, self.clip_coef)
+        for node in _nodes(total.grad_fn):
+            node.register_hook(_absolute)
+        (terms,) = torch.autograd.grad(total, logp)
+        return np.nan_to_num(_array(terms.abs()), nan=0.0, posinf=0.0)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two measurements on one probe, element by element: equal, or unequal for one of five reasons."""
+
+    probe: Probe
+    ulp: Array  # the rounding, in units in the last place of the terms; 0 for all others
+    edge: NDArray[np.bool_]  # one gradient jumps within an ulp of logp: a clip bound, a rounding tie
+    subnormal: NDArray[np.bool_]  # the gradient is subnormal on its way, and loses digits
+    not_finite: NDArray[np.bool_]  # a gradient is infinite or NaN
+    real: NDArray[np.bool_]  # explained by nothing
+
+    @property
+    def unequal(self) -> bool:
+        """Whether any bit differs where both gradients are finite."""
+        return bool(self.ulp.any() or self.edge.any() or self.subnormal.any() or self.real.any())
+
+
+def measure(loss: Formulation, probe: Probe, clip_coef: float) -> Measurement:
+    """The loss's gradient and values on a probe. Raises: LossError if the loss cannot be used."""
+    gradient, _, _, result = gradient_of(loss, probe, probe.logp, clip_coef)
+    return Measurement(loss, probe, clip_coef, gradient, _array(result))
+
+
+def gradient_of(loss: Formulation, probe: Probe, at: Tensor, clip_coef: float) -> tuple[Array, Tensor, Tensor, Tensor]:
+    """The gradient at logp = ``at``; and what it is the gradient of, the leaf and the result, with their graph."""
+    logp = at.clone().requires_grad_()
+    result = loss(probe, logp, clip_coef)
+    total = result.mean() * logp.numel() if probe.grid else result.mean()
+    try:
+        (gradient,) = torch.autograd.grad(total, logp, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise LossError(f"{loss.name}: autograd raised {' '.join(str(error).split())}") from error
+    if gradient is None:
+        raise LossError(f"{loss.name} has no gradient with respect to logp; it depends on something else alone")
+    return _array(gradient), total, logp, result
+
+
+def nudge(probe: Probe, side: int) -> Tensor:
+    """logp moved down or up by one ulp, and by at least two ulp of the ratio."""
+    moved = probe.logp + side * 2 * torch.finfo(probe.dtype).eps
+    neighbour = step(probe.logp, side)
+    return torch.minimum(moved, neighbour) if side < 0 else torch.maximum(moved, neighbour)
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    """Every node of an autograd graph, once."""
+    seen, todo = {root}, [root]
+    while todo:
+        node = todo.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+
+
+def _absolute(grad_inputs: tuple[Tensor | None, ...], _: object) -> tuple[Tensor | None, ...]:
+    """A hook that keeps terms from cancelling where autograd adds them up."""
+    return tuple(None if g is None else g.abs() for g in grad_inputs)
+
+
+def _array(x: Tensor) -> Array:
+    return x.detach().double().numpy().ravel()
+
+
+def contrast(a: Measurement, b: Measurement) -> Contrast:
+    """Tell rounding from an edge, and both from a real difference, element by element."""
+    x, y, probe = a.gradient, b.gradient, a.probe
+    unequal = (x != y) & ~(np.isnan(x) & np.isnan(y))
+    none = np.zeros_like(unequal)
+    if not unequal.any():
+        return Contrast(probe, none.astype(float), none, none, none, none)
+    not_finite = unequal & ~(np.isfinite(x) & np.isfinite(y))
+    terms = np.fmax(np.fmax(np.abs(x), np.abs(y)), np.fmax(a.terms, b.terms))
+    subnormal = unequal & ~not_finite & _underflows(probe, terms)
+    unequal &= ~(not_finite | subnormal)
+    rounding, ulp = _rounding(x, y, terms, probe)
+    edge, unexplained = none, unequal & ~rounding
+    if unexplained.any():
+        for left, right in ((a.nearby[0], y), (a.nearby[1], y), (x, b.nearby[0]), (x, b.nearby[1])):
+            edge = edge | _rounding(left, right, terms, probe)[0]
+    return Contrast(
+        probe,
+        np.where(unequal & rounding, ulp, 0.0),
+        unexplained & edge,
+        subnormal,
+        not_finite,
+        unexplained & ~edge,
+    )
+
+
+def _rounding(x: Array, y: Array, terms: Array, probe: Probe) -> tuple[NDArray[np.bool_], Array]:
+    """Whether x - y is no more than rounding, and its size in units in the last place of the terms."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(x - y)
+        ulp = np.ceil(apart / spacing(terms, probe.dtype))
+    size = 1 + _array(probe.logp.abs() + probe.old_logp.abs())
+    margin = np.minimum(MARGIN * size * torch.finfo(probe.dtype).eps, PART) * terms
+    return (ulp <= FEW) | (apart <= margin), ulp
+
+
+def spacing(x: Array, dtype: torch.dtype) -> Array:
+    """One unit in the last place of |x| in ``dtype``; below the normal range, the smallest subnormal."""
+    info = torch.finfo(dtype)
+    _, exponent = np.frexp(np.maximum(x, info.smallest_normal))
+    unit: Array = np.ldexp(info.eps, exponent - 1)
+    return unit
+
+
+def _underflows(probe: Probe, terms: Array) -> NDArray[np.bool_]:
+    """Where the gradient, or A/N on its way to it, loses digits because it is subnormal (float16: often)."""
+    smallest = 4 * torch.finfo(probe.dtype).smallest_normal
+    incoming = np.abs(_array(probe.sample_advantages)) / (1 if probe.grid else probe.logp.numel())
+    lost: NDArray[np.bool_] = ((incoming != 0) & (incoming < smallest)) | (terms < smallest)
+    return lost
+
+
+# ------------------------------------------------------------------------------------------------------ survey
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One loss on every probe of every dtype, and its parameter gradients in a small network."""
+
+    loss: Formulation
+    probes: list[Probe]
+    measurements: list[Measurement]
+    networks: list[Tensor]
+
+
+def survey(loss: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], seed: int) -> Survey:
+    """Measure a loss everywhere. Raises: LossError; also for NaN on ordinary samples, and for random results."""
+    probes = [p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, sequence=loss.sequence)]
+    measurements = [measure(loss, probe, clip_coef) for probe in probes]
+    for probe, measured in zip(probes, measurements, strict=True):
+        if not probe.extreme and not np.isfinite(measured.gradient).all():
+            raise LossError(f"{loss.name}: {_not_finite(probe, measured)}")
+    again = measure(loss, probes[0], clip_coef)
+    if not np.array_equal(again.gradient, measurements[0].gradient):
+        raise LossError(f"{loss.name} gives another gradient when called again; a random loss cannot be compared")
+    return Survey(loss, probes, measurements, [network_gradient(loss, probe, clip_coef) for probe in networks(probes)])
+
+
+def probes_of(dtype: torch.dtype, clip_coef: float, seed: int, *, sequence: bool) -> Iterator[Probe]:
+    return sequence_probes(dtype, seed) if sequence else sample_probes(dtype, clip_coef, seed)
+
+
+def _not_finite(probe: Probe, measured: Measurement) -> str:
+    i = int(np.flatnonzero(~np.isfinite(measured.gradient))[0])
+    ratio, A = float(_array(probe.ratio)[i]), float(_array(probe.sample_advantages)[i])
+    return (
+        f"its gradient is {measured.gradient[i]} on an ordinary batch of {probe.describe()}, "
+        f"at ratio {ratio:.6g}, A = {A:.6g}"
+    )
+
+
+def networks(probes: Sequence[Probe]) -> list[Probe]:
+    """The probes that are also run through a network: a power of two and another, on- and off-policy."""
+    return [p for p in probes if p.name in ("N = 64", "N = 100") or p.name.startswith(("4 x 16", "3 x 7"))]
+
+
+def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Tensor:
+    """The gradient of all parameters of a small softmax policy whose actions have the probe's advantages.
+
+    ``old_logp`` comes from the same network with its weights moved a little, or not at all if on-policy.
+    """
+    generator = torch.Generator().manual_seed(probe.logp.numel())
+    shape = probe.logp.shape
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(probe.dtype)
+
+    obs, weights = draw(*shape, 6), [draw(6, 16) / 2, draw(16, 4) / 2]
+    actions = torch.randint(0, 4, (*shape, 1), generator=generator)
+
+    def logp(layers: Sequence[Tensor]) -> Tensor:
+        logits = torch.tanh(obs @ layers[0]) @ layers[1]
+        return torch.log_softmax(logits, -1).gather(-1, actions).squeeze(-1)
+
+    old_logp = logp([w + (0 if probe.on_policy else 0.2) * draw(*w.shape) for w in weights])
+    leaves = [w.requires_grad_() for w in weights]
+    batch = Probe(probe.name, probe.on_policy, probe.logp, old_logp.detach(), probe.advantages, probe.mask)
+    gradients = torch.autograd.grad(loss(batch, logp(leaves), clip_coef).mean(), leaves)
+    return torch.cat([g.flatten() for g in gradients])
+
+
+# -------------------------------------------------------------------------------------------------- comparison
+
+
+@dataclass(frozen=True)
+class Part:
+    """The verdict on the on-policy half (logp equals old_logp) or on the off-policy half of what was tried."""
+
+    verdict: str
+    samples: int  # compared: both gradients finite, or the same
+    differing: int  # of them, really
+    edges: int  # of them, because one gradient jumps within an ulp of logp: a clip bound, a rounding tie
+    subnormal: int  # of them, because the gradient is subnormal on its way
+    ulp: int  # the largest rounding difference of the others, in units in the last place of the terms
+    where: str  # of that
+    unequal: tuple[str, ...]  # batches that are not equal to the last bit, with their dtype
+    network: float  # the largest relative difference of a network's parameter gradients
+
+
+@dataclass(frozen=True)
+class Values:
+    """What differs although gradients may agree. Pairs are (a, b)."""
+
+    batch: tuple[float, float]  # the mean loss on a batch off-policy
+    first_minibatch: tuple[float, float]  # the mean loss on-policy, with advantages of mean 0 and variance 1
+    gradient_norm: tuple[float, float]  # on that minibatch
+    constant: float | None  # b's value minus a's, if that is one number everywhere
+    true_loss: tuple[bool | None, bool | None]  # whether the value's slope is the gradient; None: takes no float64
+
+
+@dataclass(frozen=True)
+class Example:
+    """The smallest sample found on which the gradients differ: ``n`` copies of it in a batch."""
+
+    dtype: str
+    n: int
+    ratio: float
+    advantage: float
+    logp: float
+    old_logp: float
+    gradients: tuple[float, float]
+    lengths: tuple[int, ...] = ()  # of sequences
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found. ``verdict`` is the worse of the two halves'; ``holds`` unless that is DIFFERENT."""
+
+    a: str
+    b: str
+    clip_coef: float
+    dtypes: tuple[str, ...]
+    on_policy: Part
+    off_policy: Part
+    regions: tuple[str, ...]  # of the (ratio, A) plane in which they really differ
+    edges: tuple[float, ...]  # ratios at which one jumps an ulp before the other
+    factor: str | None  # if one gradient is a multiple of the other: the multiple
+    example: Example | None
+    values: Values
+    not_finite: tuple[str, ...]
+    tried: tuple[str, ...]
+    seed: int
+
+    @property
+    def verdict(self) -> str:
+        return worse(self.on_policy.verdict, self.off_policy.verdict)
+
+    @property
+    def holds(self) -> bool:
+        return self.verdict != DIFFERENT
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, "holds": self.holds, **asdict(self)}
+
+
+def worse(*verdicts: str) -> str:
+    return max(verdicts, key=(IDENTICAL, EQUAL, DIFFERENT).index)
+
+
+def compare(
+    f: AnyLoss,
+    g: AnyLoss,
+    *,
+    clip_coef: float = CLIP_COEF,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the gradients of two losses: IDENTICAL, EQUAL or DIFFERENT, and everything said in ``Comparison``.
+
+    - IDENTICAL: equal to the last bit on everything tried where both are finite.
+    - EQUAL: not that, but never further apart than rounding explains; ``ulp`` says how far.
+    - DIFFERENT: further apart somewhere; ``regions`` and ``example`` say where.
+
+    Args: two losses, each a name of ``rlloss.losses`` or ``rlloss.sequence_losses``, ``file.py:function``,
+        ``module:function``, or a function ``(logp, old_logp, advantages, *, clip_coef)`` that returns per-sample
+        losses or their mean (with ``mask`` after ``advantages``: a sequence loss); ``clip_coef``, handed to both; the
+        dtypes to try, the first of which decides the regions; the seed of the random batches.
+    Raises: LossError (a ValueError) for a loss that cannot be used, in one line that names it.
+    """
+    from rlloss import counterexample
+
+    left, right = resolve(f), resolve(g)
+    check_kinds(left, right)
+    check_settings(clip_coef, dtypes)
+    a, b = (survey(loss, clip_coef, dtypes, seed) for loss in (left, right))
+    contrasts = contrast_all(a, b)
+    parts = {on: part(contrasts, a, b, on_policy=on) for on in (True, False)}
+    found = counterexample.search(left, right, clip_coef, dtypes, worse(parts[True].verdict, parts[False].verdict))
+    if found is not None:
+        on = found.probe.on_policy
+        parts[on] = part([*contrasts, found], a, b, on_policy=on)
+    return Comparison(
+        left.name,
+        right.name,
+        clip_coef,
+        tuple(map(dtype_name, dtypes)),
+        parts[True],
+        parts[False],
+        counterexample.regions(left, right, contrasts, clip_coef),
+        counterexample.edges(contrasts),
+        factor(a, b, contrasts),
+        counterexample.example(left, right, found, clip_coef) if found is not None else None,
+        values(a, b, clip_coef),
+        not_finite(a, b, contrasts),
+        tried(a.probes),
+        seed,
+    )
+
+
+def tried(probes: Sequence[Probe]) -> tuple[str, ...]:
+    """In words: what a verdict rests on."""
+    if probes[0].mask is not None:
+        shapes = ", ".join(dict.fromkeys(probe.name.split(",")[0] for probe in probes))
+        batches = f"batches of {shapes} tokens, of equal and unequal lengths, on- and off-policy"
+    else:
+        points = next(probe.logp.numel() for probe in probes if probe.grid)
+        sizes = ", ".join(map(str, sorted({probe.logp.numel() for probe in probes if probe.name.startswith("N")})))
+        batches = (
+            f"a grid of {points:,} (ratio, A) with both bounds and their neighbours, ratio 1, A = 0, rounding ties; "
+            f"ratios from 0 to inf; random batches of N = {sizes}"
+        )
+    return (batches, "through a network of two layers to its parameters; and Hypothesis searched for an example")
+
+
+def check_kinds(left: Formulation, right: Formulation) -> None:
+    if left.sequence != right.sequence:
+        one, other = (left, right) if left.sequence else (right, left)
+        raise LossError(
+            f"{one.name} is a sequence loss, on [batch, tokens] with a mask, and {other.name} is per sample; "
+            "compare two of a kind"
+        )
+
+
+def check_settings(clip_coef: float, dtypes: Sequence[torch.dtype]) -> None:
+    if not 0 < clip_coef < 1:
+        raise LossError(f"--clip-coef={clip_coef}: must lie between 0 and 1")
+    if not dtypes:
+        raise LossError("dtypes: needs at least one")
+
+
+def contrast_all(a: Survey, b: Survey) -> list[Contrast]:
+    return [contrast(x, y) for x, y in zip(a.measurements, b.measurements, strict=True)]
+
+
+def part(contrasts: Iterable[Contrast], a: Survey, b: Survey, *, on_policy: bool) -> Part:
+    """The verdict on one half, from all that was tried there."""
+    half = [c for c in contrasts if c.probe.on_policy == on_policy]
+    worst = max(half, key=lambda c: c.ulp.max())
+    furthest, moved = _network(a, b, on_policy=on_policy)
+    differing = sum(int(c.real.sum()) for c in half)
+    unequal = tuple(f"{dtype_name(c.probe.dtype)} {c.probe.name}" for c in half if c.unequal)
+    return Part(
+        DIFFERENT if differing or moved else (EQUAL if unequal or furthest else IDENTICAL),
+        sum(int((~c.not_finite).sum()) for c in half),
+        differing,
+        sum(int(c.edge.sum()) for c in half),
+        sum(int(c.subnormal.sum()) for c in half),
+        int(worst.ulp.max()),
+        describe(worst.probe, int(worst.ulp.argmax())) if worst.ulp.any() else "",
+        unequal,
+        furthest,
+    )
+
+
+def _network(a: Survey, b: Survey, *, on_policy: bool) -> tuple[float, bool]:
+    """The largest relative difference of the parameters' gradients, and whether it is more than half of the digits."""
+    furthest, moved = 0.0, False
+    for probe, x, y in zip(networks(a.probes), a.networks, b.networks, strict=True):
+        if probe.on_policy == on_policy and not torch.equal(x, y):
+            norm = max(float(x.double().norm()), float(y.double().norm()))
+            relative = float((x.double() - y.double()).norm()) / norm
+            furthest, moved = max(furthest, relative), moved or relative > math.sqrt(torch.finfo(probe.dtype).eps)
+    return furthest, moved
+
+
+def describe(probe: Probe, i: int) -> str:
+    """Element ``i`` of a probe in words."""
+    ratio, A = float(_array(probe.ratio)[i]), float(_array(probe.sample_advantages)[i])
+    return f"{dtype_name(probe.dtype)}, {probe.name}, ratio {ratio:.6g}, A = {A:.4g}"
+
+
+def factor(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> str | None:
+    """The multiple that b's gradient is of a's, if it is one everywhere: a number, or N. None if equal or neither."""
+    if not any(c.real.any() for c in contrasts):
+        return None
+    multiples: list[tuple[int, Array]] = []
+    for c, x, y in zip(contrasts, a.measurements, b.measurements, strict=True):
+        moving = (
+            ~(c.not_finite | c.subnormal)
+            & ((x.gradient != 0) | (y.gradient != 0))
+            & (x.terms < 1e3 * np.abs(x.gradient))
+        )
+        if c.probe.dtype == contrasts[0].probe.dtype and moving.any():
+            with np.errstate(divide="ignore", over="ignore"):
+                multiples.append((c.probe.logp.numel(), y.gradient[moving] / x.gradient[moving]))
+    tolerance = 1e3 * torch.finfo(contrasts[0].probe.dtype).eps
+    for divide, suffix in ((False, ""), (True, "N")):
+        scaled = np.concatenate([m / n if divide else m for n, m in multiples])
+        if np.isfinite(scaled).all() and np.ptp(scaled) <= tolerance * np.abs(scaled).max():
+            number = float(np.median(scaled))
+            return suffix if suffix and math.isclose(number, 1, rel_tol=tolerance) else f"{number:.6g}" + suffix
+    return None
+
+
+def not_finite(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+    """In words: where one gradient is not a finite number and the other is, or is another one; for A > 0 and A < 0."""
+    found: dict[str, list[str]] = {}
+    for c, x, y in zip(contrasts, a.measurements, b.measurements, strict=True):
+        if not c.not_finite.any():
+            continue
+        ratio, A = _array(c.probe.ratio), _array(c.probe.sample_advantages)
+        for sign in (1, -1):
+            for i in np.flatnonzero(c.not_finite & (np.sign(A) == sign))[:1]:
+                gradients = (f"{g + 0.0:.4g} for {s.loss.name}" for g, s in ((x.gradient[i], a), (y.gradient[i], b)))
+                text = f"at ratio {ratio[i]:.4g}, A = {A[i]:.4g} the gradient is {' and '.join(gradients)}"
+                found.setdefault(text, []).append(dtype_name(c.probe.dtype))
+    return tuple(f"{text} ({', '.join(dtypes)})" for text, dtypes in found.items())
+
+
+# ------------------------------------------------------------------------------------------------------ values
+
+
+def values(a: Survey, b: Survey, clip_coef: float) -> Values:
+    """How the values differ, and what each is on a first minibatch."""
+    widest, apart, sizes = a.probes[0].dtype, [], [1.0]
+    for probe, x, y in zip(a.probes, a.measurements, b.measurements, strict=True):
+        if probe.dtype == widest and not probe.extreme:
+            same = x.values.shape == y.values.shape
+            apart.append(np.atleast_1d(y.values - x.values if same else y.values.mean() - x.values.mean()))
+            sizes += [float(np.abs(x.values).max()), float(np.abs(y.values).max())]
+    difference, rounding = np.concatenate(apart), 64 * torch.finfo(widest).eps * max(sizes)
+    constant = float(np.median(difference)) if np.ptp(difference) <= rounding else None
+    first = [first_minibatch(s.loss, widest, clip_coef) for s in (a, b)]
+    return Values(
+        (float(a.measurements[0].values.mean()), float(b.measurements[0].values.mean())),
+        (first[0][0], first[1][0]),
+        (first[0][1], first[1][1]),
+        0.0 if constant is not None and abs(constant) <= rounding else constant,
+        (is_true_loss(a.loss, clip_coef), is_true_loss(b.loss, clip_coef)),
+    )
+
+
+def first_minibatch(loss: Formulation, dtype: torch.dtype, clip_coef: float) -> tuple[float, float]:
+    """Mean loss and gradient norm where every ratio is 1 and the advantages have mean 0 and variance 1."""
+    generator = torch.Generator().manual_seed(1)
+    if loss.sequence:
+        probe = random_sequences((8, 32), dtype, generator, 0.0, ragged=False)
+    else:
+        probe = random_batch(128, dtype, generator, 0.0)
+    A = probe.advantages.double()
+    normalised = ((A - A.mean()) / A.std()).to(dtype)
+    probe = Probe(probe.name, True, probe.logp, probe.old_logp, normalised, probe.mask)
+    measured = measure(loss, probe, clip_coef)
+    return float(measured.values.mean()), float(np.linalg.norm(measured.gradient))
+
+
+def is_true_loss(loss: Formulation, clip_coef: float, h: float = 1e-6) -> bool | None:
+    """Whether autograd's gradient is the slope of the loss's value: central differences along random directions.
+
+    False for a surrogate, whose stop-gradient hides part of the value from autograd. None if it takes no float64.
+    """
+    probe = next(probes_of(torch.float64, clip_coef, 7, sequence=loss.sequence))
+    generator = torch.Generator().manual_seed(7)
+    try:
+        gradient = torch.from_numpy(measure(loss, probe, clip_coef).gradient).view(probe.logp.shape)
+        for _ in range(8):
+            along = torch.randn(probe.logp.shape, generator=generator, dtype=torch.float64)
+            ends = [loss(probe, (probe.logp + s * h * along).requires_grad_(), clip_coef).mean() for s in (1, -1)]
+            slope = float((ends[0] - ends[1]).detach()) / (2 * h)
+            terms = gradient * along
+            if abs(slope - float(terms.sum())) > 1e-5 * float(terms.abs().sum()) + 1e-8:
+                return False
+    except LossError:
+        return None
+    return True
+
+
+def assert_same_gradient(
+    f: AnyLoss,
+    g: AnyLoss,
+    *,
+    bitwise: bool = False,
+    clip_coef: float = CLIP_COEF,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> None:
+    """For test suites: raises AssertionError, with the whole report, if the losses' gradients are DIFFERENT.
+
+    ``bitwise=True`` also rejects EQUAL. The arguments are those of ``compare``.
+    """
+    from rlloss.check_report import text
+
+    result = compare(f, g, clip_coef=clip_coef, dtypes=dtypes)
+    if not result.holds or (bitwise and result.verdict != IDENTICAL):
+        raise AssertionError("\n" + text(result))

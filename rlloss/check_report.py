@@ -1,0 +1,112 @@
+"""A comparison in words: for the terminal, and for the message of a failed assertion."""
+
+import textwrap
+
+import pandas as pd
+
+from rlloss import tables
+from rlloss.check import EQUAL, Comparison, Example, Part
+
+LABEL, WIDTH = 13, 118  # characters: of the column of labels, of a line
+MEANING = {
+    "IDENTICAL": "equal to the last bit on everything tried where both are finite",
+    "EQUAL": "never further apart than rounding explains",
+    "DIFFERENT": "further apart than rounding explains",
+}
+
+
+def text(c: Comparison) -> str:
+    """The whole report on one pair: the verdict, the evidence, what differs besides, what was tried."""
+    lines = [f"{c.a} and {c.b}: {c.verdict} ({MEANING[c.verdict]})", "", tables.text(part_table(c)), ""]
+    for label, entries in details(c).items():
+        for i, entry in enumerate(entries):
+            first = f"{label if i == 0 else '':<{LABEL}}"
+            lines += textwrap.wrap(entry, WIDTH, initial_indent=first, subsequent_indent=" " * LABEL)
+    return "\n".join(lines)
+
+
+def part_table(c: Comparison) -> pd.DataFrame:
+    def row(name: str, part: Part) -> dict[str, object]:
+        close = part.verdict == EQUAL
+        return {
+            "gradients": name,
+            "verdict": part.verdict,
+            "samples": part.samples,
+            "different": part.differing,
+            "at an edge": f"{part.edges:,}" if close else "–",
+            "rounding": f"{part.ulp} ulp" if close else "–",
+        }
+
+    return pd.DataFrame([row("on-policy", c.on_policy), row("off-policy", c.off_policy)])
+
+
+def details(c: Comparison) -> dict[str, list[str]]:
+    """The report's labelled lines; a label without entries is left out."""
+    return {
+        "differ at": list(c.regions),
+        "factor": [f"{c.b}'s gradient is {c.factor} times {c.a}'s, everywhere"] if c.factor else [],
+        **(_closeness(c) if c.verdict == EQUAL else {}),
+        "example": _example(c, c.example) if c.example else [],
+        "values": _values(c),
+        "kind": _kinds(c),
+        "not finite": list(c.not_finite),
+        "tried": [f"{', '.join(c.dtypes)}; clip_coef {c.clip_coef:g}; seed {c.seed}", *c.tried],
+    }
+
+
+def _closeness(c: Comparison) -> dict[str, list[str]]:
+    """For EQUAL losses: how far apart, where, and in which batches they are not equal to the last bit."""
+    worst = max(c.on_policy, c.off_policy, key=lambda part: part.ulp)
+    small = c.on_policy.subnormal + c.off_policy.subnormal
+    jumps = " and ".join(f"{edge:g}" for edge in c.edges)
+    batches: dict[str, dict[str, None]] = {}
+    for name in (*c.on_policy.unequal, *c.off_policy.unequal):
+        dtype, batch = name.split(" ", 1)
+        batches.setdefault(dtype, {})[batch.removeprefix("N = ")] = None
+    return {
+        "edges": [f"at ratio {jumps}: there one gradient jumps an ulp of logp before the other"] if c.edges else [],
+        "rounding": [f"at most {worst.ulp} ulp of the terms that are summed: {worst.where}"] if worst.ulp else [],
+        "subnormal": [f"{small:,} samples differ whose gradient is subnormal on its way to logp"] if small else [],
+        "not bitwise": [f"N = {', '.join(sorted(names, key=_by_size))} ({d})" for d, names in batches.items()],
+    }
+
+
+def _by_size(name: str) -> tuple[bool, int, str]:
+    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+
+
+def _example(c: Comparison, e: Example) -> list[str]:
+    exact = c.verdict == EQUAL
+
+    def number(x: float) -> str:
+        """Six digits, but all of them where the last one is the point. Never a negative zero."""
+        short = f"{x + 0.0:.6g}"
+        return f"{x!r}" if exact and float(short) != x else short
+
+    batch = f"N = {e.n}"
+    if e.lengths:
+        batch = f"sequences of length {', '.join(map(str, e.lengths))}, padded to {max(e.lengths) + 1}"
+    return [
+        f"ratio {number(e.ratio)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype}, {batch})",
+        f"gradient {number(e.gradients[0])} for {c.a}, {number(e.gradients[1])} for {c.b}",
+    ]
+
+
+def _values(c: Comparison) -> list[str]:
+    v = c.values
+    if v.constant is None:
+        first = f"differ: {v.batch[0]:.4f} and {v.batch[1]:.4f} on a batch off-policy"
+    else:
+        first = f"differ by a constant, {v.constant:.6g}" if v.constant else "the same"
+    losses = " and ".join(f"{0.0 if abs(x) < 5e-5 else x:.4f}" for x in v.first_minibatch)
+    norms = " and ".join(f"{x:.4f}" for x in v.gradient_norm)
+    return [first, f"on the first minibatch, advantages normalised: {losses}, with gradients of norm {norms}"]
+
+
+def _kinds(c: Comparison) -> list[str]:
+    words = {
+        True: "is a true loss: the slope of its value is its gradient",
+        False: "is a surrogate: the slope of its value is not its gradient",
+        None: "takes no float64: true loss or surrogate was not tried",
+    }
+    return [f"{name} {words[kind]}" for name, kind in zip((c.a, c.b), c.values.true_loss, strict=True)]

@@ -1,0 +1,253 @@
+"""Where two gradients differ: the regions of the (ratio, A) plane, and the smallest example that Hypothesis finds."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, Phase, find, settings
+from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
+from numpy.typing import NDArray
+
+from rlloss.check import DIFFERENT, Contrast, Example, contrast, measure
+from rlloss.formulation import Formulation
+from rlloss.probes import Probe, at_ratio, bounds, dtype_name, step
+
+# Simplest first: Hypothesis shrinks towards the beginning of a list.
+RATIOS = (2.0, 0.5, 1.0, 1.1, 0.9, 1.5, 0.7, 3.0, 4.0, 0.1, 10.0, 1.25, 0.75, 1.21, 0.79, 1.201, 0.799)
+ADVANTAGES = (1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 0.0, 0.3, -0.3, 1.7, -1.7, 10.0, -10.0)
+TOPS = (-2.0, -1.0, -0.5, -3.0)
+COPIES = (1, 2, 3, 4, 5, 7, 10, 100)
+LENGTHS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 2), (3, 5), (1, 1, 2))
+MOST_RANGES = 4  # named per sign of A
+
+SETTINGS = settings(
+    max_examples=150,
+    database=None,
+    derandomize=True,
+    deadline=None,
+    phases=(Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Sample(NamedTuple):
+    """What Hypothesis draws: ``n`` copies of one sample, or two or three sequences of given lengths."""
+
+    dtype: torch.dtype
+    n: int
+    ratio: float
+    advantage: float
+    top: float | None  # the greater of logp and old_logp; None: whichever reaches the ratio exactly
+    lengths: tuple[int, ...] = ()
+
+    def probe(self) -> Probe:
+        ratio = torch.tensor([self.ratio], dtype=torch.float64).to(self.dtype)
+        if self.top is None:
+            logp, old_logp = at_ratio(ratio)
+        else:
+            pair = torch.tensor([[self.top], [self.top - abs(math.log(self.ratio))]], dtype=torch.float64).to(
+                self.dtype
+            )
+            logp, old_logp = pair if self.ratio > 1 else pair.flip(0)
+        A = torch.tensor([self.advantage], dtype=torch.float64).to(self.dtype)
+        on_policy = bool(logp == old_logp)
+        if not self.lengths:
+            return Probe("example", on_policy, logp.repeat(self.n), old_logp.repeat(self.n), A.repeat(self.n))
+        shape = (len(self.lengths), max(self.lengths) + 1)  # one column that no sequence uses
+        mask = torch.arange(shape[1]) < torch.tensor(self.lengths).unsqueeze(1)
+        moved = torch.where(torch.arange(shape[1]) == 0, logp, old_logp)  # each first token has the ratio
+        return Probe("example", on_policy, moved.repeat(shape[0], 1), old_logp.expand(shape), A.repeat(shape[0]), mask)
+
+
+def search(
+    f: Formulation, g: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], verdict: str
+) -> Contrast | None:
+    """The smallest difference: a real one if there is any, else one of rounding. None if none is found.
+
+    Looks even where the probes found nothing, so that a verdict of IDENTICAL has survived the search as well.
+    """
+
+    def contrasted(sample: Sample) -> Contrast:
+        probe = sample.probe()
+        return contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef))
+
+    def differs(sample: Sample) -> bool:
+        return contrasted(sample).unequal
+
+    def differs_really(sample: Sample) -> bool:
+        return bool(contrasted(sample).real.any())
+
+    samples = sequences(dtypes) if f.sequence else single_samples(dtypes, clip_coef)
+    found = None
+    for condition in (differs_really,) if verdict == DIFFERENT else (differs, differs_really):
+        try:
+            found = contrasted(find(samples, condition, settings=SETTINGS))
+        except NoSuchExample:
+            break
+    return found
+
+
+def single_samples(dtypes: Sequence[torch.dtype], clip_coef: float) -> st.SearchStrategy[Sample]:
+    simple = st.builds(
+        Sample,
+        st.sampled_from(dtypes),
+        st.sampled_from(COPIES),
+        st.sampled_from(RATIOS),
+        st.sampled_from(ADVANTAGES) | st.floats(-3, 3).map(lambda a: round(a, 3)),
+        st.sampled_from(TOPS),
+        st.just(()),
+    )
+    anywhere = st.builds(
+        Sample,
+        st.sampled_from(dtypes),
+        st.sampled_from(COPIES),
+        st.floats(-3, 3).map(math.exp),
+        st.floats(-3, 3).map(lambda a: round(a, 3)),
+        st.sampled_from(TOPS),
+        st.just(()),
+    )
+
+    def at_bound(dtype: torch.dtype) -> st.SearchStrategy[Sample]:
+        edges = [float(step(edge, ulps)) for ulps in (1, -1, 0, 2, -2) for edge in bounds(dtype, clip_coef)]
+        advantages = st.sampled_from(ADVANTAGES) | st.floats(-2, 2)
+        return st.builds(
+            Sample, st.just(dtype), st.sampled_from(COPIES), st.sampled_from(edges), advantages, st.none(), st.just(())
+        )
+
+    return simple | anywhere | st.sampled_from(dtypes).flatmap(at_bound)
+
+
+def sequences(dtypes: Sequence[torch.dtype]) -> st.SearchStrategy[Sample]:
+    return st.builds(
+        Sample,
+        st.sampled_from(dtypes),
+        st.just(1),
+        st.sampled_from((1.0, *RATIOS)),
+        st.sampled_from(ADVANTAGES),
+        st.sampled_from(TOPS),
+        st.sampled_from(LENGTHS),
+    )
+
+
+def example(f: Formulation, g: Formulation, found: Contrast, clip_coef: float) -> Example:
+    """What was found, in numbers: the element that differs most."""
+    probe = found.probe
+    i = int(np.where(found.real, np.inf, np.where(found.edge, 1e300, found.ulp)).argmax())
+    x, y = (measure(loss, probe, clip_coef).gradient[i] for loss in (f, g))
+    lengths = () if probe.mask is None else tuple(probe.mask.sum(1).tolist())
+    ratio, A, old = (float(t.double().flatten()[i]) for t in (probe.ratio, probe.sample_advantages, probe.old_logp))
+    logp = float(probe.logp.double().flatten()[i])
+    n = len(probe.logp) if probe.mask is None else 1
+    return Example(dtype_name(probe.dtype), n, ratio, A, logp, old, (float(x), float(y)), lengths)
+
+
+# ----------------------------------------------------------------------------------------------------- regions
+
+
+class Edge(NamedTuple):
+    """Between two neighbouring ratios of the grid: at one the losses agree, at the other they do not."""
+
+    agree: float
+    differ: float
+    advantage: float  # with which they differ
+
+
+def regions(
+    f: Formulation, g: Formulation, contrasts: Sequence[Contrast], clip_coef: float, *, bisect: bool = True
+) -> tuple[str, ...]:
+    """In which ranges of the ratio they really differ, for each sign of A.
+
+    Read from the grid of the first dtype in which they differ there; the edges are then found by bisection. For
+    sequence losses: in which kinds of batches.
+    """
+    if f.sequence:
+        return tuple(dict.fromkeys(_kind(c.probe) for c in contrasts if c.real.any()))
+    for c in contrasts:
+        if c.probe.grid and c.real.any():
+            break
+    else:
+        return ()
+    ratio, A = (x.double().numpy() for x in (c.probe.ratio, c.probe.advantages))
+    texts = []
+    for sign, name in ((1, "A > 0"), (-1, "A < 0"), (0, "A = 0")):
+        # Right at an edge some advantages differ and some do not: neither says where a region begins.
+        chosen = (np.sign(A) == sign) & ~np.isin(ratio, ratio[c.edge])
+        ranges = []
+        for low, high in _runs(ratio[chosen], A[chosen], c.real[chosen])[:MOST_RANGES]:
+            if bisect:
+                low, high = (refine(f, g, edge, c.probe.dtype, clip_coef) for edge in (low, high))
+            ranges.append(_range(low, high))
+        if ranges:
+            texts.append(f"{name}: " + " or ".join(dict.fromkeys(ranges)))
+    return tuple(texts)
+
+
+def _kind(probe: Probe) -> str:
+    assert probe.mask is not None
+    lengths = "equal" if probe.mask.all() else "unequal"
+    return f"{'on' if probe.on_policy else 'off'}-policy, sequences of {lengths} length"
+
+
+def edges(contrasts: Sequence[Contrast]) -> tuple[float, ...]:
+    """The ratios at which one gradient jumps an ulp before the other, to six digits."""
+    for c in contrasts:
+        if c.probe.grid and c.edge.any():
+            return tuple(sorted({float(f"{x:.6g}") for x in c.probe.ratio.double().numpy()[c.edge]}))
+    return ()
+
+
+def _runs(
+    ratio: NDArray[np.float64], A: NDArray[np.float64], real: NDArray[np.bool_]
+) -> list[tuple[Edge | None, Edge | None]]:
+    """Maximal ranges of neighbouring ratios that all differ for some |A|: the edge below and above, None if open."""
+    columns, place = np.unique(ratio, return_inverse=True)
+    differs = np.zeros(len(columns), bool)
+    np.logical_or.at(differs, place, real)
+    # Curves that merely cross agree at a single ratio, give or take rounding: no region of its own, unless that is 1.
+    gaps = np.flatnonzero(np.diff(differs.astype(int), prepend=1, append=1))
+    for start, end in zip(gaps[0::2], gaps[1::2], strict=True):
+        inside = columns[start:end]
+        if start > 0 and end < len(columns) and np.ptp(inside) < 1e-6 * inside[0] and 1 not in inside:
+            differs[start:end] = True
+    strongest = np.ones(len(columns))
+    strongest[place[real]] = A[real]
+    changes = np.flatnonzero(np.diff(differs.astype(int), prepend=0, append=0))
+    runs = []
+    for start, end in zip(changes[0::2], changes[1::2], strict=True):
+        low = Edge(columns[start - 1], columns[start], strongest[start]) if start > 0 else None
+        high = Edge(columns[end], columns[end - 1], strongest[end - 1]) if end < len(columns) else None
+        runs.append((low, high))
+    return runs
+
+
+def refine(f: Formulation, g: Formulation, edge: Edge | None, dtype: torch.dtype, clip_coef: float) -> Edge | None:
+    """Bisect an edge down to neighbouring ratios, as far as logarithms of the dtype tell them apart."""
+    if edge is None or edge.agree == 0:
+        return edge
+    agree, differ = edge.agree, edge.differ
+    for _ in range(60):
+        middle = (agree + differ) / 2
+        if not min(agree, differ) < middle < max(agree, differ) or abs(agree - differ) < 1e-9 * middle:
+            break
+        probe = Sample(dtype, 4, middle, edge.advantage, None).probe()
+        if contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef)).real.any():
+            differ = middle
+        else:
+            agree = middle
+    return Edge(agree, differ, edge.advantage)
+
+
+def _range(low: Edge | None, high: Edge | None) -> str:
+    if low is None and high is None:
+        return "every ratio"
+    if high is None:
+        assert low is not None
+        return f"ratio > {low.agree:.6g}"
+    if low is None:
+        return f"ratio < {high.agree:.6g}"
+    if high.agree - low.agree < 1e-5 * high.agree:
+        return f"ratio within {high.agree - low.agree:.1g} of {low.differ:.6g}"
+    return f"{low.agree:.6g} < ratio < {high.agree:.6g}"

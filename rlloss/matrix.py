@@ -1,0 +1,111 @@
+"""Every loss against every other: the equivalence matrix, on-policy and off-policy."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from rlloss.check import (
+    CLIP_COEF,
+    DIFFERENT,
+    DTYPES,
+    EQUAL,
+    IDENTICAL,
+    AnyLoss,
+    Survey,
+    check_settings,
+    contrast_all,
+    part,
+    survey,
+    worse,
+)
+from rlloss.counterexample import regions
+from rlloss.formulation import resolve
+from rlloss.losses import LOSSES
+from rlloss.sequence_losses import SEQUENCE_LOSSES
+
+COLUMNS = ["a", "b", "on-policy", "off-policy", "ulp", "edges", "differ at"]
+
+
+def zoo() -> list[str]:
+    return [*LOSSES, *SEQUENCE_LOSSES]
+
+
+def against_zoo(
+    loss: AnyLoss, *, clip_coef: float = CLIP_COEF, dtypes: Sequence[torch.dtype] = DTYPES, seed: int = 0
+) -> pd.DataFrame:
+    """One loss against every loss of its kind: a row each, the nearest first. Columns: ``COLUMNS``."""
+    mine = resolve(loss)
+    names = [name for name in (SEQUENCE_LOSSES if mine.sequence else LOSSES) if name != loss]
+    check_settings(clip_coef, dtypes)
+    first = survey(mine, clip_coef, dtypes, seed)
+    others = (
+        survey(resolve(name), clip_coef, dtypes, seed) for name in tqdm(names, "losses", disable=None, leave=False)
+    )
+    rows = [_row(first, other, clip_coef) for other in others]
+    rank = {IDENTICAL: 0, EQUAL: 1, DIFFERENT: 2}
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values(
+        ["off-policy", "on-policy"], key=lambda column: column.map(rank), kind="stable", ignore_index=True
+    )
+
+
+def matrix(
+    losses: Sequence[AnyLoss], *, clip_coef: float = CLIP_COEF, dtypes: Sequence[torch.dtype] = DTYPES, seed: int = 0
+) -> pd.DataFrame:
+    """Every pair of a kind among ``losses``: a row each. Columns: ``COLUMNS``. Each loss is measured once.
+
+    Raises: LossError for a loss that cannot be used.
+    """
+    formulations = [resolve(loss) for loss in losses]
+    check_settings(clip_coef, dtypes)
+    surveys = [
+        survey(formulation, clip_coef, dtypes, seed)
+        for formulation in tqdm(formulations, "losses", disable=None, leave=False)
+    ]
+    pairs = [(a, b) for a, b in combinations(surveys, 2) if a.loss.sequence == b.loss.sequence]
+    return pd.DataFrame(
+        [_row(a, b, clip_coef) for a, b in tqdm(pairs, "pairs", disable=None, leave=False)], columns=COLUMNS
+    )
+
+
+def _row(a: Survey, b: Survey, clip_coef: float) -> dict[str, object]:
+    contrasts = contrast_all(a, b)
+    on, off = (part(contrasts, a, b, on_policy=on_policy) for on_policy in (True, False))
+    close = [p for p in (on, off) if p.verdict != DIFFERENT]
+    return {
+        "a": a.loss.name,
+        "b": b.loss.name,
+        "on-policy": on.verdict,
+        "off-policy": off.verdict,
+        "ulp": max((p.ulp for p in close), default=0),
+        "edges": sum(p.edges for p in close),
+        "differ at": "; ".join(regions(a.loss, b.loss, contrasts, clip_coef, bisect=False)),
+    }
+
+
+def classes(pairs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Losses with the same gradient, grouped: by the last bit, up to rounding, and up to rounding on-policy.
+
+    A loss belongs to a group if it agrees with any member; groups of one are left out.
+    """
+    overall = [worse(on, off) for on, off in zip(pairs["on-policy"], pairs["off-policy"], strict=True)]
+    rules = {
+        "everywhere, to the last bit": [verdict == IDENTICAL for verdict in overall],
+        "everywhere, up to rounding": [verdict != DIFFERENT for verdict in overall],
+        "on-policy, up to rounding": [verdict != DIFFERENT for verdict in pairs["on-policy"]],
+    }
+    rows = []
+    for rule, agree in rules.items():
+        group = {name: {name} for name in names}
+        for (a, b), same in zip(pairs[["a", "b"]].itertuples(index=False, name=None), agree, strict=True):
+            if same:
+                union = group[a] | group[b]
+                for name in union:
+                    group[name] = union
+        found = {tuple(sorted(members, key=list(names).index)) for members in group.values() if len(members) > 1}
+        for members in sorted(found, key=lambda members: list(names).index(members[0])):
+            rows.append({"same gradient": rule, "losses": ", ".join(members)})
+    return pd.DataFrame(rows, columns=["same gradient", "losses"])
