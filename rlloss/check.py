@@ -1,183 +1,23 @@
-"""Are two losses one gradient? Settled without training: point by point, batch by batch, then through a network.
-
-Autograd's gradients with respect to logp are compared bit by bit. Where bits differ, the difference is held against the
-rounding of the terms that autograd summed: the sum of their absolute values (``Measurement.terms``), not what was
-left of them, for where terms cancel an ulp of the rest says nothing.
-"""
+"""Are two losses one gradient? Settled without training: point by point, batch by batch, then through a network."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlloss.formulation import Formulation, LossError, resolve
-from rlloss.probes import Probe, dtype_name, random_batch, random_sequences, sample_probes, sequence_probes, step
+from rlloss.measure import Array, Contrast, Measurement, array, contrast, describe, measure
+from rlloss.probes import Probe, dtype_name, random_batch, random_sequences, sample_probes, sequence_probes
 
 IDENTICAL, EQUAL, DIFFERENT = "IDENTICAL", "EQUAL", "DIFFERENT"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 CLIP_COEF = 0.2
 
-# A difference counts as rounding up to FEW units in the last place of the terms, or up to MARGIN * (1 + |logp| +
-# |old_logp|) of them, because losses that form the ratio differently round log-probabilities of that size; but never
-# beyond PART of the terms, in dtypes of so few digits that the margin would cover everything.
-FEW, MARGIN, PART = 4, 16, 1 / 16
-
-Array = NDArray[np.float64]
 AnyLoss = str | Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A loss on a probe. On a grid the gradient is that of the sum (the mean times N, a power of two).
-
-    What only unequal losses need, ``nearby`` and ``terms``, is measured when first asked for.
-    """
-
-    loss: Formulation
-    probe: Probe
-    clip_coef: float
-    gradient: Array  # d loss / d logp, exactly as autograd returned it
-    values: Array  # per-sample losses, or the one scalar
-
-    @cached_property
-    def nearby(self) -> tuple[Array, Array]:
-        """The gradient with every logp an ulp lower, and an ulp higher (``nudge``)."""
-        below, above = (
-            gradient_of(self.loss, self.probe, nudge(self.probe, side), self.clip_coef)[0] for side in (-1, 1)
-        )
-        return below, above
-
-    @cached_property
-    def terms(self) -> Array:
-        """The gradient as a sum over all paths to logp, every term with its absolute value; 0 where that overflows."""
-        _, total, logp, _ = gradient_of(self.loss, self.probe, self.probe.logp, self.clip_coef)
-        for node in _nodes(total.grad_fn):
-            node.register_hook(_absolute)
-        (terms,) = torch.autograd.grad(total, logp)
-        return np.nan_to_num(_array(terms.abs()), nan=0.0, posinf=0.0)
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two measurements on one probe, element by element: equal, or unequal for one of five reasons."""
-
-    probe: Probe
-    ulp: Array  # the rounding, in units in the last place of the terms; 0 for all others
-    edge: NDArray[np.bool_]  # one gradient jumps within an ulp of logp: a clip bound, a rounding tie
-    subnormal: NDArray[np.bool_]  # the gradient is subnormal on its way, and loses digits
-    not_finite: NDArray[np.bool_]  # a gradient is infinite or NaN
-    real: NDArray[np.bool_]  # explained by nothing
-
-    @property
-    def unequal(self) -> bool:
-        """Whether any bit differs where both gradients are finite."""
-        return bool(self.ulp.any() or self.edge.any() or self.subnormal.any() or self.real.any())
-
-
-def measure(loss: Formulation, probe: Probe, clip_coef: float) -> Measurement:
-    """The loss's gradient and values on a probe. Raises: LossError if the loss cannot be used."""
-    gradient, _, _, result = gradient_of(loss, probe, probe.logp, clip_coef)
-    return Measurement(loss, probe, clip_coef, gradient, _array(result))
-
-
-def gradient_of(loss: Formulation, probe: Probe, at: Tensor, clip_coef: float) -> tuple[Array, Tensor, Tensor, Tensor]:
-    """The gradient at logp = ``at``; and what it is the gradient of, the leaf and the result, with their graph."""
-    logp = at.clone().requires_grad_()
-    result = loss(probe, logp, clip_coef)
-    total = result.mean() * logp.numel() if probe.grid else result.mean()
-    try:
-        (gradient,) = torch.autograd.grad(total, logp, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        raise LossError(f"{loss.name}: autograd raised {' '.join(str(error).split())}") from error
-    if gradient is None:
-        raise LossError(f"{loss.name} has no gradient with respect to logp; it depends on something else alone")
-    return _array(gradient), total, logp, result
-
-
-def nudge(probe: Probe, side: int) -> Tensor:
-    """logp moved down or up by one ulp, and by at least two ulp of the ratio."""
-    moved = probe.logp + side * 2 * torch.finfo(probe.dtype).eps
-    neighbour = step(probe.logp, side)
-    return torch.minimum(moved, neighbour) if side < 0 else torch.maximum(moved, neighbour)
-
-
-def _nodes(root: Any) -> Iterator[Any]:
-    """Every node of an autograd graph, once."""
-    seen, todo = {root}, [root]
-    while todo:
-        node = todo.pop()
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                todo.append(following)
-
-
-def _absolute(grad_inputs: tuple[Tensor | None, ...], _: object) -> tuple[Tensor | None, ...]:
-    """A hook that keeps terms from cancelling where autograd adds them up."""
-    return tuple(None if g is None else g.abs() for g in grad_inputs)
-
-
-def _array(x: Tensor) -> Array:
-    return x.detach().double().numpy().ravel()
-
-
-def contrast(a: Measurement, b: Measurement) -> Contrast:
-    """Tell rounding from an edge, and both from a real difference, element by element."""
-    x, y, probe = a.gradient, b.gradient, a.probe
-    unequal = (x != y) & ~(np.isnan(x) & np.isnan(y))
-    none = np.zeros_like(unequal)
-    if not unequal.any():
-        return Contrast(probe, none.astype(float), none, none, none, none)
-    not_finite = unequal & ~(np.isfinite(x) & np.isfinite(y))
-    terms = np.fmax(np.fmax(np.abs(x), np.abs(y)), np.fmax(a.terms, b.terms))
-    subnormal = unequal & ~not_finite & _underflows(probe, terms)
-    unequal &= ~(not_finite | subnormal)
-    rounding, ulp = _rounding(x, y, terms, probe)
-    edge, unexplained = none, unequal & ~rounding
-    if unexplained.any():
-        for left, right in ((a.nearby[0], y), (a.nearby[1], y), (x, b.nearby[0]), (x, b.nearby[1])):
-            edge = edge | _rounding(left, right, terms, probe)[0]
-    return Contrast(
-        probe,
-        np.where(unequal & rounding, ulp, 0.0),
-        unexplained & edge,
-        subnormal,
-        not_finite,
-        unexplained & ~edge,
-    )
-
-
-def _rounding(x: Array, y: Array, terms: Array, probe: Probe) -> tuple[NDArray[np.bool_], Array]:
-    """Whether x - y is no more than rounding, and its size in units in the last place of the terms."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        apart = np.abs(x - y)
-        ulp = np.ceil(apart / spacing(terms, probe.dtype))
-    size = 1 + _array(probe.logp.abs() + probe.old_logp.abs())
-    margin = np.minimum(MARGIN * size * torch.finfo(probe.dtype).eps, PART) * terms
-    return (ulp <= FEW) | (apart <= margin), ulp
-
-
-def spacing(x: Array, dtype: torch.dtype) -> Array:
-    """One unit in the last place of |x| in ``dtype``; below the normal range, the smallest subnormal."""
-    info = torch.finfo(dtype)
-    _, exponent = np.frexp(np.maximum(x, info.smallest_normal))
-    unit: Array = np.ldexp(info.eps, exponent - 1)
-    return unit
-
-
-def _underflows(probe: Probe, terms: Array) -> NDArray[np.bool_]:
-    """Where the gradient, or A/N on its way to it, loses digits because it is subnormal (float16: often)."""
-    smallest = 4 * torch.finfo(probe.dtype).smallest_normal
-    incoming = np.abs(_array(probe.sample_advantages)) / (1 if probe.grid else probe.logp.numel())
-    lost: NDArray[np.bool_] = ((incoming != 0) & (incoming < smallest)) | (terms < smallest)
-    return lost
 
 
 # ------------------------------------------------------------------------------------------------------ survey
@@ -198,7 +38,8 @@ def survey(loss: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], s
     probes = [p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, sequence=loss.sequence)]
     measurements = [measure(loss, probe, clip_coef) for probe in probes]
     for probe, measured in zip(probes, measurements, strict=True):
-        if not probe.extreme and not np.isfinite(measured.gradient).all():
+        # One sample alone has no standard deviation: losses that normalise advantages themselves are NaN there.
+        if not probe.extreme and probe.logp.numel() > 1 and not np.isfinite(measured.gradient).all():
             raise LossError(f"{loss.name}: {_not_finite(probe, measured)}")
     again = measure(loss, probes[0], clip_coef)
     if not np.array_equal(again.gradient, measurements[0].gradient):
@@ -212,7 +53,7 @@ def probes_of(dtype: torch.dtype, clip_coef: float, seed: int, *, sequence: bool
 
 def _not_finite(probe: Probe, measured: Measurement) -> str:
     i = int(np.flatnonzero(~np.isfinite(measured.gradient))[0])
-    ratio, A = float(_array(probe.ratio)[i]), float(_array(probe.sample_advantages)[i])
+    ratio, A = float(array(probe.ratio)[i]), float(array(probe.sample_advantages)[i])
     return (
         f"its gradient is {measured.gradient[i]} on an ordinary batch of {probe.describe()}, "
         f"at ratio {ratio:.6g}, A = {A:.6g}"
@@ -282,6 +123,7 @@ class Values:
 class Example:
     """The smallest sample found on which the gradients differ: ``n`` copies of it in a batch."""
 
+    why: str  # different, edge, rounding or subnormal: as in ``Contrast``
     dtype: str
     n: int
     ratio: float
@@ -355,7 +197,7 @@ def compare(
     a, b = (survey(loss, clip_coef, dtypes, seed) for loss in (left, right))
     contrasts = contrast_all(a, b)
     parts = {on: part(contrasts, a, b, on_policy=on) for on in (True, False)}
-    found = counterexample.search(left, right, clip_coef, dtypes, worse(parts[True].verdict, parts[False].verdict))
+    found = counterexample.search(left, right, clip_coef, dtypes, contrasts)
     if found is not None:
         on = found.probe.on_policy
         parts[on] = part([*contrasts, found], a, b, on_policy=on)
@@ -443,32 +285,24 @@ def _network(a: Survey, b: Survey, *, on_policy: bool) -> tuple[float, bool]:
     return furthest, moved
 
 
-def describe(probe: Probe, i: int) -> str:
-    """Element ``i`` of a probe in words."""
-    ratio, A = float(_array(probe.ratio)[i]), float(_array(probe.sample_advantages)[i])
-    return f"{dtype_name(probe.dtype)}, {probe.name}, ratio {ratio:.6g}, A = {A:.4g}"
-
-
 def factor(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> str | None:
     """The multiple that b's gradient is of a's, if it is one everywhere: a number, or N. None if equal or neither."""
     if not any(c.real.any() for c in contrasts):
         return None
     multiples: list[tuple[int, Array]] = []
     for c, x, y in zip(contrasts, a.measurements, b.measurements, strict=True):
-        moving = (
-            ~(c.not_finite | c.subnormal)
-            & ((x.gradient != 0) | (y.gradient != 0))
-            & (x.terms < 1e3 * np.abs(x.gradient))
-        )
-        if c.probe.dtype == contrasts[0].probe.dtype and moving.any():
-            with np.errstate(divide="ignore", over="ignore"):
-                multiples.append((c.probe.logp.numel(), y.gradient[moving] / x.gradient[moving]))
+        moving = np.isfinite(x.gradient) & np.isfinite(y.gradient) & ((x.gradient != 0) | (y.gradient != 0))
+        moving &= x.terms < 1e3 * np.abs(x.gradient)  # a residue of rounding has no ratio worth the name
+        if c.probe.dtype == contrasts[0].probe.dtype and not c.probe.extreme and moving.any():
+            multiples.append((c.probe.logp.numel(), y.gradient[moving] / x.gradient[moving]))
     tolerance = 1e3 * torch.finfo(contrasts[0].probe.dtype).eps
-    for divide, suffix in ((False, ""), (True, "N")):
+    for divide in (False, True) if multiples else ():
         scaled = np.concatenate([m / n if divide else m for n, m in multiples])
-        if np.isfinite(scaled).all() and np.ptp(scaled) <= tolerance * np.abs(scaled).max():
+        if np.ptp(scaled) <= tolerance * np.abs(scaled).max():
             number = float(np.median(scaled))
-            return suffix if suffix and math.isclose(number, 1, rel_tol=tolerance) else f"{number:.6g}" + suffix
+            if not divide:
+                return f"{number:.10g}"
+            return "N" if math.isclose(number, 1, rel_tol=tolerance) else f"{number:.10g} N"
     return None
 
 
@@ -478,11 +312,12 @@ def not_finite(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> tuple[str
     for c, x, y in zip(contrasts, a.measurements, b.measurements, strict=True):
         if not c.not_finite.any():
             continue
-        ratio, A = _array(c.probe.ratio), _array(c.probe.sample_advantages)
+        ratio, A = array(c.probe.ratio), array(c.probe.sample_advantages)
         for sign in (1, -1):
             for i in np.flatnonzero(c.not_finite & (np.sign(A) == sign))[:1]:
                 gradients = (f"{g + 0.0:.4g} for {s.loss.name}" for g, s in ((x.gradient[i], a), (y.gradient[i], b)))
-                text = f"at ratio {ratio[i]:.4g}, A = {A[i]:.4g} the gradient is {' and '.join(gradients)}"
+                batch = "" if c.probe.extreme else f", {c.probe.name}"
+                text = f"at ratio {ratio[i]:.4g}, A = {A[i]:.4g}{batch} the gradient is {' and '.join(gradients)}"
                 found.setdefault(text, []).append(dtype_name(c.probe.dtype))
     return tuple(f"{text} ({', '.join(dtypes)})" for text, dtypes in found.items())
 

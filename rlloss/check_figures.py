@@ -12,8 +12,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from rlloss import figures
-from rlloss.check import CLIP_COEF, DIFFERENT, EQUAL, IDENTICAL, AnyLoss, check_kinds, contrast, measure
+from rlloss.check import CLIP_COEF, DIFFERENT, EQUAL, IDENTICAL, AnyLoss, check_kinds
 from rlloss.formulation import Formulation, LossError, resolve
+from rlloss.measure import contrast, measure
 from rlloss.probes import Probe
 
 OLD_LOGP = (
@@ -96,7 +97,14 @@ def draw_map(axes: Axes, left: Formulation, right: Formulation, clip_coef: float
     c = contrast(measure(left, probe, clip_coef), measure(right, probe, clip_coef))
     level = np.minimum(c.ulp, 3)
     level = np.where(c.real, 5, np.where(c.edge, 4, level)).reshape(MAP_ADVANTAGES, MAP_RATIOS)
-    axes.pcolormesh(x, y, level, cmap=ListedColormap(SHADES), norm=BoundaryNorm(np.arange(7) - 0.5, 6), rasterized=True)
+    axes.pcolormesh(
+        x.numpy(),
+        y.numpy(),
+        level,
+        cmap=ListedColormap(SHADES),
+        norm=BoundaryNorm(np.arange(7) - 0.5, 6),
+        rasterized=True,
+    )
     axes.set_xscale("log")
     for edge in (1 - clip_coef, 1 + clip_coef):
         axes.axvline(edge, color="white", linewidth=0.6, linestyle=":")

@@ -76,7 +76,7 @@ def _by_size(name: str) -> tuple[bool, int, str]:
 
 
 def _example(c: Comparison, e: Example) -> list[str]:
-    exact = c.verdict == EQUAL
+    exact = e.why != "different"
 
     def number(x: float) -> str:
         """Six digits, but all of them where the last one is the point. Never a negative zero."""
@@ -88,7 +88,7 @@ def _example(c: Comparison, e: Example) -> list[str]:
         batch = f"sequences of length {', '.join(map(str, e.lengths))}, padded to {max(e.lengths) + 1}"
     return [
         f"ratio {number(e.ratio)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype}, {batch})",
-        f"gradient {number(e.gradients[0])} for {c.a}, {number(e.gradients[1])} for {c.b}",
+        f"{e.why}: gradient {number(e.gradients[0])} for {c.a}, {number(e.gradients[1])} for {c.b}",
     ]
 
 

@@ -1,7 +1,7 @@
 """Where two gradients differ: the regions of the (ratio, A) plane, and the smallest example that Hypothesis finds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +11,29 @@ from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 from numpy.typing import NDArray
 
-from rlloss.check import DIFFERENT, Contrast, Example, contrast, measure
+from rlloss.check import Example
 from rlloss.formulation import Formulation
+from rlloss.measure import Contrast, contrast, describe, measure
 from rlloss.probes import Probe, at_ratio, bounds, dtype_name, step
 
+
+class AtBound(NamedTuple):
+    """The ratio that lies ``ulps`` beside a bound, in whichever dtype."""
+
+    side: int  # -1: the lower bound, 1: the upper
+    ulps: int
+
+
 # Simplest first: Hypothesis shrinks towards the beginning of a list.
-RATIOS = (2.0, 0.5, 1.0, 1.1, 0.9, 1.5, 0.7, 3.0, 4.0, 0.1, 10.0, 1.25, 0.75, 1.21, 0.79, 1.201, 0.799)
-ADVANTAGES = (1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 0.0, 0.3, -0.3, 1.7, -1.7, 10.0, -10.0)
+RATIOS: tuple[float | AtBound, ...] = (
+    2.0, 0.5, 4.0, 0.25, 1.0, 1.1, 0.9, 1.5, 0.7, 10.0, 0.1, 1.25, 0.75, 1.21, 0.79, 1.201, 0.799,
+    *(AtBound(side, ulps) for ulps in (1, -1, 0, 2, -2) for side in (1, -1)),
+    *(round(math.exp(x / 8), 4) for x in range(-24, 25) if x % 8),
+)  # fmt: skip
+ADVANTAGES = (
+    1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 0.0, 0.3, -0.3, 1.7, -1.7, 10.0, -10.0,
+    *(sign * round(0.07 + 0.0531 * i, 4) for i in range(50) for sign in (1, -1)),
+)  # fmt: skip
 TOPS = (-2.0, -1.0, -0.5, -3.0)
 COPIES = (1, 2, 3, 4, 5, 7, 10, 100)
 LENGTHS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 2), (3, 5), (1, 1, 2))
@@ -38,15 +54,15 @@ class Sample(NamedTuple):
 
     dtype: torch.dtype
     n: int
-    ratio: float
+    ratio: float | AtBound
     advantage: float
-    top: float | None  # the greater of logp and old_logp; None: whichever reaches the ratio exactly
+    top: float  # the greater of logp and old_logp, unless the ratio must be reached exactly
     lengths: tuple[int, ...] = ()
 
-    def probe(self) -> Probe:
-        ratio = torch.tensor([self.ratio], dtype=torch.float64).to(self.dtype)
-        if self.top is None:
-            logp, old_logp = at_ratio(ratio)
+    def probe(self, clip_coef: float) -> Probe:
+        if isinstance(self.ratio, AtBound):
+            edge = bounds(self.dtype, clip_coef)[self.ratio.side > 0]
+            logp, old_logp = at_ratio(step(edge, self.ratio.ulps).reshape(1))
         else:
             pair = torch.tensor([[self.top], [self.top - abs(math.log(self.ratio))]], dtype=torch.float64).to(
                 self.dtype
@@ -63,15 +79,16 @@ class Sample(NamedTuple):
 
 
 def search(
-    f: Formulation, g: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], verdict: str
+    f: Formulation, g: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], contrasts: Sequence[Contrast]
 ) -> Contrast | None:
     """The smallest difference: a real one if there is any, else one of rounding. None if none is found.
 
-    Looks even where the probes found nothing, so that a verdict of IDENTICAL has survived the search as well.
+    Looks even where the probes found nothing, so that a verdict of IDENTICAL has survived the search as well. Where it
+    finds nothing but the probes did, one of their samples stands in.
     """
 
     def contrasted(sample: Sample) -> Contrast:
-        probe = sample.probe()
+        probe = sample.probe(clip_coef)
         return contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef))
 
     def differs(sample: Sample) -> bool:
@@ -80,68 +97,75 @@ def search(
     def differs_really(sample: Sample) -> bool:
         return bool(contrasted(sample).real.any())
 
-    samples = sequences(dtypes) if f.sequence else single_samples(dtypes, clip_coef)
+    samples = draw(dtypes, sequence=f.sequence)
     found = None
-    for condition in (differs_really,) if verdict == DIFFERENT else (differs, differs_really):
+    known = any(c.real.any() for c in contrasts)
+    for condition in (differs_really,) if known else (differs, differs_really):
         try:
-            found = contrasted(find(samples, condition, settings=SETTINGS))
+            found = contrasted(simplify(find(samples, condition, settings=SETTINGS), condition))
         except NoSuchExample:
             break
-    return found
+    return found or alone(f, g, clip_coef, [c for c in contrasts if c.real.any() or (c.unequal and not known)])
 
 
-def single_samples(dtypes: Sequence[torch.dtype], clip_coef: float) -> st.SearchStrategy[Sample]:
-    simple = st.builds(
-        Sample,
-        st.sampled_from(dtypes),
-        st.sampled_from(COPIES),
-        st.sampled_from(RATIOS),
-        st.sampled_from(ADVANTAGES) | st.floats(-3, 3).map(lambda a: round(a, 3)),
-        st.sampled_from(TOPS),
-        st.just(()),
-    )
-    anywhere = st.builds(
-        Sample,
-        st.sampled_from(dtypes),
-        st.sampled_from(COPIES),
-        st.floats(-3, 3).map(math.exp),
-        st.floats(-3, 3).map(lambda a: round(a, 3)),
-        st.sampled_from(TOPS),
-        st.just(()),
-    )
-
-    def at_bound(dtype: torch.dtype) -> st.SearchStrategy[Sample]:
-        edges = [float(step(edge, ulps)) for ulps in (1, -1, 0, 2, -2) for edge in bounds(dtype, clip_coef)]
-        advantages = st.sampled_from(ADVANTAGES) | st.floats(-2, 2)
-        return st.builds(
-            Sample, st.just(dtype), st.sampled_from(COPIES), st.sampled_from(edges), advantages, st.none(), st.just(())
-        )
-
-    return simple | anywhere | st.sampled_from(dtypes).flatmap(at_bound)
+def alone(f: Formulation, g: Formulation, clip_coef: float, contrasts: Sequence[Contrast]) -> Contrast | None:
+    """The first differing sample of a probe, alone in its batch; the smallest batch if it differs in company only."""
+    for c in contrasts:
+        if c.probe.mask is None:
+            i = worst(c)
+            logp, old_logp, A = (x[i : i + 1] for x in (c.probe.logp, c.probe.old_logp, c.probe.advantages))
+            single = Probe("example", c.probe.on_policy, logp, old_logp, A)
+            result = contrast(measure(f, single, clip_coef), measure(g, single, clip_coef))
+            if result.unequal:
+                return result
+    return min(contrasts, key=lambda c: c.probe.logp.numel(), default=None)
 
 
-def sequences(dtypes: Sequence[torch.dtype]) -> st.SearchStrategy[Sample]:
+def worst(c: Contrast) -> int:
+    """The element that differs most: really, at an edge, by a subnormal, by the most ulp."""
+    return int(np.select([c.real, c.edge, c.subnormal], [np.inf, 1e300, 1e299], c.ulp).argmax())
+
+
+def simplify(sample: Sample, condition: Callable[[Sample], bool]) -> Sample:
+    """Each coordinate's first value that still serves: Hypothesis halves its way through a list and may pass it by."""
+
+    def first(candidates: Iterable[Sample]) -> Sample:
+        return next((candidate for candidate in candidates if condition(candidate)), sample)
+
+    for _ in range(2):  # a simpler coordinate can make room for another's
+        if not sample.lengths:
+            sample = first(sample._replace(n=n) for n in COPIES)
+        sample = first(sample._replace(ratio=ratio) for ratio in RATIOS)
+        sample = first(sample._replace(advantage=A) for A in ADVANTAGES)
+        sample = first(sample._replace(top=top) for top in TOPS)
+    return sample
+
+
+def draw(dtypes: Sequence[torch.dtype], *, sequence: bool) -> st.SearchStrategy[Sample]:
     return st.builds(
         Sample,
         st.sampled_from(dtypes),
-        st.just(1),
-        st.sampled_from((1.0, *RATIOS)),
+        st.just(1) if sequence else st.sampled_from(COPIES),
+        st.sampled_from((1.0, *RATIOS) if sequence else RATIOS),
         st.sampled_from(ADVANTAGES),
         st.sampled_from(TOPS),
-        st.sampled_from(LENGTHS),
+        st.sampled_from(LENGTHS) if sequence else st.just(()),
     )
 
 
 def example(f: Formulation, g: Formulation, found: Contrast, clip_coef: float) -> Example:
     """What was found, in numbers: the element that differs most."""
     probe = found.probe
-    i = int(np.where(found.real, np.inf, np.where(found.edge, 1e300, found.ulp)).argmax())
+    i = worst(found)
+    why = (
+        "different" if found.real[i] else "edge" if found.edge[i] else "subnormal" if found.subnormal[i] else "rounding"
+    )
     x, y = (measure(loss, probe, clip_coef).gradient[i] for loss in (f, g))
     lengths = () if probe.mask is None else tuple(probe.mask.sum(1).tolist())
     ratio, A, old = (float(t.double().flatten()[i]) for t in (probe.ratio, probe.sample_advantages, probe.old_logp))
     logp = float(probe.logp.double().flatten()[i])
     n = len(probe.logp) if probe.mask is None else 1
-    return Example(dtype_name(probe.dtype), n, ratio, A, logp, old, (float(x), float(y)), lengths)
+    return Example(why, dtype_name(probe.dtype), n, ratio, A, logp, old, (float(x), float(y)), lengths)
 
 
 # ----------------------------------------------------------------------------------------------------- regions
@@ -160,16 +184,15 @@ def regions(
 ) -> tuple[str, ...]:
     """In which ranges of the ratio they really differ, for each sign of A.
 
-    Read from the grid of the first dtype in which they differ there; the edges are then found by bisection. For
-    sequence losses: in which kinds of batches.
+    Read from the grid of the first dtype in which they differ there; the edges are then found by bisection. Where the
+    grid shows nothing, a sample from each of the first batches that do. For sequence losses: the kinds of batches.
     """
+    real = [c for c in contrasts if c.real.any()]
     if f.sequence:
-        return tuple(dict.fromkeys(_kind(c.probe) for c in contrasts if c.real.any()))
-    for c in contrasts:
-        if c.probe.grid and c.real.any():
-            break
-    else:
-        return ()
+        return tuple(dict.fromkeys(_kind(c.probe) for c in real))
+    c = next((c for c in real if c.probe.grid), None)
+    if c is None:
+        return tuple(describe(c.probe, int(c.real.argmax())) for c in real[:MOST_RANGES])
     ratio, A = (x.double().numpy() for x in (c.probe.ratio, c.probe.advantages))
     texts = []
     for sign, name in ((1, "A > 0"), (-1, "A < 0"), (0, "A = 0")):
@@ -232,7 +255,9 @@ def refine(f: Formulation, g: Formulation, edge: Edge | None, dtype: torch.dtype
         middle = (agree + differ) / 2
         if not min(agree, differ) < middle < max(agree, differ) or abs(agree - differ) < 1e-9 * middle:
             break
-        probe = Sample(dtype, 4, middle, edge.advantage, None).probe()
+        logp, old_logp = at_ratio(torch.tensor([middle], dtype=torch.float64).to(dtype))
+        A = torch.tensor([edge.advantage], dtype=torch.float64).to(dtype)
+        probe = Probe("edge", False, logp.repeat(4), old_logp.repeat(4), A.repeat(4))
         if contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef)).real.any():
             differ = middle
         else:
@@ -245,9 +270,9 @@ def _range(low: Edge | None, high: Edge | None) -> str:
         return "every ratio"
     if high is None:
         assert low is not None
-        return f"ratio > {low.agree:.6g}"
+        return f"ratio > {low.agree:.5g}"
     if low is None:
-        return f"ratio < {high.agree:.6g}"
+        return f"ratio < {high.agree:.5g}"
     if high.agree - low.agree < 1e-5 * high.agree:
-        return f"ratio within {high.agree - low.agree:.1g} of {low.differ:.6g}"
-    return f"{low.agree:.6g} < ratio < {high.agree:.6g}"
+        return f"ratio within {high.agree - low.agree:.1g} of {low.differ:.5g}"
+    return f"{low.agree:.5g} < ratio < {high.agree:.5g}"
