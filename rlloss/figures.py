@@ -16,12 +16,31 @@ COLUMN, TEXT, PAGE = 3.25, 5.5, 6.75  # inches: a column of ICML, the text width
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#8C8C8C",
 )  # fmt: skip
-COLOURS = {"ppo_clip": BLUE, "reinforce": VERMILION, "reinforce_textbook": GREEN, "reinforce_mask": PURPLE}
+COLOURS = {
+    "ppo_clip": BLUE,
+    "reinforce": VERMILION,
+    "reinforce_textbook": GREEN,
+    "reinforce_mask": PURPLE,
+    "ppo_masked": PURPLE,
+    "klip": ORANGE,
+    "klip_matched": GREEN,
+    "reinforce_undetached": VERMILION,
+    "two_sided_mask": PURPLE,
+    "cispo": ORANGE,
+    "ppo_clip_ulp": GREEN,
+}
 LABELS = {
     "ppo_clip": "PPO clip",
     "reinforce": "REINFORCE, order-matched",
     "reinforce_textbook": "REINFORCE, textbook order",
     "reinforce_mask": "REINFORCE, masked weight",
+    "ppo_masked": "PPO, masked",
+    "klip": "KLip-PPO, as published",
+    "klip_matched": "KLip-PPO, order-matched",
+    "reinforce_undetached": "weight not detached",
+    "two_sided_mask": "two-sided mask",
+    "cispo": "CISPO",
+    "ppo_clip_ulp": "advantages moved by 1 ulp",
 }
 
 STYLE: dict[str, Any] = {

@@ -57,6 +57,27 @@ def test_identical_trajectories_needs_an_active_clip(make_run):
     assert not finding.holds, "a run that clips nothing does not test the claim"
 
 
+def test_one_trajectory_holds_and_fails_if_one_of_the_four_or_klip_is_another(make_run):
+    claim = CLAIMS["one_trajectory"]
+    held = claim.judge(small(claim.name, make_run))
+    assert held.holds
+    assert (
+        held.evidence.loc[held.evidence["loss"] == "klip", "identical to ppo_clip"].tolist() == ["1 of 1", "0 of 1"] * 2
+    )
+    for other in ("loss=klip_matched>loss=klip", "loss=ppo_masked>loss=cispo", "loss=klip>loss=klip_matched"):
+        assert not claim.judge(small(claim.name, make_run, other)).holds, other
+
+
+def test_negative_controls_hold_and_fail_if_one_is_ppo_after_all(make_run):
+    claim = CLAIMS["negative_controls"]
+    held = claim.judge(small(claim.name, make_run))
+    assert held.holds
+    first = held.evidence.groupby("loss")["first step that differs"]
+    assert first.max()["reinforce_undetached"] == first.max()["ppo_clip_ulp"] == 1, "already on-policy"
+    assert first.min()["cispo"] > 1, "the first minibatch is on-policy"
+    assert not claim.judge(small(claim.name, make_run, "loss=cispo>loss=reinforce")).holds
+
+
 def order_runs(make_run, loss):
     odd, even = "num_steps=50", "num_steps=64"
     longer = ("total_timesteps=4000", "snapshot_every=4", "learning_rate=0.003")

@@ -62,7 +62,7 @@ COMPLAINTS = {
     "a narrower dtype": (f"return ({SURROGATE}).float()", "returned torch.float32 for inputs of torch.float64"),
     "all detached": ("return -logp.detach() * advantages", "mine.py:loss has no gradient"),
     "through NumPy": ("return torch.from_numpy(logp.detach().numpy() * 1)", "mine.py:loss has no gradient"),
-    "another leaf": ("w = torch.ones_like(logp, requires_grad=True)\nreturn w * advantages", "no gradient with respect"),
+    "another leaf": ("w = torch.ones_like(logp).requires_grad_()\nreturn w * advantages", "no gradient with respect"),
     "NaN": ("return logp * torch.log(logp)", "its gradient is nan on an ordinary batch of (64,) float64"),
     "random": ("return logp * torch.rand_like(logp)", "gives another gradient when called again"),
     "in place on the leaf": ("return logp.mul_(2)", "mine.py:loss raised RuntimeError"),
@@ -154,7 +154,7 @@ def test_inputs_are_copies_that_a_loss_may_spoil(tmp_path):
 
 def test_a_loss_that_one_sample_makes_nan_is_compared_on_the_others(tmp_path):
     """Advantages normalised inside the loss: as many do, and with one sample there is nothing to divide by."""
-    body = f"A = (advantages - advantages.mean()) / (advantages.std() + 1e-8)\nreturn -torch.exp(logp - old_logp) * A"
+    body = "A = (advantages - advantages.mean()) / (advantages.std() + 1e-8)\nreturn -torch.exp(logp - old_logp) * A"
     result = compare("surrogate", write(tmp_path, body), dtypes=F32)
     assert result.verdict == DIFFERENT
     assert any(", N = 1 " in line for line in result.not_finite)
