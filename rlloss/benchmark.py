@@ -6,6 +6,8 @@ taken within a round. Same task for all: CartPole-v1, 4 environments x 128 steps
 
 import importlib.util
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +28,15 @@ RECORDED, UNRECORDED, BARE, SB3 = (
     "rlloss, not recorded",
     "bare SyncVectorEnv",
     "Stable-Baselines3",
+)
+
+
+CHECKS = (
+    "rlloss check ppo_clip reinforce",
+    "rlloss check ppo_clip klip",
+    "rlloss check ppo_clip cispo",
+    "rlloss check grpo dapo",
+    "rlloss check",
 )
 
 
@@ -55,6 +66,28 @@ def benchmark(rounds: int, timesteps: int) -> pd.DataFrame:
             "rounds": rounds,
         }
         for name, values in speeds.items()
+    )
+
+
+def benchmark_check(rounds: int) -> pd.DataFrame:
+    """Wall-clock seconds of ``rlloss check`` in a process of its own, imports included: a row per command."""
+    seconds: dict[str, list[float]] = {command: [] for command in CHECKS}
+    with tqdm(total=rounds * len(CHECKS), unit="run", disable=None) as bar:
+        for command in CHECKS * rounds:
+            bar.set_postfix_str(command)
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", *command.split()], stdout=subprocess.DEVNULL, check=False)
+            seconds[command].append(time.perf_counter() - start)
+            bar.update()
+    return pd.DataFrame(
+        {
+            "command": command,
+            "seconds, median": round(statistics.median(values), 2),
+            "lowest": round(min(values), 2),
+            "highest": round(max(values), 2),
+            "runs": rounds,
+        }
+        for command, values in seconds.items()
     )
 
 

@@ -121,7 +121,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Example:
-    """The smallest sample found on which the gradients differ: ``n`` copies of it in a batch."""
+    """The smallest sample found on which the gradients differ: ``n`` copies of it in a batch; or a few sequences."""
 
     why: str  # different, edge, rounding or subnormal: as in ``Contrast``
     dtype: str
@@ -131,7 +131,8 @@ class Example:
     logp: float
     old_logp: float
     gradients: tuple[float, float]
-    lengths: tuple[int, ...] = ()  # of sequences
+    sequences: tuple[tuple[float, ...], ...] = ()  # the ratios of the sequences' tokens
+    token: tuple[int, int] = (0, 0)  # of which sequence (from 1) and which token (from 1) the numbers are
 
 
 @dataclass(frozen=True)

@@ -131,9 +131,10 @@ def matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> Figure:
         for a, b, verdict in pairs[["a", "b", column]].itertuples(index=False, name=None):
             cells[place[a], place[b]] = cells[place[b], place[a]] = code[verdict]
         norm = BoundaryNorm(np.arange(5) - 0.5, 4)
-        panel.pcolormesh(cells, cmap=colours, norm=norm, edgecolors="white", linewidth=0.4)
-        panel.set_ylim(len(names), 0)
-        panel.set_aspect("equal")
+        panel.imshow(cells, cmap=colours, norm=norm, extent=(0, len(names), len(names), 0), interpolation="nearest")
+        for line in range(1, len(names)):
+            panel.axhline(line, color="white", linewidth=0.5)
+            panel.axvline(line, color="white", linewidth=0.5)
         panel.set_title(title)
         ticks = np.arange(len(names)) + 0.5
         panel.set_xticks(ticks, names, rotation=90, fontsize=5)

@@ -83,13 +83,13 @@ def _example(c: Comparison, e: Example) -> list[str]:
         short = f"{x + 0.0:.6g}"
         return f"{x!r}" if exact and float(short) != x else short
 
-    batch = f"N = {e.n}"
-    if e.lengths:
-        batch = f"sequences of length {', '.join(map(str, e.lengths))}, padded to {max(e.lengths) + 1}"
-    return [
-        f"ratio {number(e.ratio)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype}, {batch})",
-        f"{e.why}: gradient {number(e.gradients[0])} for {c.a}, {number(e.gradients[1])} for {c.b}",
-    ]
+    gradients = f"gradient {number(e.gradients[0])} for {c.a}, {number(e.gradients[1])} for {c.b}"
+    if e.sequences:
+        sequences = " and ".join(f"({', '.join(map(number, ratios))})" for ratios in e.sequences)
+        where = f"sequences with the ratios {sequences}, A = {number(e.advantage)} ({e.dtype})"
+        return [where, f"{e.why}: in sequence {e.token[0]}, token {e.token[1]}, {gradients}"]
+    where = f"ratio {number(e.ratio)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype}, N = {e.n})"
+    return [where, f"{e.why}: {gradients}"]
 
 
 def _values(c: Comparison) -> list[str]:
@@ -100,7 +100,7 @@ def _values(c: Comparison) -> list[str]:
         first = f"differ by a constant, {v.constant:.6g}" if v.constant else "the same"
     losses = " and ".join(f"{0.0 if abs(x) < 5e-5 else x:.4f}" for x in v.first_minibatch)
     norms = " and ".join(f"{x:.4f}" for x in v.gradient_norm)
-    return [first, f"on the first minibatch, advantages normalised: {losses}, with gradients of norm {norms}"]
+    return [first, f"first minibatch, advantages normalised: {losses}; norm of the gradient {norms}"]
 
 
 def _kinds(c: Comparison) -> list[str]:

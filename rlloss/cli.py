@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(command=function)
 
     bench = verbs.add_parser("benchmark", help="environment steps per second, beside the peers that are installed")
+    bench.add_argument("--of", choices=("train", "check"), default="train", help="what to time (default: train)")
     bench.add_argument("--rounds", type=int, default=5, help="rounds; in each, every contestant runs once (default: 5)")
     bench.add_argument("--timesteps", type=int, default=20_480, help="environment steps per run (default: 20480)")
     bench.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the table as CSV")
@@ -335,6 +336,7 @@ Exit code: 0 the gradients agree (one loss: with one of the zoo at least), 1 the
     check.add_argument("--bitwise", action="store_true", help="EQUAL is not enough: exit 0 for IDENTICAL alone")
     check.add_argument("--json", action="store_true", help="the result for programs, on standard output")
     check.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write tables and figures there")
+    check.add_argument("--list", action="store_true", help="the zoo: every name with its formula")
     check.set_defaults(command=check_command)
 
 
@@ -347,6 +349,11 @@ def check_command(options: argparse.Namespace) -> int:
         raise ConfigError(f"-o {options.output}: is a file; name a folder")
     enough = ("IDENTICAL",) if options.bitwise else ("IDENTICAL", "EQUAL")
     torch.set_num_threads(1)
+    if options.list:
+        from rlloss.matrix import formulas
+
+        print(formulas())
+        return HOLDS
     if len(options.losses) == 2:
         return check_pair(options, settings, enough)
     return check_many(options, settings, enough)
@@ -437,23 +444,24 @@ def reproduce_command(options: argparse.Namespace) -> int:
 
 def report_command(options: argparse.Namespace) -> int:
     from rlloss.claims import select
-    from rlloss.report import report_claims, update_readme
+    from rlloss.report import report_claims, run_readme, update_readme
 
     if options.readme is not None:
         update_readme(options.readme, Path("results/reference"))
+        run_readme(options.readme)
         print(f"renewed the generated parts of {options.readme}")
         return HOLDS
     return HOLDS if report_claims(select(options.claim), options.preset, options.runs, options.report) else FAILS
 
 
 def benchmark_command(options: argparse.Namespace) -> int:
-    from rlloss.benchmark import benchmark
+    from rlloss.benchmark import benchmark, benchmark_check
 
     if options.rounds < 1:
         raise ConfigError(f"--rounds={options.rounds}: must be 1 or greater")
     if options.timesteps < 512:
         raise ConfigError(f"--timesteps={options.timesteps}: must be at least one iteration of 512")
-    table = benchmark(options.rounds, options.timesteps)
+    table = benchmark_check(options.rounds) if options.of == "check" else benchmark(options.rounds, options.timesteps)
     print(tables.text(table))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ RATIOS: tuple[float | AtBound, ...] = (
     *(AtBound(side, ulps) for ulps in (1, -1, 0, 2, -2) for side in (1, -1)),
     *(round(math.exp(x / 8), 4) for x in range(-24, 25) if x % 8),
 )  # fmt: skip
+SEQUENCE_RATIOS = (1.0, *RATIOS)  # how sequences are averaged shows on-policy already
 ADVANTAGES = (
     1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 0.0, 0.3, -0.3, 1.7, -1.7, 10.0, -10.0,
     *(sign * round(0.07 + 0.0531 * i, 4) for i in range(50) for sign in (1, -1)),
@@ -135,7 +136,7 @@ def simplify(sample: Sample, condition: Callable[[Sample], bool]) -> Sample:
     for _ in range(2):  # a simpler coordinate can make room for another's
         if not sample.lengths:
             sample = first(sample._replace(n=n) for n in COPIES)
-        sample = first(sample._replace(ratio=ratio) for ratio in RATIOS)
+        sample = first(sample._replace(ratio=ratio) for ratio in (SEQUENCE_RATIOS if sample.lengths else RATIOS))
         sample = first(sample._replace(advantage=A) for A in ADVANTAGES)
         sample = first(sample._replace(top=top) for top in TOPS)
     return sample
@@ -146,7 +147,7 @@ def draw(dtypes: Sequence[torch.dtype], *, sequence: bool) -> st.SearchStrategy[
         Sample,
         st.sampled_from(dtypes),
         st.just(1) if sequence else st.sampled_from(COPIES),
-        st.sampled_from((1.0, *RATIOS) if sequence else RATIOS),
+        st.sampled_from(SEQUENCE_RATIOS if sequence else RATIOS),
         st.sampled_from(ADVANTAGES),
         st.sampled_from(TOPS),
         st.sampled_from(LENGTHS) if sequence else st.just(()),
@@ -160,12 +161,14 @@ def example(f: Formulation, g: Formulation, found: Contrast, clip_coef: float) -
     why = (
         "different" if found.real[i] else "edge" if found.edge[i] else "subnormal" if found.subnormal[i] else "rounding"
     )
-    x, y = (measure(loss, probe, clip_coef).gradient[i] for loss in (f, g))
-    lengths = () if probe.mask is None else tuple(probe.mask.sum(1).tolist())
-    ratio, A, old = (float(t.double().flatten()[i]) for t in (probe.ratio, probe.sample_advantages, probe.old_logp))
-    logp = float(probe.logp.double().flatten()[i])
-    n = len(probe.logp) if probe.mask is None else 1
-    return Example(why, dtype_name(probe.dtype), n, ratio, A, logp, old, (float(x), float(y)), lengths)
+    x, y = (float(measure(loss, probe, clip_coef).gradient[i]) for loss in (f, g))
+    inputs = (probe.ratio, probe.sample_advantages, probe.logp, probe.old_logp)
+    ratio, A, logp, old = (float(t.double().flatten()[i]) for t in inputs)
+    if probe.mask is None:
+        return Example(why, dtype_name(probe.dtype), len(probe.logp), ratio, A, logp, old, (x, y))
+    ratios = tuple(tuple(row[counts].tolist()) for row, counts in zip(probe.ratio, probe.mask, strict=True))
+    token = (i // probe.logp.shape[1] + 1, i % probe.logp.shape[1] + 1)
+    return Example(why, dtype_name(probe.dtype), 1, ratio, A, logp, old, (x, y), ratios, token)
 
 
 # ----------------------------------------------------------------------------------------------------- regions
@@ -189,7 +192,7 @@ def regions(
     """
     real = [c for c in contrasts if c.real.any()]
     if f.sequence:
-        return tuple(dict.fromkeys(_kind(c.probe) for c in real))
+        return tuple(sorted({_kind(c.probe) for c in real}, reverse=True))
     c = next((c for c in real if c.probe.grid), None)
     if c is None:
         return tuple(describe(c.probe, int(c.real.argmax())) for c in real[:MOST_RANGES])
@@ -211,7 +214,7 @@ def regions(
 def _kind(probe: Probe) -> str:
     assert probe.mask is not None
     lengths = "equal" if probe.mask.all() else "unequal"
-    return f"{'on' if probe.on_policy else 'off'}-policy, sequences of {lengths} length"
+    return f"{'on' if probe.on_policy else 'off'}-policy, {lengths} lengths"
 
 
 def edges(contrasts: Sequence[Contrast]) -> tuple[float, ...]:

@@ -143,7 +143,7 @@ def reinforce_mask(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_c
 # ------------------------------------------------------------------------------------------- without a clip
 
 
-def surrogate(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
+def ppo_unclipped(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
     """The unclipped surrogate objective, negated: ``-ratio * A``. Ignores ``clip_coef``.
 
     The ratio must not be detached: it is the only path from this loss to the policy. Gradient: ``((-1/N)*A)*ratio``.
@@ -157,7 +157,7 @@ def surrogate(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: 
 def reinforce_unclipped(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
     """Importance-weighted REINFORCE: ``-((sg(ratio) * logp) * A)``. Ignores ``clip_coef``.
 
-    Here the ratio must be detached: the gradient flows through logp. It is that of ``surrogate``, to the last bit.
+    Here the ratio must be detached: the gradient flows through logp. It is that of ``ppo_unclipped``, to the last bit.
 
     Args, Returns, Raises: as ``ppo_clip``.
     Source: Degris, White and Sutton 2012, "Off-Policy Actor-Critic" (the per-step weight).
@@ -448,7 +448,7 @@ LOSSES: dict[str, Loss] = {
     for loss in (
         ppo_clip, reinforce, reinforce_textbook, reinforce_mask, ppo_masked, ppo_max, ppo_log_clamp, ppo_clip_offset,
         ppo_clip_ulp, klip, klip_matched, klip_linear_gate, klip_sigmoid_gate, ppo_softmin, dual_clip, clip_higher,
-        two_sided_mask, cispo, cispo_upper, truncated_is, surrogate, reinforce_unclipped, reinforce_undetached,
+        two_sided_mask, cispo, cispo_upper, truncated_is, ppo_unclipped, reinforce_unclipped, reinforce_undetached,
         on_policy_ratio, reinforce_plain, a2c, spo, ppo_kl_penalty,
     )
 }  # fmt: skip

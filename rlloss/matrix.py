@@ -33,6 +33,14 @@ def zoo() -> list[str]:
     return [*LOSSES, *SEQUENCE_LOSSES]
 
 
+def formulas() -> str:
+    """Every loss of the zoo, with the first sentence of its documentation."""
+    losses = LOSSES | SEQUENCE_LOSSES
+    width = max(map(len, losses))
+    first = (f"{name:<{width}}  {(loss.__doc__ or '').strip().splitlines()[0]}" for name, loss in losses.items())
+    return "\n".join(first).replace("``", "")
+
+
 def against_zoo(
     loss: AnyLoss, *, clip_coef: float = CLIP_COEF, dtypes: Sequence[torch.dtype] = DTYPES, seed: int = 0
 ) -> pd.DataFrame:

@@ -1,6 +1,9 @@
 """Judge the claims on what has been run, and write their evidence and figures; the generated parts of the README."""
 
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,3 +62,25 @@ def update_readme(readme: Path, reference: Path) -> None:
 
     pattern = re.compile(r"<!-- (?P<name>[\w/-]+\.(?:csv|md)) -->.*?<!-- end -->", re.DOTALL)
     readme.write_text(pattern.sub(fill, readme.read_text()))
+
+
+COMMAND = re.compile(r"<!-- \$ rlloss (?P<arguments>[^\n]*?) -->(?P<body>.*?)<!-- end -->", re.DOTALL)
+
+
+FOLDED = 8  # lines of output from which on it is folded away
+
+
+def run_readme(readme: Path) -> None:
+    """Run every command that stands in ``<!-- $ rlloss ... -->``, and put its output before the ``<!-- end -->``."""
+
+    def run(match: re.Match[str]) -> str:
+        command = [sys.executable, "-m", "rlloss", *shlex.split(match["arguments"])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        block = f"```console\n$ rlloss {match['arguments']}\n{done.stdout.rstrip()}\n```"
+        lines = done.stdout.splitlines()
+        if len(lines) > FOLDED:  # its first line says the verdict; the rest is a click away
+            summary = f"<code>rlloss {match['arguments']}</code> &rarr; {lines[0]}"
+            block = f"<details><summary>{summary}</summary>\n\n{block}\n\n</details>"
+        return f"<!-- $ rlloss {match['arguments']} -->\n\n{block}\n\n<!-- end -->"
+
+    readme.write_text(COMMAND.sub(run, readme.read_text()))

@@ -36,7 +36,7 @@ AGAINST_PPO = {  # on-policy, off-policy
     **dict.fromkeys(("klip_sigmoid_gate", "reinforce_undetached"), (DIFFERENT, DIFFERENT)),
     **dict.fromkeys(
         ("klip_linear_gate", "dual_clip", "clip_higher", "two_sided_mask", "cispo", "cispo_upper", "truncated_is",
-         "surrogate", "reinforce_unclipped", "on_policy_ratio", "reinforce_plain", "a2c", "spo", "ppo_kl_penalty"),
+         "ppo_unclipped", "reinforce_unclipped", "on_policy_ratio", "reinforce_plain", "a2c", "spo", "ppo_kl_penalty"),
         (IDENTICAL, DIFFERENT),
     ),
 }  # fmt: skip
@@ -59,7 +59,7 @@ def test_the_zoo_against_ppo(ppo_row):
         ("dual_clip", "A < 0: ratio > 3"),
         ("two_sided_mask", "A > 0: ratio < 0.8; A < 0: ratio > 1.2"),
         ("cispo_upper", "A > 0: ratio > 1.2; A < 0: ratio < 0.8 or ratio > 1.2"),
-        ("surrogate", "A > 0: ratio > 1.2; A < 0: ratio < 0.8"),
+        ("ppo_unclipped", "A > 0: ratio > 1.2; A < 0: ratio < 0.8"),
         ("spo", "A > 0: ratio < 1 or ratio > 1; A < 0: ratio < 1 or ratio > 1"),
         ("reinforce_undetached", "A > 0: every ratio; A < 0: every ratio"),
         ("klip", ""),
@@ -72,12 +72,12 @@ def test_where_the_zoo_differs_from_ppo(ppo_row, name, where):
 @pytest.mark.parametrize(
     ("a", "b", "on", "off"),
     [
-        ("surrogate", "reinforce_unclipped", IDENTICAL, IDENTICAL),
+        ("ppo_unclipped", "reinforce_unclipped", IDENTICAL, IDENTICAL),
         ("on_policy_ratio", "a2c", IDENTICAL, IDENTICAL),
         ("reinforce_mask", "ppo_masked", IDENTICAL, IDENTICAL),
         ("cispo", "cispo_upper", IDENTICAL, DIFFERENT),
         ("dual_clip", "clip_higher", IDENTICAL, DIFFERENT),
-        ("surrogate", "on_policy_ratio", IDENTICAL, DIFFERENT),
+        ("ppo_unclipped", "on_policy_ratio", IDENTICAL, DIFFERENT),
         ("grpo", "gspo", EQUAL, DIFFERENT),
         ("grpo", "dapo", DIFFERENT, DIFFERENT),
         ("grpo", "dr_grpo", DIFFERENT, DIFFERENT),
@@ -92,19 +92,19 @@ def test_sequence_losses_are_told_apart_by_the_lengths_of_sequences():
     def kinds(a, b):
         return set(matrix([a, b], dtypes=(F64,))["differ at"][0].split("; "))
 
-    on, off = "on-policy, sequences of {} length", "off-policy, sequences of {} length"
+    on, off = "on-policy, {} lengths", "off-policy, {} lengths"
     assert kinds("grpo", "dr_grpo") == {on.format("unequal"), off.format("unequal")}
     assert kinds("grpo", "dapo") == {on.format("unequal"), off.format("unequal"), off.format("equal")}
     assert kinds("grpo", "gspo") == {off.format("unequal"), off.format("equal")}
 
 
 def test_classes_of_the_same_gradient():
-    names = ["ppo_clip", "reinforce", "reinforce_textbook", "surrogate", "reinforce_unclipped", "spo"]
+    names = ["ppo_clip", "reinforce", "reinforce_textbook", "ppo_unclipped", "reinforce_unclipped", "spo"]
     groups = classes(matrix(names, dtypes=(F64, F32)), names)
     found = {rule: set(rows["losses"]) for rule, rows in groups.groupby("same gradient")}
     assert found == {
-        "everywhere, to the last bit": {"ppo_clip, reinforce", "surrogate, reinforce_unclipped"},
-        "everywhere, up to rounding": {"ppo_clip, reinforce, reinforce_textbook", "surrogate, reinforce_unclipped"},
+        "everywhere, to the last bit": {"ppo_clip, reinforce", "ppo_unclipped, reinforce_unclipped"},
+        "everywhere, up to rounding": {"ppo_clip, reinforce, reinforce_textbook", "ppo_unclipped, reinforce_unclipped"},
         "on-policy, up to rounding": {", ".join(names)},
     }
 
@@ -177,7 +177,7 @@ def only_where(condition, other):
     ids=["one sign", "the other sign", "far out", "a strip", "large advantages"],
 )
 def test_a_difference_in_one_region_only_is_found_there(condition, regions):
-    result = compare(ppo_clip, only_where(condition, "surrogate"), dtypes=(F64,))
+    result = compare(ppo_clip, only_where(condition, "ppo_unclipped"), dtypes=(F64,))
     assert (result.on_policy.verdict, result.off_policy.verdict) == (IDENTICAL, DIFFERENT)
     assert result.regions == regions
 
@@ -224,7 +224,7 @@ def test_a_difference_in_large_batches_only():
 
 def test_a_difference_that_only_a_network_shows():
     def loss(logp, old_logp, A, *, clip_coef):
-        return LOSSES["ppo_clip" if logp.is_leaf else "surrogate"](logp, old_logp, A, clip_coef=clip_coef)
+        return LOSSES["ppo_clip" if logp.is_leaf else "ppo_unclipped"](logp, old_logp, A, clip_coef=clip_coef)
 
     result = compare(ppo_clip, loss, dtypes=(F64,))
     assert result.off_policy.differing == 0
@@ -328,7 +328,7 @@ def test_values_kinds_and_the_first_minibatch():
     assert result.gradient_norm[0] == result.gradient_norm[1] > 0.01
     assert compare("ppo_clip", "ppo_clip_offset", dtypes=(F64,)).values.constant == pytest.approx(5)
     assert compare("ppo_clip", "ppo_max", dtypes=(F64,)).values.constant == 0
-    assert compare("surrogate", "spo", dtypes=(F64,)).values.true_loss == (True, True)
+    assert compare("ppo_unclipped", "spo", dtypes=(F64,)).values.true_loss == (True, True)
     assert compare("on_policy_ratio", "a2c", dtypes=(F64,)).values.true_loss == (False, True)
     assert compare("grpo", "gspo", dtypes=(F64,)).values.true_loss == (True, True)
 
@@ -340,7 +340,7 @@ def test_where_a_gradient_is_not_finite():
 
 
 def test_the_example_is_small_and_readable():
-    e = compare("ppo_clip", "surrogate", dtypes=(F64,)).example
+    e = compare("ppo_clip", "ppo_unclipped", dtypes=(F64,)).example
     assert (e.n, round(e.ratio, 12), e.advantage, e.logp) == (1, 2, 1, -2)
     assert e.gradients == (0, pytest.approx(-2))
     assert compare("ppo_clip", "dual_clip", dtypes=(F64,)).example.ratio == pytest.approx(4)
@@ -350,7 +350,9 @@ def test_the_example_is_small_and_readable():
     edge = compare("ppo_clip", "ppo_masked", dtypes=(F64,)).example
     assert (edge.why, edge.n) == ("edge", 1)
     assert edge.gradients[0] != 0 == edge.gradients[1]
-    assert compare("grpo", "dr_grpo", dtypes=(F64,)).example.lengths == (1, 1)
+    sequences = compare("grpo", "dr_grpo", dtypes=(F64,)).example
+    assert sequences.sequences == ((1.0,), (1.0,))
+    assert sequences.gradients == (-0.5, -0.25), "1 / 2 sequences; 1 / (2 sequences x 2 columns)"
     assert compare("ppo_clip", "reinforce", dtypes=(F64,)).example is None
 
 
@@ -399,7 +401,7 @@ def test_assertion_for_other_peoples_test_suites():
     with pytest.raises(AssertionError, match="EQUAL"):
         assert_same_gradient("ppo_clip", "reinforce_textbook", bitwise=True, dtypes=(F32,))
     with pytest.raises(AssertionError, match=r"(?s)DIFFERENT.*ratio > 1.2.*example"):
-        assert_same_gradient("ppo_clip", LOSSES["surrogate"], dtypes=(F32,))
+        assert_same_gradient("ppo_clip", LOSSES["ppo_unclipped"], dtypes=(F32,))
 
 
 def test_sequence_losses_are_compared_with_their_kind_only():
@@ -417,8 +419,8 @@ def test_sequence_losses_are_compared_with_their_kind_only():
         (["ppo_clip", "reinforce_textbook", "--bitwise"], 1),
         (["ppo_clip", "cispo"], 1),
         (["cispo"], 1),
-        (["surrogate"], 0),
-        (["surrogate", "reinforce_unclipped", "cispo"], 1),
+        (["ppo_unclipped"], 0),
+        (["ppo_unclipped", "reinforce_unclipped", "cispo"], 1),
         (["nothing", "cispo"], 2),
         (["ppo_clip", "cispo", "--clip-coef", "0"], 2),
     ],

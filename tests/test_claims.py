@@ -1,6 +1,7 @@
 """Claims are judged on run folders alone, and a broken mechanism makes each of them fail."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -205,6 +206,33 @@ def test_readme_shows_what_the_reference_results_say(tmp_path):
     copy.write_text("<!-- nothing.csv -->old<!-- end -->")
     with pytest.raises(ConfigError, match=r"nothing\.csv is missing"):
         report.update_readme(copy, Path("results/reference"))
+
+
+def test_readmes_commands_still_give_those_verdicts(capsys):
+    """Each `rlloss check` of the README, run again: its first line and where the losses differ, as printed there.
+
+    The rest holds numbers that another CPU may round differently; `make readme` renews all of it.
+    """
+    commands = list(report.COMMAND.finditer(Path("README.md").read_text()))
+    assert len(commands) >= 9
+
+    def verdict(output):
+        lines = [line for line in output.splitlines() if line and "rlloss check" not in line and line[0] not in "`<"]
+        kept = [line for line in lines if re.match(r"(differ at|factor|on-policy|off-policy|\w+ +\w+ +[A-Z]{5})", line)]
+        return lines[0], [re.sub(r"[\d,]+ +\d.*|\d+ .*", "", line) for line in kept]
+
+    for match in commands:
+        main(shlex.split(match["arguments"]))
+        captured = capsys.readouterr()
+        assert verdict(captured.out or captured.err) == verdict(match["body"]), match["arguments"]
+
+
+def test_readmes_example_of_an_assertion_runs(monkeypatch):
+    (code,) = re.findall(r"```python\n(from rlloss.check import.*?)```", Path("README.md").read_text(), re.DOTALL)
+    monkeypatch.syspath_prepend(".")
+    names = {}
+    exec(code, names)
+    names["test_my_loss_is_ppo"]()
 
 
 def test_readmes_pictures_exist():

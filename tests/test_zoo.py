@@ -49,7 +49,7 @@ GRADIENTS = {
     "cispo": lambda r, A, logp: -A * min(max(r, 1 - EPS), 1 + EPS),
     "cispo_upper": lambda r, A, logp: -A * min(r, 1 + EPS),
     "truncated_is": lambda r, A, logp: -A * min(r, 2),
-    **dict.fromkeys(("surrogate", "reinforce_unclipped"), lambda r, A, logp: -A * r),
+    **dict.fromkeys(("ppo_unclipped", "reinforce_unclipped"), lambda r, A, logp: -A * r),
     "reinforce_undetached": lambda r, A, logp: -A * r * (1 + logp),
     **dict.fromkeys(("on_policy_ratio", "reinforce_plain", "a2c"), lambda r, A, logp: -A),
     "spo": lambda r, A, logp: -(A - abs(A) / EPS * (r - 1)) * r,
