@@ -61,7 +61,7 @@ BAD = {
     "~loss": "~loss: no key can be removed",
     "num_envs": "an override reads key=value",
     "hidden_sizes=[1": "an override reads key=value",
-    "loss=foo": "loss=foo: no such loss; use one of ppo_clip, reinforce",
+    "loss=foo": "loss=foo: no such loss; use one of a2c, cispo",
     "env=3": "env=3: no such env; use one of acrobot, cartpole",
     "loss=": "no such loss",
     "num_envs=four": "num_envs: Value 'four'",
