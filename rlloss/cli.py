@@ -279,8 +279,9 @@ def verify_command(options: argparse.Namespace) -> int:
         return HOLDS if holds else FAILS
     print(tables.text(verdict_table(verdicts)))
     for verdict in verdicts:
-        if verdict.reason:
-            print(f"\n{verdict.verdict}: {verdict.run_a} and {verdict.run_b}: {verdict.reason}")
+        for text in (verdict.cause, verdict.reason):
+            if text:
+                print(f"\n{verdict.verdict}: {verdict.run_a} and {verdict.run_b}: {text}")
     counts = {name: sum(v.verdict == name for v in verdicts) for name in sorted({v.verdict for v in verdicts})}
     print("\n" + ", ".join(f"{count} {name}" for name, count in counts.items()) + f" of {len(verdicts)} pairs")
     if alone:

@@ -1,25 +1,186 @@
-"""What steers a run from outside the gradient: so far, learning-rate schedules.
+"""What may read a loss's *value*: schedules, stop rules, the guard, the keeper of the best checkpoint.
 
-Conditions are PyTorch's own components; what they may read is a *named* metric of the iteration that has ended.
+Each is PyTorch's own component where PyTorch has one, and reads one *named* metric of the iteration that has ended:
+"plateau on policy_loss" and "plateau on episodic_return" are two configs and one mechanism. What a condition decides
+is written down as a ``Decision``; ``rlloss verify`` finds in them why two runs parted.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from rlloss.config import Config, lookup
+from rlloss.config import (
+    Config,
+    FiniteGuardConfig,
+    MetricBestConfig,
+    NoImprovementStopConfig,
+    PlateauConfig,
+    ThresholdStopConfig,
+    lookup,
+)
+from rlloss.runs import Decision
 
-Factor = Callable[[int, int], float]
+Row = Mapping[str, Any]
+
+
+class Condition(Protocol):
+    """Looks at every iteration's row of metrics, and may decide something."""
+
+    def after(self, row: Row) -> Decision | None: ...
+
+
+def read(row: Row, monitor: str) -> float | None:
+    """The monitored metric; None where there is none, as no episode finished in this iteration."""
+    value = float(row[monitor])
+    return None if monitor.startswith("episodic") and math.isnan(value) else value
+
+
+# ---------------------------------------------------------------------------------------------------- schedules
 
 # Iterations done, iterations in all -> factor of the learning rate.
-SCHEDULES: dict[str, Factor] = {
+FACTORS: dict[str, Callable[[int, int], float]] = {
     "constant": lambda done, total: 1.0,
     "linear": lambda done, total: 1.0 - done / total,
 }
 
 
-def make_schedule(config: Config, optimizer: Optimizer) -> LambdaLR:
-    """The schedule of the learning rate; step it once per iteration. Raises: ConfigError for an unknown name."""
-    factor: Factor = lookup(SCHEDULES, "schedule", config.schedule.name)
-    return LambdaLR(optimizer, lambda done: factor(done, config.num_iterations))
+class ClosedForm:
+    """A learning rate that follows the iteration alone: torch's LambdaLR. It reads no metric and decides nothing."""
+
+    def __init__(self, config: Config, optimizer: Optimizer) -> None:
+        factor = FACTORS[config.schedule.name]
+        self.scheduler: LRScheduler = LambdaLR(optimizer, lambda done: factor(done, config.num_iterations))
+
+    def after(self, row: Row) -> None:
+        self.scheduler.step()
+
+
+class Plateau:
+    """torch's ReduceLROnPlateau, stepped with the monitored metric once per iteration."""
+
+    def __init__(self, config: Config, optimizer: Optimizer) -> None:
+        assert isinstance(config.schedule, PlateauConfig)
+        settings = {key: value for key, value in asdict(config.schedule).items() if key not in ("name", "monitor")}
+        self.monitor, self.optimizer = config.schedule.monitor, optimizer
+        self.scheduler: LRScheduler = ReduceLROnPlateau(optimizer, **settings)
+
+    def after(self, row: Row) -> Decision | None:
+        value = read(row, self.monitor)
+        if value is None:
+            return None
+        before = self.optimizer.param_groups[0]["lr"]
+        self.scheduler.step(value)  # type: ignore[arg-type]  # ReduceLROnPlateau's takes the metric
+        after = self.optimizer.param_groups[0]["lr"]
+        if after == before:
+            return None
+        return Decision(row["iteration"], "plateau", self.monitor, value, f"learning rate {before:g} -> {after:g}")
+
+
+SCHEDULES: dict[str, Callable[[Config, Optimizer], ClosedForm | Plateau]] = {
+    **dict.fromkeys(FACTORS, ClosedForm),
+    "plateau": Plateau,
+}
+
+
+def make_schedule(config: Config, optimizer: Optimizer) -> ClosedForm | Plateau:
+    """The schedule of the learning rate. Raises: ConfigError for an unknown name."""
+    kind: Callable[[Config, Optimizer], ClosedForm | Plateau] = lookup(SCHEDULES, "schedule", config.schedule.name)
+    return kind(config, optimizer)
+
+
+# ---------------------------------------------------------------------------------------------------- stop rules
+
+
+class Idle:
+    """Decides nothing: stop=never and best=none."""
+
+    def __init__(self, config: Config) -> None:
+        pass
+
+    def after(self, row: Row) -> None:
+        return None
+
+
+class Threshold:
+    """Stops as soon as the metric is at or beyond ``threshold``: at most it with mode=min, at least with mode=max."""
+
+    def __init__(self, config: Config) -> None:
+        assert isinstance(config.stop, ThresholdStopConfig)
+        self.config = config.stop
+
+    def after(self, row: Row) -> Decision | None:
+        value = read(row, self.config.monitor)
+        reached = value is not None and (
+            value <= self.config.threshold if self.config.mode == "min" else value >= self.config.threshold
+        )
+        if not reached:
+            return None
+        reason = f"stop: {'at most' if self.config.mode == 'min' else 'at least'} {self.config.threshold:g}"
+        return Decision(row["iteration"], "threshold", self.config.monitor, float(value or 0.0), reason)
+
+
+class NoImprovement:
+    """Stops once the metric has not improved on its best by more than ``min_delta`` for ``patience`` iterations."""
+
+    def __init__(self, config: Config) -> None:
+        assert isinstance(config.stop, NoImprovementStopConfig)
+        self.config, self.best, self.waited = config.stop, math.nan, 0
+
+    def after(self, row: Row) -> Decision | None:
+        value = read(row, self.config.monitor)
+        if value is None:
+            return None
+        sign = -1 if self.config.mode == "min" else 1
+        if math.isnan(self.best) or sign * (value - self.best) > self.config.min_delta:
+            self.best, self.waited = value, 0
+            return None
+        self.waited += 1
+        if self.waited <= self.config.patience:
+            return None
+        reason = f"stop: no better than {self.best:g} for {self.waited} iterations"
+        return Decision(row["iteration"], "no_improvement", self.config.monitor, value, reason)
+
+
+STOPS: dict[str, Callable[[Config], Condition]] = {
+    "never": Idle,
+    "threshold": Threshold,
+    "no_improvement": NoImprovement,
+}
+
+
+# ------------------------------------------------------------------------------------------- best checkpoint, guard
+
+
+class Best:
+    """Marks the iterations after which the metric is the best so far; the recorder then keeps the parameters."""
+
+    def __init__(self, config: Config) -> None:
+        assert isinstance(config.best, MetricBestConfig)
+        self.config, self.best = config.best, math.nan
+
+    def after(self, row: Row) -> Decision | None:
+        value = read(row, self.config.monitor)
+        if value is None or math.isnan(value):
+            return None
+        sign = -1 if self.config.mode == "min" else 1
+        if not (math.isnan(self.best) or sign * (value - self.best) > 0):
+            return None
+        self.best = value
+        return Decision(row["iteration"], "best", self.config.monitor, value, "keep this checkpoint")
+
+
+BESTS: dict[str, Callable[[Config], Condition]] = {"none": Idle, "metric": Best}
+GUARDS = ("none", "finite")
+
+
+def passes_guard(config: Config, policy_loss: torch.Tensor, total_loss: torch.Tensor) -> bool:
+    """Whether an optimiser step may be taken: with ``guard=finite`` only if the monitored loss is a finite number."""
+    if not isinstance(config.guard, FiniteGuardConfig):
+        return True
+    guarded = policy_loss if config.guard.monitor == "policy_loss" else total_loss
+    return bool(torch.isfinite(guarded))

@@ -33,6 +33,7 @@ class ConfigError(ValueError):
 @dataclass
 class LossConfig:
     name: str = MISSING  # an entry of rlloss.losses.LOSSES
+    offset: float = 0.0  # a constant added to the policy loss: another value, the same gradient
 
 
 @dataclass
@@ -74,8 +75,88 @@ class RMSpropConfig(OptimizerConfig):
 
 
 @dataclass
+class LBFGSConfig(OptimizerConfig):
+    name: str = "lbfgs"
+    max_iter: int = 4  # iterations per optimiser step
+    max_eval: int | None = None  # evaluations of the loss per optimiser step; null: 1.25 * max_iter
+    tolerance_grad: float = 1e-7
+    tolerance_change: float = 1e-9
+    history_size: int = 10
+    line_search_fn: str | None = None  # or strong_wolfe, which reads the loss's value
+
+
+@dataclass
 class ScheduleConfig:
-    name: str = MISSING  # constant, or linear: learning_rate falls to 0 over the run
+    name: str = MISSING  # constant; linear: learning_rate falls to 0 over the run; plateau
+
+
+@dataclass
+class PlateauConfig(ScheduleConfig):
+    """torch's ReduceLROnPlateau, stepped once per iteration; its own defaults."""
+
+    name: str = "plateau"
+    monitor: str = "policy_loss"  # any of MONITORS
+    mode: str = "min"  # or max
+    factor: float = 0.1
+    patience: int = 10  # iterations
+    threshold: float = 1e-4
+    threshold_mode: str = "rel"  # or abs
+    cooldown: int = 0  # iterations
+    min_lr: float = 0.0
+    eps: float = 1e-8
+
+
+@dataclass
+class StopConfig:
+    name: str = MISSING  # never, threshold, no_improvement
+
+
+@dataclass
+class ThresholdStopConfig(StopConfig):
+    """Stop after the first iteration whose metric is at or beyond ``threshold``."""
+
+    name: str = "threshold"
+    monitor: str = "policy_loss"  # any of MONITORS
+    mode: str = "min"  # stop at or below the threshold; max: at or above it
+    threshold: float = 0.0
+
+
+@dataclass
+class NoImprovementStopConfig(StopConfig):
+    """Stop once the metric has not been better than its best by more than ``min_delta`` for ``patience`` iterations."""
+
+    name: str = "no_improvement"
+    monitor: str = "policy_loss"  # any of MONITORS
+    mode: str = "min"  # or max
+    patience: int = 10  # iterations
+    min_delta: float = 0.0
+
+
+@dataclass
+class GuardConfig:
+    name: str = MISSING  # none, finite
+
+
+@dataclass
+class FiniteGuardConfig(GuardConfig):
+    """Skip an optimiser step whose loss is not a finite number."""
+
+    name: str = "finite"
+    monitor: str = "total_loss"  # or policy_loss
+
+
+@dataclass
+class BestConfig:
+    name: str = MISSING  # none, metric
+
+
+@dataclass
+class MetricBestConfig(BestConfig):
+    """Keep the parameters after the iteration whose metric is the best of the run, as best.pt."""
+
+    name: str = "metric"
+    monitor: str = "policy_loss"  # any of MONITORS
+    mode: str = "min"  # or max
 
 
 @dataclass
@@ -92,6 +173,9 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=AdamConfig)
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("linear"))
     precision: PrecisionConfig = field(default_factory=lambda: PrecisionConfig("fp32"))
+    stop: StopConfig = field(default_factory=lambda: StopConfig("never"))
+    guard: GuardConfig = field(default_factory=lambda: GuardConfig("none"))
+    best: BestConfig = field(default_factory=lambda: BestConfig("none"))
 
     seed: int = 1  # parent of every random stream of the run
     total_timesteps: int = 500_000  # environment steps; whole iterations only, the remainder is not run
@@ -139,12 +223,29 @@ NON_NEGATIVE = ("seed", "vf_coef", "ent_coef", "clip_coef", "snapshot_every")
 FRACTION = ("gamma", "gae_lambda")
 LONGEST_NAME = 200  # characters of a run folder's name; file systems allow 255 bytes
 
+MONITORS = (
+    "policy_loss", "value_loss", "entropy_loss", "total_loss", "ppo_clip_loss", "reinforce_loss", "approx_kl",
+    "old_approx_kl", "ratio_outside_frac", "clip_active_frac", "grad_norm", "explained_variance", "episodic_return",
+    "episodic_length",
+)  # fmt: skip
+"""The metrics that a condition may read."""
+
+VARIANTS: dict[str, tuple[type[Any], ...]] = {
+    "optimizer": (AdamConfig, SGDConfig, RMSpropConfig, LBFGSConfig),
+    "schedule": (ScheduleConfig, PlateauConfig),
+    "stop": (StopConfig, ThresholdStopConfig, NoImprovementStopConfig),
+    "guard": (GuardConfig, FiniteGuardConfig),
+    "best": (BestConfig, MetricBestConfig),
+}
+"""The groups whose choices have keys of their own."""
+
 _store = ConfigStore.instance()
-_GROUPS = ("loss", "env", "optimizer", "schedule", "precision")
+_GROUPS = ("loss", "env", "optimizer", "schedule", "precision", "stop", "guard", "best")
 _store.store("config_schema", Config(**dict.fromkeys(_GROUPS, MISSING)))  # Hydra's defaults list fills the groups
-_store.store("adam_schema", AdamConfig, group="optimizer")
-_store.store("sgd_schema", SGDConfig, group="optimizer")
-_store.store("rmsprop_schema", RMSpropConfig, group="optimizer")
+for _group, _variants in VARIANTS.items():
+    for _variant in _variants:
+        if _variant().name != MISSING:
+            _store.store(f"{_variant().name}_schema", _variant, group=_group)
 
 
 def data_dir(name: str) -> Path:
@@ -209,6 +310,7 @@ def check(config: Config) -> None:
         raise ConfigError(f"target_kl={config.target_kl}: must be greater than 0, or null for no limit")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
         raise ConfigError(f"hidden_sizes={config.hidden_sizes}: needs at least one size, each 1 or greater")
+    _check_conditions(config)
     if config.run_dir == "":
         raise ConfigError("run_dir='': names no folder; leave it out to have the folder named after the run")
     batch = config.num_samples
@@ -228,6 +330,28 @@ def check(config: Config) -> None:
             f"total_timesteps={config.total_timesteps} is less than one iteration of {batch} = "
             f"num_envs {config.num_envs} x num_steps {config.num_steps}; use at least {batch}"
         )
+
+
+def _check_conditions(config: Config) -> None:
+    for group in ("schedule", "stop", "guard", "best"):
+        condition = getattr(config, group)
+        allowed = {
+            "monitor": ("policy_loss", "total_loss") if group == "guard" else MONITORS,
+            "mode": ("min", "max"),
+            "threshold_mode": ("rel", "abs"),
+        }
+        for key, values in allowed.items():
+            value = getattr(condition, key, values[0])
+            if value not in values:
+                raise ConfigError(f"{group}.{key}={value}: unknown; use one of {', '.join(values)}")
+        if getattr(condition, "patience", 0) < 0:
+            raise ConfigError(f"{group}.patience={condition.patience}: must be 0 or greater")
+    if isinstance(config.schedule, PlateauConfig) and not 0 < config.schedule.factor < 1:
+        raise ConfigError(f"schedule.factor={config.schedule.factor}: must lie between 0 and 1")
+    if isinstance(config.optimizer, LBFGSConfig) and config.optimizer.line_search_fn not in (None, "strong_wolfe"):
+        raise ConfigError(f"optimizer.line_search_fn={config.optimizer.line_search_fn}: use strong_wolfe or null")
+    if not math.isfinite(config.loss.offset):
+        raise ConfigError(f"loss.offset={config.loss.offset}: must be a finite number")
 
 
 def flat_keys(config: Config) -> dict[str, Any]:
@@ -251,7 +375,8 @@ def run_folder(config: Config) -> Path:
     """
     if config.run_dir is not None:
         return Path(config.run_dir)
-    default = flat_keys(Config(optimizer=type(config.optimizer)())) | {"optimizer.name": Config().optimizer.name}
+    default = flat_keys(Config(**{group: type(getattr(config, group))() for group in VARIANTS}))
+    default |= {f"{group}.name": getattr(Config(), group).name for group in VARIANTS}
     named = ("env.id", "loss.name", "seed", *WHERE_KEYS)
     condition = [
         f"{key.removesuffix('.name')}-{_slug(value)}"
@@ -321,9 +446,9 @@ def groups() -> list[str]:
 
 @functools.cache
 def known_keys() -> list[str]:
-    """Every key that an override may set, including those of the optimisers that are not selected."""
-    optimizers = (AdamConfig(), SGDConfig(), RMSpropConfig())
-    return list(dict.fromkeys(key for optimizer in optimizers for key in flat_keys(Config(optimizer=optimizer))))
+    """Every key that an override may set, including those of the choices that are not selected."""
+    variants = [Config(**{group: variant()}) for group, kinds in VARIANTS.items() for variant in kinds]
+    return list(dict.fromkeys(key for config in variants for key in flat_keys(config)))
 
 
 def _is_hydras(override: Override) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlloss.config import ConfigError
+from rlloss.precision import at_least_float32
 
 Array = NDArray[np.floating]
 
@@ -164,10 +165,15 @@ class ActorCritic:
                 torch.nn.init.orthogonal_(weight, gains.get(name, math.sqrt(2)), generator=generator)
                 leaf.data.copy_(weight)
 
+    def raw(self) -> Array:
+        """All parameters as NumPy sees them, a view where it can; bfloat16, which it does not know, as its bits."""
+        flat = self.flat.detach().cpu()
+        return flat.view(torch.int16).numpy() if flat.dtype == torch.bfloat16 else flat.numpy()
+
     def _tower(self, tower: str, x: Tensor) -> Tensor:
         for i, (weight, bias) in enumerate(self.towers[tower]):
             x = F.linear(torch.tanh(x) if i else x, weight, bias)
-        return x
+        return x.to(self.flat.dtype)  # under autocast: distributions and losses are computed in the parameters' dtype
 
     def logp_entropy(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of ``actions`` and entropies (nats), each [samples]."""
@@ -185,7 +191,7 @@ class ActorCritic:
         """The actor in NumPy, with today's weights: for a handful of environments, torch would mostly be overhead."""
 
         def array(leaf: Tensor) -> Array:
-            return leaf.detach().cpu().numpy()
+            return at_least_float32(leaf.detach()).cpu().numpy()
 
         layers = [(array(weight).T, array(bias)) for weight, bias in self.towers["actor"]]
         return NumpyActor(self.head, layers, {name: array(leaf) for name, leaf in self.extra.items()})

@@ -5,7 +5,9 @@
 - ``metrics.csv``: a row per iteration. ``episodes.csv``: a row per finished episode.
 - ``digests.bin``: 32 bytes per optimiser step, the SHA-256 of all parameters after it.
 - ``snapshots/*.safetensors``: parameters at step 0, at every ``snapshot_every``-th step and at the end, keyed by step.
+- ``decisions.csv``: a row per decision of a condition, if there was any: what it read, and what it decided.
 - ``checkpoint.pt``: parameters, optimiser and random streams at the end.
+- ``best.pt``: the parameters that ``best=metric`` kept, with the metrics of their iteration.
 """
 
 import csv
@@ -15,7 +17,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -30,11 +32,13 @@ from rlloss import __version__
 from rlloss.config import Config, ConfigError, check_folder, to_yaml
 from rlloss.policy import ActorCritic
 from rlloss.rollout import Episode
-from rlloss.runs import RunFolder, to_json
+from rlloss.runs import Decision, RunFolder, to_json
 
 SNAPSHOTS_PER_FILE = 50
 FLUSH_SECONDS = 30  # a kill loses at most this much of the snapshots
-RESULTS = ("run.json", "metrics.csv", "episodes.csv", "digests.bin", "checkpoint.pt")
+RESULTS = (
+    "run.json", "metrics.csv", "episodes.csv", "decisions.csv", "digests.bin", "checkpoint.pt", "best.pt",
+)  # fmt: skip
 
 
 def fingerprint(device: str) -> dict[str, dict[str, str]]:
@@ -68,6 +72,13 @@ def _replace(path: Path, data: bytes) -> None:
     """Write a whole file, or leave the old one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _save(document: Mapping[str, Any], path: Path) -> None:
+    """torch.save, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(dict(document), partial)
     os.replace(partial, path)
 
 
@@ -129,33 +140,42 @@ class Recorder:
     def step(self) -> None:
         """After every optimiser step: the digest of all parameters, and a snapshot where one is due."""
         self.optimizer_steps += 1
-        self.last_digest = hashlib.sha256(self._parameters().data).digest()
+        self.last_digest = hashlib.sha256(self.policy.raw().data).digest()
         self._digests += self.last_digest
         if self.config.snapshot_every and self.optimizer_steps % self.config.snapshot_every == 0:
             self._snapshot()
 
-    def iteration(self, row: Mapping[str, Any], episodes: Iterable[Episode]) -> None:
-        """After every iteration: its row of metrics and the episodes that finished in it."""
+    def iteration(
+        self, row: Mapping[str, Any], episodes: Iterable[Episode], decisions: Sequence[Decision] = ()
+    ) -> None:
+        """After every iteration: its row of metrics, the episodes that finished in it, what conditions decided."""
         self._digest_file.write(self._digests)
         self._digest_file.flush()
         self._digests.clear()
         self._append("episodes.csv", Episode._fields, episodes)
+        if decisions:
+            self._append("decisions.csv", Decision._fields, decisions)
         self._append("metrics.csv", tuple(row), [tuple(row.values())])
+
+    def keep_best(self, row: Mapping[str, Any]) -> None:
+        """Keep the parameters as they are now, as the best so far."""
+        best = {"parameters": self.policy.flat.detach().cpu(), "metrics": dict(row)}
+        _save(best, self.folder / "best.pt")
 
     def finish(self, checkpoint: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """After the last iteration. Only this makes the run ``finished``."""
         self._snapshot()
         self._flush_snapshots()
-        partial = self.folder / "checkpoint.pt.partial"
-        torch.save(dict(checkpoint), partial)
-        os.replace(partial, self.folder / "checkpoint.pt")
+        _save(checkpoint, self.folder / "checkpoint.pt")
         self._write_run("finished", **summary)
 
     def _parameters(self) -> np.ndarray:
-        return self.policy.flat.detach().cpu().numpy()
+        """A copy; of bfloat16, which NumPy does not know, in float32, which holds it exactly."""
+        flat = self.policy.flat.detach().cpu()
+        return (flat.float() if flat.dtype == torch.bfloat16 else flat).numpy().copy()
 
     def _snapshot(self) -> None:
-        self._snapshots[f"{self.optimizer_steps:09d}"] = self._parameters().copy()
+        self._snapshots[f"{self.optimizer_steps:09d}"] = self._parameters()
         if len(self._snapshots) == SNAPSHOTS_PER_FILE or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush_snapshots()
 

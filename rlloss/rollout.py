@@ -11,8 +11,10 @@ from torch import Tensor
 
 from rlloss.envs import Environments
 from rlloss.policy import ActorCritic
+from rlloss.precision import PRECISIONS, Precision, at_least_float32
 
 Array = NDArray[np.floating]
+FP32 = PRECISIONS["fp32"]
 
 
 class Episode(NamedTuple):
@@ -66,7 +68,7 @@ class Sampler:
         return sorted(episodes)
 
 
-def collect(sampler: Sampler, policy: ActorCritic, num_steps: int) -> Rollout:
+def collect(sampler: Sampler, policy: ActorCritic, num_steps: int, precision: Precision = FP32) -> Rollout:
     """Act for ``num_steps`` steps in every environment.
 
     Actions come from a NumPy forward pass; log-probabilities and values are recomputed by torch in one batch each, so
@@ -91,16 +93,18 @@ def collect(sampler: Sampler, policy: ActorCritic, num_steps: int) -> Rollout:
     envs.obs = obs[-1]
 
     dones = terminated | truncated
-    with torch.no_grad():
-        device = policy.flat.device
-        b_obs = torch.from_numpy(obs.reshape(-1, obs.shape[-1])).to(device)
-        values = policy.values(b_obs).cpu().numpy().reshape(num_steps + 1, num_envs)
+    device, held = policy.flat.device, policy.flat.dtype
+    with torch.no_grad(), precision.forward(device.type):
+        b_obs = torch.from_numpy(obs.reshape(-1, obs.shape[-1])).to(device, held)
+        values = at_least_float32(policy.values(b_obs)).cpu().numpy().reshape(num_steps + 1, num_envs)
         next_values = np.where(dones, 0, values[1:])
         if cut:
-            final_obs = torch.from_numpy(np.stack(list(cut.values())).astype(dtype)).to(device)
-            next_values[tuple(zip(*cut, strict=True))] = policy.values(final_obs).cpu().numpy()
+            final_obs = torch.from_numpy(np.stack(list(cut.values())).astype(dtype)).to(device, held)
+            final_values = at_least_float32(policy.values(final_obs)).cpu().numpy()
+            next_values[tuple(zip(*cut, strict=True))] = final_values
         b_obs = b_obs[: num_steps * num_envs]
         b_actions = torch.from_numpy(actions.reshape(num_steps * num_envs, *shape)).to(device)
+        b_actions = b_actions.to(held) if b_actions.is_floating_point() else b_actions
         logp, _ = policy.logp_entropy(b_obs, b_actions)
     return Rollout(
         b_obs, b_actions, logp, values[:-1], next_values, rewards.astype(dtype), dones,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,16 @@ def flatten(tree: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
 def read_config(text: str) -> dict[str, Any]:
     """A run's ``config.yaml`` as a flat dictionary, without the keys that only say where it is recorded."""
     return {key: value for key, value in flatten(yaml.safe_load(text)).items() if key not in WHERE_KEYS}
+
+
+class Decision(NamedTuple):
+    """What a condition decided after reading a metric: a row of decisions.csv."""
+
+    iteration: int
+    condition: str  # plateau, threshold, no_improvement, best, guard, grad_scaler
+    monitor: str  # the metric that it read
+    value: float  # of that metric
+    decision: str
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,12 @@ class RunFolder:
     def episodes(self) -> pd.DataFrame:
         """A row per finished episode: env_steps, env, episodic_return, episodic_length."""
         return self._table("episodes.csv")
+
+    @cached_property
+    def decisions(self) -> list[Decision]:
+        """What the conditions decided, in order; empty if they decided nothing."""
+        rows = self._table("decisions.csv").itertuples(index=False, name=None)
+        return [Decision(*row) for row in rows]
 
     def _table(self, name: str, **kwargs: Any) -> pd.DataFrame:
         try:

@@ -16,17 +16,16 @@ import numpy as np
 import torch
 
 from rlloss import streams
-from rlloss.conditions import make_schedule
+from rlloss.conditions import BESTS, GUARDS, STOPS, ClosedForm, Condition, Plateau, make_schedule
 from rlloss.config import Config, ConfigError, check, lookup
 from rlloss.envs import make_envs
 from rlloss.losses import LOSSES
 from rlloss.policy import ActorCritic, make_head
+from rlloss.precision import Precision, make_precision
 from rlloss.record import Recorder
 from rlloss.rollout import Episode, Rollout, Sampler, collect, gae
-from rlloss.runs import LAST_EPISODES
+from rlloss.runs import LAST_EPISODES, Decision
 from rlloss.update import Batch, make_optimizer, update
-
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -37,7 +36,11 @@ class State:
 
     policy: ActorCritic
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: ClosedForm | Plateau
+    stop: Condition
+    best: Condition
+    precision: Precision
+    scaler: torch.amp.GradScaler
     sampler: Sampler
     shuffle: np.random.Generator
     optimizer_steps: int = 0
@@ -74,25 +77,45 @@ def train(config: Config, folder: Path | None = None, progress: Progress | None 
         start = time.perf_counter()
         for iteration in range(1, config.num_iterations + 1):
             began, learning_rate = time.perf_counter(), state.optimizer.param_groups[0]["lr"]
-            rollout = collect(state.sampler, state.policy, config.num_steps)
+            rollout = collect(state.sampler, state.policy, config.num_steps, state.precision)
             batch = make_batch(rollout, config)
-            metrics = update(state.policy, state.optimizer, batch, config, state.shuffle, after_step)
-            state.schedule.step()
+            metrics = update(state.policy, state.optimizer, batch, config, state.shuffle, after_step, state.scaler)
             state.last_episodes.extend(rollout.episodes)
             row = {"iteration": iteration, **counts(state), "learning_rate": learning_rate, **metrics}
             row |= {"explained_variance": explained_variance(batch), **episode_metrics(rollout.episodes)}
+            decisions, stopped, kept = decide(state, row, config)
             row["actions_digest"] = hashlib.sha256(rollout.actions.cpu().numpy().data).hexdigest()[:16]
             row["steps_per_second"] = round(config.num_samples / (time.perf_counter() - began), 1)
             if recorder is not None:
-                recorder.iteration(row, rollout.episodes)
+                recorder.iteration(row, rollout.episodes, decisions)
+                if kept:
+                    recorder.keep_best(row)
             if progress is not None:
                 progress(row)
+            if stopped:
+                break
 
         summary = summarise(state, time.perf_counter() - start)
         if recorder is not None:
             recorder.finish(checkpoint(state), summary)
-        digest = hashlib.sha256(state.policy.flat.detach().cpu().numpy().data).hexdigest()
+        digest = hashlib.sha256(state.policy.raw().data).hexdigest()
         return Run(config, state.policy, digest, state.optimizer_steps, **summary)
+
+
+def decide(state: State, row: dict[str, Any], config: Config) -> tuple[list[Decision], bool, bool]:
+    """What the conditions make of an iteration's metrics: their decisions, whether to stop, whether it is the best."""
+    guard = None
+    if row["skipped_steps"]:
+        who = (
+            ("grad_scaler", "grad_norm")
+            if state.scaler.is_enabled()
+            else ("guard", getattr(config.guard, "monitor", ""))
+        )
+        text = f"skip {row['skipped_steps']} optimiser steps"
+        guard = Decision(row["iteration"], *who, float(row[who[1]]), text)
+    schedule, stop, best = (condition.after(row) for condition in (state.schedule, state.stop, state.best))
+    decisions = [decision for decision in (guard, schedule, best, stop) if decision is not None]
+    return decisions, stop is not None, best is not None
 
 
 def counts(state: State) -> dict[str, int]:
@@ -150,7 +173,10 @@ def deterministic(config: Config) -> Iterator[None]:
 @contextmanager
 def _prepared(config: Config) -> Iterator[State]:
     lookup(LOSSES, "loss", config.loss.name)
-    dtype = lookup(DTYPES, "precision", config.precision.name)
+    precision = make_precision(config.precision.name)
+    stop, best = lookup(STOPS, "stop", config.stop.name), lookup(BESTS, "best", config.best.name)
+    if config.guard.name not in GUARDS:
+        raise ConfigError(f"guard={config.guard.name}: unknown; use one of {', '.join(GUARDS)}")
     envs = make_envs(config.env, streams.env_seeds(config.seed, config.num_envs))
     try:
         policy = ActorCritic(
@@ -158,7 +184,7 @@ def _prepared(config: Config) -> Iterator[State]:
             make_head(envs.action_space),
             config.hidden_sizes,
             generator=streams.torch_stream(config.seed, streams.INITIALISATION),
-            dtype=dtype,
+            dtype=precision.dtype,
             device=config.device,
         )
         optimizer = make_optimizer(config.optimizer, policy, config.learning_rate)
@@ -166,6 +192,10 @@ def _prepared(config: Config) -> Iterator[State]:
             policy,
             optimizer,
             make_schedule(config, optimizer),
+            stop(config),
+            best(config),
+            precision,
+            precision.scaler(config.device),
             Sampler(envs, streams.numpy_stream(config.seed, streams.ACTIONS)),
             streams.numpy_stream(config.seed, streams.SHUFFLE),
         )
@@ -185,7 +215,7 @@ def make_batch(rollout: Rollout, config: Config) -> Batch:
     )  # fmt: skip
 
     def flat(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array.reshape(-1)).to(rollout.obs.device)
+        return torch.from_numpy(array.reshape(-1)).to(rollout.obs.device, rollout.obs.dtype)
 
     return Batch(
         rollout.obs, rollout.actions, rollout.logp,
@@ -215,7 +245,7 @@ def checkpoint(state: State) -> dict[str, Any]:
         "parameters": state.policy.flat.detach().cpu(),
         "layout": state.policy.layout,
         "optimizer": state.optimizer.state_dict(),
-        "schedule": {key: value for key, value in state.schedule.state_dict().items() if key != "lr_lambdas"},
+        "schedule": {k: v for k, v in state.schedule.scheduler.state_dict().items() if k != "lr_lambdas"},
         "action_stream": state.sampler.rng.bit_generator.state,
         "shuffle_stream": state.shuffle.bit_generator.state,
     }

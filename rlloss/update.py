@@ -1,5 +1,6 @@
 """The update: epochs of minibatches over one rollout. The only place that steps an optimiser."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -8,15 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlloss.conditions import passes_guard
 from rlloss.config import Config, ConfigError, OptimizerConfig, lookup
 from rlloss.losses import LOSSES, Loss, clip_active
 from rlloss.policy import ActorCritic
+from rlloss.precision import at_least_float32, make_precision
 
 # Fused, because it is the fastest at this size, and because its square root is exact on every CPU.
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {"fused": True}),
     "sgd": (torch.optim.SGD, {"fused": True}),
     "rmsprop": (torch.optim.RMSprop, {}),
+    "lbfgs": (torch.optim.LBFGS, {}),
 }
 
 
@@ -39,7 +43,19 @@ class Step(NamedTuple):
     policy_loss: Tensor
     value_loss: Tensor
     entropy: Tensor
-    grad_norm: Tensor
+    grad_norm: Tensor  # before clipping; nan if the step was skipped
+    evaluations: int = 1  # of the loss; L-BFGS needs several a step
+    skipped: bool = False  # by the guard, or by GradScaler
+
+
+class Losses(NamedTuple):
+    """One forward pass, with its graph."""
+
+    logp: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    total_loss: Tensor
 
 
 def make_optimizer(config: OptimizerConfig, policy: ActorCritic, learning_rate: float) -> torch.optim.Optimizer:
@@ -63,16 +79,17 @@ def update(
     config: Config,
     rng: np.random.Generator,
     after_step: Callable[[], None],
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, float]:
     """``update_epochs`` passes over ``batch`` in shuffled minibatches; stops early past ``target_kl``.
 
-    ``after_step`` is called after every optimiser step. Returns the iteration's metrics (``metrics``).
+    ``after_step`` is called after every optimiser step, a skipped one included. Returns the iteration's metrics.
     """
     loss = lookup(LOSSES, "loss", config.loss.name)
     steps: list[Step] = []
     for _ in range(config.update_epochs):
         for minibatch in shuffled(batch, config.num_minibatches, rng, norm_adv=config.norm_adv):
-            steps.append(minibatch_step(policy, optimizer, minibatch, loss, config))
+            steps.append(minibatch_step(policy, optimizer, minibatch, loss, config, scaler))
             after_step()
         if config.target_kl is not None and _mean_kl(steps[-config.num_minibatches :]) > config.target_kl:
             break
@@ -90,22 +107,59 @@ def shuffled(batch: Batch, num_minibatches: int, rng: np.random.Generator, *, no
 
 
 def minibatch_step(
-    policy: ActorCritic, optimizer: torch.optim.Optimizer, minibatch: Batch, loss: Loss, config: Config
+    policy: ActorCritic,
+    optimizer: torch.optim.Optimizer,
+    minibatch: Batch,
+    loss: Loss,
+    config: Config,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Step:
-    """One optimiser step on ``policy_loss - ent_coef * entropy + vf_coef * value_loss``, its gradient clipped."""
-    new = policy.evaluate(minibatch.obs, minibatch.actions)
-    policy_loss = loss(new.logp, minibatch.old_logp, minibatch.advantages, clip_coef=config.clip_coef).mean()
-    value_loss = value_losses(new.values, minibatch, config).mean()
-    entropy = new.entropy.mean()
-    total_loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+    """One optimiser step on the total loss, its gradient clipped; none where the guard objects to the loss."""
+    first = forward(policy, minibatch, loss, config)
+    logp, policy_loss, value_loss, entropy = (x.detach() for x in first[:4])
+    if not passes_guard(config, policy_loss, first.total_loss):
+        unknown = torch.full_like(policy_loss, math.nan)
+        return Step(minibatch, logp, policy_loss, value_loss, entropy, unknown, evaluations=1, skipped=True)
+    norms: list[Tensor] = []
+    skipped = False
 
-    gradient = policy.flat.grad
-    assert gradient is not None
-    gradient.zero_()
-    total_loss.backward()  # type: ignore[no-untyped-call]
-    grad_norm = clip_grad_norm_(gradient, config.max_grad_norm)
-    optimizer.step()
-    return Step(minibatch, new.logp.detach(), policy_loss.detach(), value_loss.detach(), entropy.detach(), grad_norm)
+    def backward(losses: Losses) -> Tensor:
+        gradient = policy.flat.grad
+        assert gradient is not None
+        gradient.zero_()
+        if scaler is not None and scaler.is_enabled():
+            scaler.scale(losses.total_loss).backward()  # type: ignore[no-untyped-call]
+            scaler.unscale_(optimizer)
+        else:
+            losses.total_loss.backward()  # type: ignore[no-untyped-call]
+        norms.append(clip_grad_norm_(gradient, config.max_grad_norm))
+        return losses.total_loss
+
+    if isinstance(optimizer, torch.optim.LBFGS):  # evaluates the loss as often as it likes, the first time as here
+        optimizer.step(lambda: backward(forward(policy, minibatch, loss, config) if norms else first))  # type: ignore[no-untyped-call]
+    else:
+        backward(first)
+        if scaler is not None and scaler.is_enabled():
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            skipped = scaler.get_scale() < scale  # an overflow: GradScaler left the parameters alone
+        else:
+            optimizer.step()
+    return Step(minibatch, logp, policy_loss, value_loss, entropy, norms[0], len(norms), skipped)
+
+
+def forward(policy: ActorCritic, minibatch: Batch, loss: Loss, config: Config) -> Losses:
+    """``total_loss = policy_loss - ent_coef * entropy + vf_coef * value_loss``, each a mean over the minibatch."""
+    with make_precision(config.precision.name).forward(config.device):
+        new = policy.evaluate(minibatch.obs, minibatch.actions)
+        policy_loss = loss(new.logp, minibatch.old_logp, minibatch.advantages, clip_coef=config.clip_coef).mean()
+        if config.loss.offset:
+            policy_loss = policy_loss + config.loss.offset
+        value_loss = value_losses(new.values, minibatch, config).mean()
+        entropy = new.entropy.mean()
+        total_loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+    return Losses(new.logp, policy_loss, value_loss, entropy, total_loss)
 
 
 def value_losses(values: Tensor, minibatch: Batch, config: Config) -> Tensor:
@@ -140,19 +194,21 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
     formulations' own values on the same samples. ``approx_kl`` is the k3 estimator, mean(ratio - 1 - logratio),
     ``old_approx_kl`` k1, mean(-logratio), both in nats. ``ratio_outside_frac`` counts |ratio - 1| > clip_coef,
     ``clip_active_frac`` the samples whose gradient is really cut. ``grad_norm`` is taken before clipping.
+    ``evaluations`` counts evaluations of the loss, ``skipped_steps`` those that the guard or GradScaler forbade.
     """
-    logp = torch.stack([step.logp for step in steps])
-    old_logp = torch.stack([step.minibatch.old_logp for step in steps])
-    advantages = torch.stack([step.minibatch.advantages for step in steps])
+    logp = at_least_float32(torch.stack([step.logp for step in steps]))
+    old_logp = at_least_float32(torch.stack([step.minibatch.old_logp for step in steps]))
+    advantages = at_least_float32(torch.stack([step.minibatch.advantages for step in steps]))
     logratio = logp - old_logp
     ratio = logratio.exp()
 
     def value_of(name: str) -> Tensor:
         return LOSSES[name](logp, old_logp, advantages, clip_coef=config.clip_coef).mean()
 
-    policy_loss = torch.stack([step.policy_loss for step in steps]).mean()
-    value_loss = torch.stack([step.value_loss for step in steps]).mean()
-    entropy = torch.stack([step.entropy for step in steps]).mean()
+    def mean(column: str) -> Tensor:
+        return at_least_float32(torch.stack([getattr(step, column) for step in steps])).to(logp.dtype).mean()
+
+    policy_loss, value_loss, entropy = mean("policy_loss"), mean("value_loss"), mean("entropy")
     named = {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
@@ -164,6 +220,8 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
         "old_approx_kl": -logratio.mean(),
         "ratio_outside_frac": ((ratio - 1).abs() > config.clip_coef).to(ratio.dtype).mean(),
         "clip_active_frac": clip_active(ratio, advantages, clip_coef=config.clip_coef).to(ratio.dtype).mean(),
-        "grad_norm": torch.stack([step.grad_norm for step in steps]).mean(),
+        "grad_norm": mean("grad_norm"),
     }
-    return dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
+    means = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
+    counts = {"evaluations": sum(s.evaluations for s in steps), "skipped_steps": sum(s.skipped for s in steps)}
+    return means | counts

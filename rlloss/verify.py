@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlloss.runs import RunFolder
+from rlloss.runs import Decision, RunFolder
 
 REFERENCE = "ppo_clip"
 RECORD_KEYS = ("snapshot_every",)  # how densely a run is recorded does not change what it computes
@@ -50,6 +50,7 @@ class Verdict:
     onset: str | None = None  # "small" (as in ROUNDING) or "large": the difference when first seen at a snapshot
     drift: list[Drift] = field(default_factory=list)  # at the snapshots from the first difference on
     differing_keys: list[str] = field(default_factory=list)
+    cause: str = ""  # the first decision of a condition that one run took and the other did not
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,8 +130,14 @@ def compare(a: RunFolder, b: RunFolder) -> Verdict:
     problem = _incomplete(a) or _incomplete(b)
     if problem:
         return Verdict("INCOMPLETE", *about, first_difference=first, first_other_actions=acted, reason=problem)
+    parted = cause(a, b, first)
     if first is None and acted is None:
-        return Verdict("IDENTICAL", *about, reason=_other_machine(a, b))
+        if len(a.digests) == len(b.digests):
+            return Verdict("IDENTICAL", *about, cause=parted, reason=_other_machine(a, b))
+        lengths = (
+            f"identical for {steps} optimiser steps, then one stopped: {len(a.digests)} and {len(b.digests)} steps"
+        )
+        return Verdict("DIVERGED", *about, cause=parted, reason=lengths)
     drifts = drift(a, b, since=first or 0)
     bound = float(np.sqrt(np.finfo(a.snapshot(a.snapshot_steps[0]).dtype).eps)) if drifts else 0.0
     small = [row.relative <= bound for row in drifts]
@@ -141,8 +148,53 @@ def compare(a: RunFolder, b: RunFolder) -> Verdict:
         first_other_actions=acted,
         onset=("small" if small[0] else "large") if small else None,
         drift=drifts,
+        cause=parted,
         reason=_other_machine(a, b),
     )
+
+
+def cause(a: RunFolder, b: RunFolder, first_difference: int | None) -> str:
+    """Why two runs parted, as far as their conditions tell: the first decision that one took and the other did not.
+
+    A decision of a condition with the metric that it read and both of its values, or an optimiser that evaluated the
+    loss more often in one run. Empty if there is none, or if the parameters differed before it: then it is a
+    consequence and not the cause.
+    """
+    differed = math.inf  # the iteration, from 1, in which parameters first differ
+    if first_difference is not None:
+        differed = int((a.metrics["optimizer_steps"] < first_difference).sum()) + 1
+    theirs = {run.path: {(d.iteration, d.condition, d.decision) for d in run.decisions} for run in (a, b)}
+    alone = [d for d in a.decisions if (d.iteration, d.condition, d.decision) not in theirs[b.path]]
+    alone += [d for d in b.decisions if (d.iteration, d.condition, d.decision) not in theirs[a.path]]
+    # Guard and GradScaler decide within the iteration, all others after it.
+    within = ("guard", "grad_scaler")
+    early = [d for d in alone if d.iteration < differed or (d.iteration == differed and d.condition in within)]
+    if early:
+        decision = min(early, key=lambda d: d.iteration)
+        values = " and ".join(_value(run, decision) for run in (a, b))
+        return (
+            f"{decision.decision}, iteration {decision.iteration}: {decision.condition} on {decision.monitor}, "
+            f"which was {values}"
+        )
+    return _evaluations(a, b, differed)
+
+
+def _value(run: RunFolder, decision: Decision) -> str:
+    there = run.metrics.loc[run.metrics["iteration"] == decision.iteration, decision.monitor]
+    return f"{there.iloc[0]:.6g} for {run.loss}" if len(there) else f"not there for {run.loss}, which had stopped"
+
+
+def _evaluations(a: RunFolder, b: RunFolder, differed: float) -> str:
+    """An optimiser that reads the loss's value, as L-BFGS does, shows it by how often it evaluates the loss."""
+    iterations = min(len(a.metrics), len(b.metrics))
+    if not iterations or "evaluations" not in a.metrics or "evaluations" not in b.metrics:
+        return ""
+    counts = [run.metrics["evaluations"].to_numpy()[:iterations] for run in (a, b)]
+    unequal = np.flatnonzero(counts[0] != counts[1])
+    if not len(unequal) or unequal[0] + 1 > differed:
+        return ""
+    i = int(unequal[0])
+    return f"{counts[0][i]} evaluations of {a.loss} and {counts[1][i]} of {b.loss} in iteration {i + 1}: the optimiser"
 
 
 def _condition(run: RunFolder) -> dict[str, Any]:
