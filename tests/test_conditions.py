@@ -175,8 +175,8 @@ def test_the_scaler_skips_what_overflows_and_takes_its_scale_back(make_run):
     skipped = int(scaled.metrics["skipped_steps"].sum())
     assert skipped > 0 == plain.metrics["skipped_steps"].sum()
     assert scaled.decisions[0][1:3] == ("grad_scaler", "grad_norm")
-    digests = np.concatenate([[b""], scaled.digests.astype("S32")])
-    assert (digests[1:] == digests[:-1]).sum() in (skipped, skipped - 1), "parameters stand still"
+    still = int((scaled.digests[1:] == scaled.digests[:-1]).sum())
+    assert still in (skipped, skipped - 1), "parameters stand still; the first step has no predecessor here"
     last = [run.metrics["grad_norm"].iloc[-1] for run in (scaled, plain)]
     assert 0.2 < last[0] / last[1] < 5, "measured after unscaling, not thousands of times too large"
 
