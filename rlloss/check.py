@@ -223,14 +223,16 @@ def compare(
 def tried(probes: Sequence[Probe]) -> tuple[str, ...]:
     """In words: what a verdict rests on."""
     if probes[0].mask is not None:
-        shapes = ", ".join(dict.fromkeys(probe.name.split(",")[0] for probe in probes))
-        batches = f"batches of {shapes} tokens, of equal and unequal lengths, on- and off-policy"
+        shapes = ", ".join(dict.fromkeys(probe.name.split(",")[0] for probe in probes if not probe.extreme))
+        batches = (
+            f"batches of {shapes} tokens, of equal and unequal lengths, on- and off-policy; a sequence without a token"
+        )
     else:
         points = next(probe.logp.numel() for probe in probes if probe.grid)
         sizes = ", ".join(map(str, sorted({probe.logp.numel() for probe in probes if probe.name.startswith("N")})))
         batches = (
             f"a grid of {points:,} (ratio, A) with both bounds and their neighbours, ratio 1, A = 0, rounding ties; "
-            f"ratios from 0 to inf; random batches of N = {sizes}"
+            f"ratios from 0 to inf; log-probabilities of 0 and less; random batches of N = {sizes}"
         )
     return (batches, "through a network of two layers to its parameters; and Hypothesis searched for an example")
 
@@ -301,6 +303,8 @@ def factor(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> str | None:
         scaled = np.concatenate([m / n if divide else m for n, m in multiples])
         if np.ptp(scaled) <= tolerance * np.abs(scaled).max():
             number = float(np.median(scaled))
+            if not divide and abs(number - 1) <= tolerance:
+                return None  # where they differ, a multiple does not explain it
             if not divide:
                 return f"{number:.10g}"
             return "N" if math.isclose(number, 1, rel_tol=tolerance) else f"{number:.10g} N"
@@ -330,7 +334,7 @@ def values(a: Survey, b: Survey, clip_coef: float) -> Values:
     """How the values differ, and what each is on a first minibatch."""
     widest, apart, sizes = a.probes[0].dtype, [], [1.0]
     for probe, x, y in zip(a.probes, a.measurements, b.measurements, strict=True):
-        if probe.dtype == widest and not probe.extreme:
+        if probe.dtype == widest and not probe.grid and not probe.extreme:
             same = x.values.shape == y.values.shape
             apart.append(np.atleast_1d(y.values - x.values if same else y.values.mean() - x.values.mean()))
             sizes += [float(np.abs(x.values).max()), float(np.abs(y.values).max())]

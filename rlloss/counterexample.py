@@ -39,6 +39,7 @@ TOPS = (-2.0, -1.0, -0.5, -3.0)
 COPIES = (1, 2, 3, 4, 5, 7, 10, 100)
 LENGTHS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 2), (3, 5), (1, 1, 2))
 MOST_RANGES = 4  # named per sign of A
+MOSTLY = 0.95  # of a region's samples: then it does not depend on |A|
 
 SETTINGS = settings(
     max_examples=150,
@@ -207,7 +208,9 @@ def regions(
                 low, high = (refine(f, g, edge, c.probe.dtype, clip_coef) for edge in (low, high))
             ranges.append(_range(low, high))
         if ranges:
-            texts.append(f"{name}: " + " or ".join(dict.fromkeys(ranges)))
+            there = chosen & np.isin(ratio, ratio[chosen & c.real])
+            some = "" if c.real[there].mean() > MOSTLY else ", for some |A| only"
+            texts.append(f"{name}: {' or '.join(dict.fromkeys(ranges))}{some}")
     return tuple(texts)
 
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from rlloss.formulation import Formulation, LossError
 from rlloss.probes import Probe, dtype_name, step
 
-# A difference counts as rounding up to FEW units in the last place of the terms, or up to MARGIN * (1 + |logp| +
-# |old_logp|) of them, because losses that form the ratio differently round log-probabilities of that size; but never
-# beyond PART of the terms, in dtypes of so few digits that the margin would cover everything.
-FEW, MARGIN, PART = 4, 16, 1 / 16
+# A difference counts as rounding up to FEW units in the last place of the terms, or up to MARGIN * size * eps of them,
+# size = 1 + |logp| + |old_logp|, because losses that form the ratio differently round log-probabilities that large. In
+# dtypes of few digits that would cover everything: there at most PART of the terms, or size * eps up to HALF of them.
+FEW, MARGIN, PART, HALF = 4, 16, 1 / 16, 1 / 2
 
 Array = NDArray[np.float64]
 
@@ -152,8 +152,8 @@ def _rounding(x: Array, y: Array, terms: Array, probe: Probe) -> tuple[NDArray[n
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(x - y)
         ulp = np.ceil(apart / spacing(terms, probe.dtype))
-    size = 1 + array(probe.logp.abs() + probe.old_logp.abs())
-    margin = np.minimum(MARGIN * size * torch.finfo(probe.dtype).eps, PART) * terms
+    unit = (1 + array(probe.logp.abs() + probe.old_logp.abs())) * torch.finfo(probe.dtype).eps
+    margin = np.minimum(np.maximum(unit, np.minimum(MARGIN * unit, PART)), HALF) * terms
     return (ulp <= FEW) | (apart <= margin), ulp
 
 

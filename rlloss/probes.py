@@ -5,13 +5,13 @@ All log-probabilities are 0 or less, as those of discrete actions are, so that a
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 SIZES = (1, 2, 3, 7, 64, 100, 128, 1000, 1024)  # powers of two, whose 1/N is exact, and others
-ADVANTAGES = (1.0, 0.5, 2.0, 0.1, 1.3, 0.7, 1e-3, 100.0)  # each with both signs; and 0
+ADVANTAGES = (1.0, 0.5, 2.0, 0.1, 1.3, 0.7, 1e-3, 100.0, 1e-6, 1e4)  # each with both signs; and 0
 ANCHORS = (1.0, 0.5, 2.0, 3.0, 5.0, 10.0)  # beside the two bounds: places where losses are known to bend
 SHAPES = ((1, 8), (2, 8), (3, 7), (4, 16), (8, 64))  # batch, tokens
 TIES = 8  # rounding ties per bound
@@ -92,7 +92,9 @@ def ratios(dtype: torch.dtype, clip_coef: float) -> Tensor:
     steps = 2.0 ** -torch.arange(1, digits, dtype=torch.float64)
     near = (anchors.double()[:, None] * torch.cat([1 - steps, 1 + steps])).flatten().to(dtype)
     close = torch.cat([step(anchors, ulps) for ulps in (-2, -1, 0, 1, 2)])
-    wide = torch.exp(torch.linspace(-4, 4, 161, dtype=torch.float64)).to(dtype)
+    reach = 4 if dtype == torch.float16 else 30  # as a logarithm; float16 overflows at 11
+    log_wide = torch.cat([torch.linspace(-4, 4, 161), torch.linspace(-reach, reach, 121)]).double()
+    wide = torch.exp(log_wide).to(dtype)
     together: Tensor = torch.unique(torch.cat([near, close, wide]))
     return together
 
@@ -111,7 +113,8 @@ def ties(dtype: torch.dtype, clip_coef: float) -> tuple[Tensor, Tensor]:
 def grid(dtype: torch.dtype, clip_coef: float) -> Probe:
     """Every ratio of ``ratios`` with every advantage, and the ties; N is a power of two, so that 1/N is exact."""
     columns = ratios(dtype, clip_coef)
-    A = torch.tensor([0.0, *ADVANTAGES, *(-a for a in ADVANTAGES)], dtype=dtype)
+    sizes = [a for a in ADVANTAGES if dtype != torch.float16 or 1e-3 <= a <= 100]  # the range of float16 is small
+    A = torch.tensor([0.0, *sizes, *(-a for a in sizes)], dtype=dtype)
     ratio, advantages = (x.flatten() for x in torch.meshgrid(columns, A, indexing="ij"))
     tie_ratio, tie_advantages = ties(dtype, clip_coef)
     ratio, advantages = torch.cat([tie_ratio, ratio]), torch.cat([tie_advantages, advantages])
@@ -129,7 +132,7 @@ def _pad(x: Tensor, size: int) -> Tensor:
 def extremes(dtype: torch.dtype) -> Probe:
     """Tiny and huge ratios, up to those that overflow the dtype or vanish in it."""
     largest = math.log(torch.finfo(dtype).max)
-    sizes = torch.tensor([8, 0.5 * largest, 0.9 * largest, largest + 2, 1.2 * largest + 8], dtype=torch.float64)
+    sizes = torch.tensor([8, 0.2 * largest, 0.4 * largest, largest + 2, 1.2 * largest + 8], dtype=torch.float64)
     logratio, A = torch.meshgrid(
         torch.cat([sizes, -sizes, torch.zeros(6)]),
         torch.tensor([1.0, -1.0, 0.0, 0.5], dtype=torch.float64),
@@ -179,6 +182,7 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int) -> Iterator[P
                 batch.advantages[:3] = torch.tensor([0.0, 1.0, -1.0], dtype=dtype)
             yield batch
     yield random_batch(4096, dtype, generator, 1.0)  # far off-policy
+    yield random_batch(65_536, dtype, generator, 0.3)  # many, against narrow strips
     yield extremes(dtype)
 
 
@@ -189,3 +193,7 @@ def sequence_probes(dtype: torch.dtype, seed: int) -> Iterator[Probe]:
         for shape in SHAPES:
             for ragged in (False, True):
                 yield random_sequences(shape, dtype, generator, spread, ragged=ragged)
+    last = random_sequences((4, 16), dtype, generator, 0.3, ragged=True)
+    assert last.mask is not None
+    last.mask[1] = False
+    yield replace(last, name="a sequence without a token", extreme=True)
