@@ -20,7 +20,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from tqdm import tqdm
 
-from rlloss.config import Config
+from rlloss.schema import Config
 from rlloss.train import train
 
 RECORDED, UNRECORDED, BARE, SB3 = (

@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlloss import tables
 from rlloss.config import (
-    Config,
     ConfigError,
     check_folder,
     choices,
@@ -28,8 +27,9 @@ from rlloss.config import (
     parse_overrides,
     run_folder,
     to_config,
-)  # fmt: skip
+)
 from rlloss.runs import RunFolder, find_runs, to_json
+from rlloss.schema import Config
 from rlloss.sweep import Outcome, check_all, is_finished, progress_bar, run_all, run_one
 from rlloss.verify import Verdict, verify
 
@@ -47,7 +47,7 @@ One run; with --multirun, a sweep over comma-separated values, on all cores. A f
 
 groups:
 {groups}
-Keys, defaults and units: rlloss/config.py. Exit code: 0 finished, 1 a run failed, 2 bad input."""
+Keys, defaults and units: rlloss/schema.py. Exit code: 0 finished, 1 a run failed, 2 bad input."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,16 +14,16 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from rlloss.config import (
+from rlloss.config import lookup
+from rlloss.runs import Decision
+from rlloss.schema import (
     Config,
     FiniteGuardConfig,
     MetricBestConfig,
     NoImprovementStopConfig,
     PlateauConfig,
     ThresholdStopConfig,
-    lookup,
 )
-from rlloss.runs import Decision
 
 Row = Mapping[str, Any]
 

@@ -8,7 +8,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rlloss.config import ConfigError, EnvConfig
+from rlloss.config import ConfigError
+from rlloss.schema import EnvConfig
 
 EXTRAS = {"box2d": "box2d", "mujoco": "mujoco"}  # part of the entry point -> extra of this package
 

@@ -29,10 +29,11 @@ from filelock import FileLock, Timeout
 from safetensors.numpy import save_file
 
 from rlloss import __version__
-from rlloss.config import Config, ConfigError, check_folder, to_yaml
+from rlloss.config import ConfigError, check_folder, to_yaml
 from rlloss.policy import ActorCritic
 from rlloss.rollout import Episode
 from rlloss.runs import Decision, RunFolder, to_json
+from rlloss.schema import Config
 
 SNAPSHOTS_PER_FILE = 50
 FLUSH_SECONDS = 30  # a kill loses at most this much of the snapshots

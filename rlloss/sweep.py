@@ -10,8 +10,9 @@ from typing import Any
 import joblib
 from tqdm import tqdm
 
-from rlloss.config import Config, ConfigError, check_folder, run_folder
+from rlloss.config import ConfigError, check_folder, run_folder
 from rlloss.runs import DIGEST_BYTES, RunFolder
+from rlloss.schema import Config
 
 POLL_SECONDS = 0.5
 

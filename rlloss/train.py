@@ -17,7 +17,7 @@ import torch
 
 from rlloss import streams
 from rlloss.conditions import BESTS, GUARDS, STOPS, ClosedForm, Condition, Plateau, make_schedule
-from rlloss.config import Config, ConfigError, check, lookup
+from rlloss.config import ConfigError, check, lookup
 from rlloss.envs import make_envs
 from rlloss.losses import LOSSES
 from rlloss.policy import ActorCritic, make_head
@@ -25,6 +25,7 @@ from rlloss.precision import Precision, make_precision
 from rlloss.record import Recorder
 from rlloss.rollout import Episode, Rollout, Sampler, collect, gae
 from rlloss.runs import LAST_EPISODES, Decision
+from rlloss.schema import Config
 from rlloss.update import Batch, make_optimizer, update
 
 Progress = Callable[[dict[str, Any]], None]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from rlloss.conditions import passes_guard
-from rlloss.config import Config, ConfigError, OptimizerConfig, lookup
+from rlloss.config import ConfigError, lookup
 from rlloss.losses import LOSSES, Loss, clip_active
 from rlloss.policy import ActorCritic
 from rlloss.precision import at_least_float32, make_precision
+from rlloss.schema import Config, OptimizerConfig
 
 # Fused, because it is the fastest at this size, and because its square root is exact on every CPU.
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
@@ -131,7 +132,10 @@ def minibatch_step(
             scaler.scale(losses.total_loss).backward()  # type: ignore[no-untyped-call]
             scaler.unscale_(optimizer)
         else:
-            losses.total_loss.backward()  # type: ignore[no-untyped-call]
+            scale = config.precision.loss_scale
+            (losses.total_loss if scale == 1 else losses.total_loss * scale).backward()  # type: ignore[no-untyped-call]
+            if scale != 1:
+                gradient.div_(scale)
         norms.append(clip_grad_norm_(gradient, config.max_grad_norm))
         return losses.total_loss
 
@@ -140,10 +144,10 @@ def minibatch_step(
     else:
         backward(first)
         if scaler is not None and scaler.is_enabled():
-            scale = scaler.get_scale()
+            before = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
-            skipped = scaler.get_scale() < scale  # an overflow: GradScaler left the parameters alone
+            skipped = scaler.get_scale() < before  # an overflow: GradScaler left the parameters alone
         else:
             optimizer.step()
     return Step(minibatch, logp, policy_loss, value_loss, entropy, norms[0], len(norms), skipped)

@@ -13,6 +13,7 @@ from rlloss.claims import load_claims, select
 from rlloss.cli import main
 from rlloss.config import ConfigError, load, run_folder
 from rlloss.runs import RunFolder
+from rlloss.twins import Condition, judge_twins
 
 CLAIMS = {claim.name: claim for claim in load_claims()}
 
@@ -77,6 +78,30 @@ def test_negative_controls_hold_and_fail_if_one_is_ppo_after_all(make_run):
     assert first.max()["reinforce_undetached"] == first.max()["ppo_clip_ulp"] == 1, "already on-policy"
     assert first.min()["cispo"] > 1, "the first minibatch is on-policy"
     assert not claim.judge(small(claim.name, make_run, "loss=cispo>loss=reinforce")).holds
+
+
+TWIN_CLAIMS = {  # of conditions: the twin that takes the place of another, and makes everything the same, or nothing
+    **dict.fromkeys(
+        ("plateau", "early_stopping", "line_search", "best_checkpoint", "mixed_precision", "monitoring"),
+        ("loss=reinforce>loss=ppo_clip", "loss=reinforce>loss=cispo"),
+    ),
+    "constant_offset": ("loss.offset=5>loss.offset=0", "loss.offset=5>loss=cispo"),
+}
+
+
+@pytest.mark.parametrize("name", TWIN_CLAIMS)
+def test_claims_about_conditions_fail_where_the_value_does_not_matter_and_where_the_gradient_differs(name, make_run):
+    """What makes the twins one run, and what makes them two everywhere: neither can bear the claim out."""
+    for other in TWIN_CLAIMS[name]:
+        finding = CLAIMS[name].judge(small(name, make_run, other))
+        assert not finding.holds, other
+
+
+def test_a_claim_about_decisions_needs_some(make_run):
+    pair = [make_run(), make_run("loss=reinforce")]
+    conditions = {"nothing decides": Condition((), same=True)}
+    assert judge_twins(conditions, pair).holds
+    assert not judge_twins(conditions, pair, decided=True).holds
 
 
 def order_runs(make_run, loss):

@@ -10,9 +10,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from rlloss import losses
 from rlloss.conditions import BESTS, STOPS, make_schedule, passes_guard
-from rlloss.config import MONITORS, ConfigError, load
+from rlloss.config import ConfigError, load
 from rlloss.precision import PRECISIONS, make_precision
 from rlloss.runs import RunFolder
+from rlloss.schema import MONITORS
 from rlloss.train import train
 from rlloss.verify import compare
 

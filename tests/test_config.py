@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlloss.config import (
-    Config,
     ConfigError,
     check,
     choices,
@@ -17,7 +16,8 @@ from rlloss.config import (
     load,
     run_folder,
     to_config,
-)  # fmt: skip
+)
+from rlloss.schema import Config
 
 
 def test_hydras_defaults_are_those_of_the_dataclass():

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlloss import streams
-from rlloss.config import Config, EnvConfig, load
+from rlloss.config import load
 from rlloss.envs import make_envs
 from rlloss.policy import ActorCritic, make_head
 from rlloss.rollout import Sampler, collect, gae
+from rlloss.schema import Config, EnvConfig
 from rlloss.train import train
 
 

@@ -8,9 +8,10 @@ import torch
 from torch.distributions import Categorical
 
 from rlloss.conditions import make_schedule
-from rlloss.config import AdamConfig, Config, ConfigError, LossConfig, OptimizerConfig, RMSpropConfig, SGDConfig, load
+from rlloss.config import ConfigError, load
 from rlloss.losses import LOSSES
 from rlloss.policy import ActorCritic, CategoricalHead
+from rlloss.schema import AdamConfig, Config, LossConfig, OptimizerConfig, RMSpropConfig, SGDConfig
 from rlloss.train import train
 from rlloss.update import Batch, clip_grad_norm_, make_optimizer, metrics, minibatch_step, shuffled, update
 
