@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rlloss import figures, stats
 from rlloss.claims import Claim, Finding, Overrides
 from rlloss.runs import RunFolder
+from rlloss.twins import families
 from rlloss.verify import compare
 
 REFERENCE = "ppo_clip"
@@ -34,15 +35,10 @@ def budget(preset: str, env: str) -> Overrides:
     return (f"total_timesteps={40_000 if env == 'cartpole' else 12_000}", "snapshot_every=40")
 
 
-def families(runs: Sequence[RunFolder]) -> list[Sequence[RunFolder]]:
-    """The runs of one environment and seed, one per loss."""
-    return [runs[i : i + len(LOSSES)] for i in range(0, len(runs), len(LOSSES))]
-
-
 def judge(runs: Sequence[RunFolder]) -> Finding:
     """Holds if every control is seen to differ from ppo_clip, and its actions or parameters stay different."""
     rows = []
-    for family in families(runs):
+    for family in families(runs, len(LOSSES)):
         for run in family[1:]:
             verdict = compare(family[0], run)
             drift = verdict.drift
@@ -71,7 +67,7 @@ def judge(runs: Sequence[RunFolder]) -> Finding:
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
     """The first environment and seed: how far each control's parameters are from PPO's, and what it comes to learn."""
-    family = families(runs)[0]
+    family = families(runs, len(LOSSES))[0]
     drawing, axes = figures.panels(2, 1, figures.COLUMN, 3.9, sharex="col")
     top, bottom = axes[:, 0]
     reference = family[0]

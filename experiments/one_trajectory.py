@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rlloss import figures, stats
 from rlloss.claims import Claim, Finding, Overrides
 from rlloss.runs import RunFolder
+from rlloss.twins import families
 from rlloss.verify import compare
 
 REFERENCE = "ppo_clip"
@@ -37,11 +38,6 @@ def budget(preset: str, env: str) -> Overrides:
     return (f"total_timesteps={40_000 if env == 'cartpole' else 12_000}", "snapshot_every=40")
 
 
-def families(runs: Sequence[RunFolder]) -> list[Sequence[RunFolder]]:
-    """The runs of one environment, minibatch and seed, one per loss."""
-    return [runs[i : i + len(LOSSES)] for i in range(0, len(runs), len(LOSSES))]
-
-
 def minibatch(run: RunFolder) -> int:
     return int(run.config["num_envs"] * run.config["num_steps"] // run.config["num_minibatches"])
 
@@ -49,7 +45,7 @@ def minibatch(run: RunFolder) -> int:
 def judge(runs: Sequence[RunFolder]) -> Finding:
     """Holds if the four are identical everywhere, KLip as published at powers of two and nowhere else."""
     rows = []
-    for family in families(runs):
+    for family in families(runs, len(LOSSES)):
         size = minibatch(family[0])
         for loss, run in zip(LOSSES[1:], family[1:], strict=True):
             verdict = compare(family[0], run)
@@ -88,7 +84,7 @@ def judge(runs: Sequence[RunFolder]) -> Finding:
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
     """The first environment and seed, per minibatch size: the losses' values, their distances from ppo_clip's run."""
-    first = [f for f in families(runs) if f[0].config["env.id"] == runs[0].config["env.id"]]
+    first = [f for f in families(runs, len(LOSSES)) if f[0].config["env.id"] == runs[0].config["env.id"]]
     chosen = {minibatch(family[0]): family for family in reversed(first)}
     sizes = sorted(chosen, reverse=True)
     drawing, axes = figures.panels(2, len(sizes), figures.TEXT, 3.2, sharex="col", sharey="row")

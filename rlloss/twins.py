@@ -52,6 +52,11 @@ def pairs(conditions: Conditions, runs: Sequence[RunFolder]) -> list[tuple[str, 
     return list(zip(names, runs[0::2], runs[1::2], strict=True))
 
 
+def families(runs: Sequence[RunFolder], size: int) -> list[Sequence[RunFolder]]:
+    """Runs in groups of ``size``: those of one condition and seed, one per loss."""
+    return [runs[i : i + size] for i in range(0, len(runs), size)]
+
+
 def are_same(verdict: Verdict) -> bool:
     """Identical parameters at every step, and no condition that decided otherwise for one of them."""
     return verdict.verdict == "IDENTICAL" and not verdict.cause

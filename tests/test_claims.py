@@ -255,9 +255,12 @@ def test_readmes_commands_still_give_those_verdicts(capsys):
 def test_readmes_example_of_an_assertion_runs(monkeypatch):
     (code,) = re.findall(r"```python\n(from rlloss.check import.*?)```", Path("README.md").read_text(), re.DOTALL)
     monkeypatch.syspath_prepend(".")
-    names = {}
+    names, others = {}, {}
     exec(code, names)
     names["test_my_loss_is_ppo"]()
+    exec(code.replace('"ppo_clip"', '"cispo"'), others)
+    with pytest.raises(AssertionError, match="DIFFERENT"):
+        others["test_my_loss_is_ppo"]()
 
 
 def test_readmes_pictures_exist():
