@@ -40,4 +40,4 @@ def test_the_wheel_trains_and_finds_its_claims_outside_the_checkout(tmp_path):
     done = rlloss("train", "-m", "loss=ppo_clip,reinforce", "num_envs=2", "num_steps=50", "total_timesteps=200")
     assert done.returncode == 0, done.stderr
     assert len(find_runs([work])) == 2
-    assert "one of identical_trajectories, multiplication_order" in rlloss("report", "--claim", "x").stderr
+    assert "one of best_checkpoint, constant_offset" in rlloss("report", "--claim", "x").stderr
