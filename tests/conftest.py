@@ -1,9 +1,11 @@
 """Shared by all tests: short real runs, made once per session and worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from browser import chromium
 
 from rlloss.config import load
 from rlloss.runs import RunFolder
@@ -29,3 +31,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         return made[overrides]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with chromium() as running:
+        yield running
