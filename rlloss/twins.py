@@ -34,10 +34,18 @@ Conditions = Mapping[str, Condition]
 
 
 def twin_runs(
-    conditions: Conditions, preset: str, *, steps: int = 20_000, twins: Sequence[str] = FORMULATIONS
+    conditions: Conditions,
+    preset: str,
+    *,
+    steps: int = 20_000,
+    seeds: Sequence[int] = (1, 2),
+    twins: Sequence[str] = FORMULATIONS,
 ) -> list[Overrides]:
-    """For every condition and seed a run of each twin, one after the other. ``steps`` is the quick preset's budget."""
-    seeds, budget = (PAPER_SEEDS, PAPER_STEPS) if preset == "paper" else ((1, 2), steps)
+    """For every condition and seed a run of each twin, one after the other.
+
+    ``steps`` and ``seeds`` are the quick preset's; the paper preset has its own.
+    """
+    seeds, budget = (PAPER_SEEDS, PAPER_STEPS) if preset == "paper" else (seeds, steps)
     every = 500 if preset == "paper" else 20
     return [
         (*condition.overrides, f"seed={seed}", twin, f"total_timesteps={budget}", f"snapshot_every={every}")
