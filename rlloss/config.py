@@ -37,7 +37,7 @@ FRACTION = ("gamma", "gae_lambda")
 LONGEST_NAME = 200  # characters of a run folder's name; file systems allow 255 bytes
 
 _store = ConfigStore.instance()
-_GROUPS = ("loss", "env", "optimizer", "schedule", "precision", "stop", "guard", "best")
+_GROUPS = ("loss", "env", "optimizer", "schedule", "precision", "stop", "guard", "best", "logger")
 _store.store("config_schema", Config(**dict.fromkeys(_GROUPS, MISSING)))  # Hydra's defaults list fills the groups
 for _group, _variants in VARIANTS.items():
     for _variant in _variants:

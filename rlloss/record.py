@@ -7,6 +7,7 @@
 - ``snapshots/*.safetensors``: parameters at step 0, at every ``snapshot_every``-th step and at the end, keyed by step.
 - ``decisions.csv``: a row per decision of a condition, if there was any: what it read, and what it decided.
 - ``checkpoint.pt``: parameters, optimiser and random streams at the end.
+- ``events.out.tfevents.*``: the same for TensorBoard, with ``logger=tensorboard``.
 - ``best.pt``: the parameters that ``best=metric`` kept, with the metrics of their iteration.
 """
 
@@ -30,6 +31,7 @@ from safetensors.numpy import save_file
 
 from rlloss import __version__
 from rlloss.config import ConfigError, check_folder, to_yaml
+from rlloss.logger import LOGGERS
 from rlloss.policy import ActorCritic
 from rlloss.rollout import Episode
 from rlloss.runs import Decision, RunFolder, to_json
@@ -119,12 +121,14 @@ class Recorder:
             raise
         self._write_run("running")
         self._digest_file = (self.folder / "digests.bin").open("ab")
+        self._logger = LOGGERS[self.config.logger.name](self.folder)
         self._snapshot()
         self._flush_snapshots()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._digest_file.close()
+        self._logger.close()
         for file in self._tables.values():
             file.close()
         if error is not None:
@@ -147,7 +151,7 @@ class Recorder:
             self._snapshot()
 
     def iteration(
-        self, row: Mapping[str, Any], episodes: Iterable[Episode], decisions: Sequence[Decision] = ()
+        self, row: Mapping[str, Any], episodes: Sequence[Episode], decisions: Sequence[Decision] = ()
     ) -> None:
         """After every iteration: its row of metrics, the episodes that finished in it, what conditions decided."""
         self._digest_file.write(self._digests)
@@ -157,6 +161,7 @@ class Recorder:
         if decisions:
             self._append("decisions.csv", Decision._fields, decisions)
         self._append("metrics.csv", tuple(row), [tuple(row.values())])
+        self._logger.iteration(row, episodes)
 
     def keep_best(self, row: Mapping[str, Any]) -> None:
         """Keep the parameters as they are now, as the best so far."""

@@ -144,6 +144,11 @@ class PrecisionConfig:
 
 
 @dataclass
+class LoggerConfig:
+    name: str = MISSING  # none, tensorboard
+
+
+@dataclass
 class Config:
     """One run. Sizes are counts, ``total_timesteps`` counts environment steps summed over all environments."""
 
@@ -155,6 +160,7 @@ class Config:
     stop: StopConfig = field(default_factory=lambda: StopConfig("never"))
     guard: GuardConfig = field(default_factory=lambda: GuardConfig("none"))
     best: BestConfig = field(default_factory=lambda: BestConfig("none"))
+    logger: LoggerConfig = field(default_factory=lambda: LoggerConfig("none"))
 
     seed: int = 1  # parent of every random stream of the run
     total_timesteps: int = 500_000  # environment steps; whole iterations only, the remainder is not run

@@ -19,6 +19,7 @@ from rlloss import streams
 from rlloss.conditions import BESTS, GUARDS, STOPS, ClosedForm, Condition, Plateau, make_schedule
 from rlloss.config import ConfigError, check, lookup
 from rlloss.envs import make_envs
+from rlloss.logger import check_logger
 from rlloss.losses import LOSSES
 from rlloss.policy import ActorCritic, make_head
 from rlloss.precision import Precision, make_precision
@@ -174,6 +175,7 @@ def deterministic(config: Config) -> Iterator[None]:
 @contextmanager
 def _prepared(config: Config) -> Iterator[State]:
     lookup(LOSSES, "loss", config.loss.name)
+    check_logger(config.logger.name)
     precision = make_precision(config.precision.name)
     stop, best = lookup(STOPS, "stop", config.stop.name), lookup(BESTS, "best", config.best.name)
     if config.guard.name not in GUARDS:

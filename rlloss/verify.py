@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rlloss.runs import Decision, RunFolder
 
 REFERENCE = "ppo_clip"
-RECORD_KEYS = ("snapshot_every",)  # how densely a run is recorded does not change what it computes
+RECORD_KEYS = ("snapshot_every", "logger.name")  # how a run is recorded does not change what it computes
 
 
 @dataclass(frozen=True)
