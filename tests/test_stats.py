@@ -1,0 +1,74 @@
+"""Aggregates over seeds: fixed numbers, the stratification, and what is said of identical pairs."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from rlloss.stats import iqm, iqm_interval, paired_difference, returns_table, training_return
+
+finite = st.floats(-1e6, 1e6)
+
+
+def test_iqm_of_rliables_example():
+    scores = np.array([[1, 2], [2, 2], [1, 1], [2, 1]], float)
+    assert float(iqm(scores.ravel())) == np.mean(scores) == np.median(scores) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([1, 2, 3, 1000], 2.5), ([1, 2, 3, 4, 100], 3.0), ([7], 7), ([1, 9], 5), (range(1, 13), 6.5), ([5, 1, 3], 3)],
+)
+def test_iqm_leaves_out_a_quarter_at_either_end(scores, expected):
+    assert float(iqm(np.array(scores, float))) == expected
+
+
+@given(arrays.arrays(float, st.integers(1, 40), elements=finite))
+def test_iqm_lies_between_the_quartiles_and_ignores_the_order(scores):
+    found = float(iqm(scores))
+    slack = 1e-9 * (1 + np.abs(scores).max())
+    assert np.quantile(scores, 0.25, method="lower") - slack <= found
+    assert found <= np.quantile(scores, 0.75, method="higher") + slack
+    assert float(iqm(scores[::-1])) == found
+
+
+def test_the_bootstrap_draws_within_each_task():
+    """Two tasks without any spread of their own: however they are resampled, the estimate cannot move."""
+    interval = iqm_interval([np.zeros(10), np.full(10, 100.0)])
+    assert (interval.estimate, interval.low, interval.high) == (50.0, 50.0, 50.0)
+    mixed = iqm_interval([np.concatenate([np.zeros(10), np.full(10, 100.0)])])
+    assert mixed.low < 40 < 60 < mixed.high, "as one task the same scores do spread"
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = [
+        interval.low <= 0 <= interval.high
+        for interval in (iqm_interval([rng.standard_normal(30)], resamples=300, seed=i) for i in range(300))
+    ]
+    assert 0.88 <= np.mean(covered) <= 0.98, "a 95 % percentile interval of 30 scores; it is known to be a little short"
+
+
+def test_intervals_are_reproducible_and_narrow_with_more_seeds():
+    scores = np.random.default_rng(0).standard_normal(400)
+    assert iqm_interval([scores]) == iqm_interval([scores])
+    few, many = iqm_interval([scores[:10]]), iqm_interval([scores])
+    assert many.high - many.low < few.high - few.low
+
+
+def test_identical_pairs_are_called_identical_and_others_get_an_interval(make_run):
+    def runs(loss):
+        return {seed: make_run(f"seed={seed}", f"loss={loss}") for seed in (1, 2)}
+
+    ppo, twin, other = runs("ppo_clip"), runs("reinforce"), runs("cispo")
+    assert paired_difference(ppo, twin) == "identical"
+    differences = [training_return(other[seed]) - training_return(ppo[seed]) for seed in (1, 2)]
+    assert paired_difference(ppo, other).startswith(f"{np.mean(differences):.2f} [")
+    assert paired_difference(ppo, {3: ppo[1]}) == "no seed in common"
+    mixed = {1: twin[1], 2: other[2]}
+    assert paired_difference(ppo, mixed) != "identical", "one pair that differs is enough"
+    table = returns_table([("short", run) for family in (other, twin, ppo) for run in family.values()])
+    assert table["loss"].tolist() == ["ppo_clip", "cispo", "reinforce"]
+    assert table["difference from the first loss"].tolist() == ["–", paired_difference(ppo, other), "identical"]
+    assert table["seeds"].tolist() == [2, 2, 2]
