@@ -45,4 +45,5 @@ CLAIM = Claim(
     runs=runs,
     judge=judge,
     figure=figure,
+    order=100,
 )

@@ -40,4 +40,5 @@ CLAIM = Claim(
     runs=runs,
     judge=judge,
     figure=figure,
+    order=90,
 )

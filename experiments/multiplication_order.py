@@ -123,4 +123,5 @@ CLAIM = Claim(
     runs=runs,
     judge=judge,
     figure=figure,
+    order=40,
 )

@@ -170,4 +170,5 @@ CLAIM = Claim(
     runs=runs,
     judge=judge,
     figure=figure,
+    order=140,
 )

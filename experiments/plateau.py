@@ -38,4 +38,5 @@ CLAIM = Claim(
     runs=runs,
     judge=judge,
     figure=figure,
+    order=80,
 )

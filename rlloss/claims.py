@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,11 +34,12 @@ class Claim:
     runs: Callable[[str], list[Overrides]]
     judge: Callable[[Sequence[RunFolder]], Finding]
     figure: Callable[[Sequence[RunFolder]], Figure]
+    order: int = 1000  # its place in the report: the lower, the earlier
     name: str = ""  # the file's name
 
 
 def load_claims(folder: Path | None = None) -> list[Claim]:
-    """Every ``*.py`` in experiments/ that defines CLAIM, by name.
+    """Every ``*.py`` in experiments/ that defines CLAIM, in the report's order.
 
     Loaded by path: the library never imports them, and a new claim needs no registration.
     """
@@ -50,8 +51,8 @@ def load_claims(folder: Path | None = None) -> list[Claim]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         claim: Claim = module.CLAIM
-        claims.append(Claim(claim.sentence, claim.runs, claim.judge, claim.figure, path.stem))
-    return claims
+        claims.append(replace(claim, name=path.stem))
+    return sorted(claims, key=lambda claim: (claim.order, claim.name))
 
 
 def select(names: Sequence[str] | None) -> list[Claim]:

@@ -445,7 +445,8 @@ def reproduce_command(options: argparse.Namespace) -> int:
 
 def report_command(options: argparse.Namespace) -> int:
     from rlloss.claims import select
-    from rlloss.report import report_claims, run_readme, update_readme
+    from rlloss.readme import run_readme, update_readme
+    from rlloss.report import report_claims
 
     if options.readme is not None:
         update_readme(options.readme, Path("results/reference"))

@@ -1,86 +1,105 @@
-"""Judge the claims on what has been run, and write their evidence and figures; the generated parts of the README."""
+"""Judge the claims on what has been run, and write the paper: tables, figures and one page."""
 
-import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from rlloss import figures, tables
-from rlloss.claims import Claim
-from rlloss.config import ConfigError, load, run_folder
+from rlloss import figures, page, stats, tables
+from rlloss.claims import Claim, Finding, Overrides
+from rlloss.config import load, run_folder
 from rlloss.runs import RunFolder
+
+HOLDS, FAILS, NOT_RUN = "holds", "DOES NOT HOLD", "not run"
+UNSHOWN = ("env=", "loss=", "loss.offset=", "seed=", "total_timesteps=", "snapshot_every=")  # in a condition's name
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its runs and what came of them; ``finding`` is None if they are not all finished."""
+
+    claim: Claim
+    preset: str
+    conditions: list[str]  # of each run, in words
+    runs: list[RunFolder]
+    finding: Finding | None
+
+    @property
+    def verdict(self) -> str:
+        if self.finding is None:
+            return NOT_RUN
+        return HOLDS if self.finding.holds else FAILS
+
+    @property
+    def summary(self) -> str:
+        if self.finding is not None:
+            return self.finding.summary
+        missing = sum(run.status != "finished" for run in self.runs)
+        return f"{missing} of {len(self.runs)} runs are not finished"
+
+    @property
+    def command(self) -> str:
+        return f"rlloss reproduce --claim {self.claim.name} --preset {self.preset}"
+
+
+def judge(claim: Claim, preset: str, run_root: Path) -> Judged:
+    """The claim's verdict on the runs below ``run_root``."""
+    overrides = claim.runs(preset)
+    runs = [RunFolder(run_folder(replace(load(o), run_root=str(run_root)))) for o in overrides]
+    finished = all(run.status == "finished" for run in runs)
+    return Judged(claim, preset, list(map(condition, overrides)), runs, claim.judge(runs) if finished else None)
+
+
+def condition(overrides: Overrides) -> str:
+    """The overrides that say under which condition a run stands, for people."""
+    return ", ".join(o for o in overrides if not o.startswith(UNSHOWN))
 
 
 def report_claims(claims: Sequence[Claim], preset: str, run_root: Path, out: Path) -> bool:
-    """Judge each claim, write ``out``/NAME.csv, .md and its figure (pdf, png, svg), and print the verdicts.
+    """Judge each claim, write the report into ``out``, and print the verdicts.
+
+    - NAME.csv, .tex and .md: the evidence of a claim; NAME.pdf, .png and .svg: its figure.
+    - claims.csv and .tex: the verdicts. returns.csv and .tex: the returns over seeds.
+    - index.html: all of it on one page, which needs no other file.
 
     A claim whose runs are not all finished does not hold: it is reported as not run. Returns whether all hold.
     """
-    rows = []
     out.mkdir(parents=True, exist_ok=True)
-    for claim in claims:
-        configs = [replace(load(overrides), run_root=str(run_root)) for overrides in claim.runs(preset)]
-        runs = [RunFolder(run_folder(config)) for config in configs]
-        missing = sum(run.status != "finished" for run in runs)
-        if missing:
-            rows.append((claim.name, "not run", f"{missing} of {len(runs)} runs are not finished"))
-            continue
-        finding = claim.judge(runs)
-        finding.evidence.to_csv(out / f"{claim.name}.csv", index=False)
-        command = f"rlloss reproduce --claim {claim.name} --preset {preset}"
-        page = f"{claim.sentence}\n\n{finding.summary}\n\n`{command}`\n\n{tables.markdown(finding.evidence)}\n"
-        (out / f"{claim.name}.md").write_text(page)
-        with figures.style():
-            figures.save(claim.figure(runs), out / claim.name)
-        rows.append((claim.name, "holds" if finding.holds else "DOES NOT HOLD", finding.summary))
-    table = pd.DataFrame(rows, columns=["claim", "verdict", "evidence"])
-    table.to_csv(out / "claims.csv", index=False)
-    print(tables.text(table[["claim", "verdict"]]))
-    for name, _, summary in rows:
-        print(f"\n{name}: {summary}")
-    print(f"\ntables and figures: {out}")
-    return bool((table["verdict"] == "holds").all())
+    judged = [judge(claim, preset, run_root) for claim in claims]
+    for one in judged:
+        write_claim(one, out)
+    verdicts = pd.DataFrame(
+        [(one.claim.name, one.verdict, one.summary) for one in judged], columns=["claim", "verdict", "evidence"]
+    )
+    finished = [run for one in judged for run in zip(one.conditions, one.runs, strict=True) if one.finding]
+    returns = stats.returns_table(finished)
+    command = f"rlloss reproduce --preset {preset}"
+    write_table(verdicts, out / "claims", command)
+    write_table(returns, out / "returns", command)
+    page.write(judged, returns, [run for _, run in finished], command, out)
+    print(tables.text(verdicts[["claim", "verdict"]]))
+    for one in judged:
+        print(f"\n{one.claim.name}: {one.summary}")
+    print(f"\ntables and figures: {out}\nall of it on one page: {out / 'index.html'}")
+    return bool((verdicts["verdict"] == HOLDS).all())
 
 
-def update_readme(readme: Path, reference: Path) -> None:
-    """Renew what stands between ``<!-- NAME -->`` and ``<!-- end -->``: NAME.md or NAME.csv of the reference results.
-
-    Raises: ConfigError if a named table is missing.
-    """
-
-    def fill(match: re.Match[str]) -> str:
-        source = reference / match["name"]
-        if not source.exists():
-            raise ConfigError(f"{readme}: {source} is missing; make it with its command first")
-        body = tables.markdown(pd.read_csv(source)) if source.suffix == ".csv" else source.read_text().strip()
-        return f"<!-- {match['name']} -->\n\n{body}\n\n<!-- end -->"
-
-    pattern = re.compile(r"<!-- (?P<name>[\w/-]+\.(?:csv|md)) -->.*?<!-- end -->", re.DOTALL)
-    readme.write_text(pattern.sub(fill, readme.read_text()))
+def write_claim(judged: Judged, out: Path) -> None:
+    """A claim's tables and figure; nothing if it was not run."""
+    name, finding = judged.claim.name, judged.finding
+    if finding is None:
+        return
+    write_table(finding.evidence, out / name, judged.command)
+    text = (
+        f"{judged.claim.sentence}\n\n{finding.summary}\n\n`{judged.command}`\n\n{tables.markdown(finding.evidence)}\n"
+    )
+    (out / f"{name}.md").write_text(text)
+    with figures.style():
+        figures.save(judged.claim.figure(judged.runs), out / name)
 
 
-COMMAND = re.compile(r"<!-- \$ rlloss (?P<arguments>[^\n]*?) -->(?P<body>.*?)<!-- end -->", re.DOTALL)
-
-
-FOLDED = 8  # lines of output from which on it is folded away
-
-
-def run_readme(readme: Path) -> None:
-    """Run every command that stands in ``<!-- $ rlloss ... -->``, and put its output before the ``<!-- end -->``."""
-
-    def run(match: re.Match[str]) -> str:
-        command = [sys.executable, "-m", "rlloss", *shlex.split(match["arguments"])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        block = f"```console\n$ rlloss {match['arguments']}\n{done.stdout.rstrip()}\n```"
-        lines = done.stdout.splitlines()
-        if len(lines) > FOLDED:  # its first line says the verdict; the rest is a click away
-            summary = f"<code>rlloss {match['arguments']}</code> &rarr; {lines[0]}"
-            block = f"<details><summary>{summary}</summary>\n\n{block}\n\n</details>"
-        return f"<!-- $ rlloss {match['arguments']} -->\n\n{block}\n\n<!-- end -->"
-
-    readme.write_text(COMMAND.sub(run, readme.read_text()))
+def write_table(table: pd.DataFrame, stem: Path, command: str) -> None:
+    """``stem``.csv, and ``stem``.tex for papers."""
+    table.to_csv(stem.with_name(stem.name + ".csv"), index=False)
+    stem.with_name(stem.name + ".tex").write_text(tables.latex(table, command))

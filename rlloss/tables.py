@@ -1,6 +1,8 @@
-"""One table, three forms: aligned text for the terminal, Markdown for pages, and numbers written readably."""
+"""One table, four forms: text for the terminal, Markdown, LaTeX, HTML; and numbers written readably."""
 
+import re
 from collections.abc import Sequence
+from html import escape
 from numbers import Integral
 from typing import Any
 
@@ -51,3 +53,50 @@ def markdown(table: pd.DataFrame) -> str:
     columns, rows = _cells(table)
     rule = ["---:" if right else "---" for right in _numeric(table)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, rule, *rows])
+
+
+LONG = 40  # characters from which on a cell is broken into lines
+
+# What stands in our tables and that no LaTeX of today reads in text mode as it stands.
+SYMBOLS = {
+    "–": "--", "×": r"$\times$", "·": r"$\cdot$", "±": r"$\pm$", "ρ": r"$\rho$", "π": r"$\pi$", "ε": r"$\epsilon$",
+    "→": r"$\to$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$", "∞": r"$\infty$",
+}  # fmt: skip
+
+
+def latex(table: pd.DataFrame, command: str) -> str:
+    """A booktabs tabular in ASCII, under a comment with the command that makes it; numbers to the right.
+
+    Raises: ValueError for a character that is neither ASCII nor among SYMBOLS.
+    """
+    columns, rows = _cells(table)
+    cells = pd.DataFrame(rows, columns=columns)
+    long = [any(len(row[i]) > LONG for row in rows) for i in range(len(columns))]
+    align = "".join("r" if n else "p{60mm}" if w else "l" for n, w in zip(_numeric(table), long, strict=True))
+    body = cells.to_latex(index=False, escape=True, column_format=align)
+    for symbol, replacement in SYMBOLS.items():
+        body = body.replace(symbol, replacement)
+    body = re.sub(r"(?<![\w-])-(?=\d)", "$-$", body)  # a minus, not a hyphen
+    if not body.isascii():
+        unknown = sorted({character for character in body if not character.isascii()})
+        raise ValueError(f"no LaTeX for {' '.join(unknown)}: add it to tables.SYMBOLS")
+    return f"% {command}\n% needs \\usepackage{{booktabs}}\n{body}"
+
+
+def html(table: pd.DataFrame) -> str:
+    """A table whose cells are escaped; numbers to the right, and what is long may break."""
+    columns, rows = _cells(table)
+    right = _numeric(table)
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        parts = []
+        for cell, numeric in zip(cells, right, strict=True):
+            kinds = "num" if numeric else "long" if len(cell) > LONG else ""
+            parts.append(f"<{tag}{f' class={kinds}' if kinds else ''}>{escape(cell)}</{tag}>")
+        return f"<tr>{''.join(parts)}</tr>"
+
+    return (
+        f"<table>\n<thead>{line('th', columns)}</thead>\n<tbody>\n"
+        + "\n".join(line("td", row) for row in rows)
+        + "\n</tbody>\n</table>"
+    )

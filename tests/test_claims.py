@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rlloss import figures, report, tables
+from rlloss import figures, readme, tables
 from rlloss.claims import load_claims, select
 from rlloss.cli import main
 from rlloss.config import ConfigError, load, run_folder
@@ -231,7 +231,8 @@ def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, 
     assert main(["reproduce", "--jobs", "2", *where]) == 0
     assert "2 runs, 0 of them finished already" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {"claims.csv", *(f"one_digest.{suffix}" for suffix in ("csv", "md", "pdf", "png", "svg"))}
+    whole = {"index.html", "claims.csv", "claims.tex", "returns.csv", "returns.tex"}
+    assert names == whole | {f"one_digest.{suffix}" for suffix in ("csv", "tex", "md", "pdf", "png", "svg")}
     runs = sorted((tmp_path / "runs").iterdir())
     shutil.rmtree(runs[0])
     before = (runs[1] / "run.json").stat().st_mtime_ns
@@ -269,13 +270,13 @@ def test_readme_shows_what_the_reference_results_say(tmp_path):
     """The generated parts of the README are those that `make readme` writes now."""
     copy = tmp_path / "README.md"
     copy.write_text(Path("README.md").read_text())
-    report.update_readme(copy, Path("results/reference"))
+    readme.update_readme(copy, Path("results/reference"))
     assert copy.read_text() == Path("README.md").read_text()
     for body in re.findall(r"<!-- \S+\.(?:csv|md) -->(.*?)<!-- end -->", copy.read_text(), re.DOTALL):
         assert "| ---" in body, "an empty table"
     copy.write_text("<!-- nothing.csv -->old<!-- end -->")
     with pytest.raises(ConfigError, match=r"nothing\.csv is missing"):
-        report.update_readme(copy, Path("results/reference"))
+        readme.update_readme(copy, Path("results/reference"))
 
 
 def test_readmes_commands_still_give_those_verdicts(capsys):
@@ -283,7 +284,7 @@ def test_readmes_commands_still_give_those_verdicts(capsys):
 
     The rest holds numbers that another CPU may round differently; `make readme` renews all of it.
     """
-    commands = list(report.COMMAND.finditer(Path("README.md").read_text()))
+    commands = list(readme.COMMAND.finditer(Path("README.md").read_text()))
     assert len(commands) >= 9
 
     def verdict(output):
