@@ -44,3 +44,14 @@ def opened(browser: Any, path: Path, *, width: int = 1280, height: int = 900, **
     assert errors == []
     outside = [url for url in asked if not url.startswith(("data:", "blob:")) and url.partition("#")[0] != address]
     assert outside == []
+
+
+def readable(page: Any, width: int) -> None:
+    """Nothing is wider than the window, every picture has loaded, and no letter is smaller than 12 pixels."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    smallest = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('p, td, th, code, a, summary, label, button')]"
+        ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
+    )
+    assert smallest >= 12

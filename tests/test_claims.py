@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from browser import opened, readable
 
 from rlloss import figures, readme, tables
 from rlloss.claims import load_claims, select
@@ -176,7 +177,7 @@ def test_ppo_learns_fails_for_a_policy_that_does_not(make_run):
 
 
 @pytest.mark.slow
-def test_every_claim_holds_with_the_quick_preset(tmp_path):
+def test_every_claim_holds_with_the_quick_preset(tmp_path, request):
     """What `make reproduce` runs, into a fresh folder whose name no override grammar would like."""
     out = tmp_path / "a, b=c"
     assert main(["reproduce", "--runs", str(out / "runs"), "--report", str(out / "report")]) == 0
@@ -184,6 +185,11 @@ def test_every_claim_holds_with_the_quick_preset(tmp_path):
     assert set(table["claim"]) == set(CLAIMS)
     assert (table["verdict"] == "holds").all()
     assert main(["verify", str(out / "runs")]) == 1, "the textbook order is among the runs"
+    if shutil.which("chromium"):  # without it this is no reason to skip the rest
+        for width in (1280, 390):
+            with opened(request.getfixturevalue("browser"), out / "report" / "index.html", width=width) as page:
+                readable(page, width)
+                assert page.locator("section figure img").count() == len(CLAIMS)
 
 
 def test_claims_hold_on_runs_that_bear_them_out(make_run):
