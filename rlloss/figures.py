@@ -88,6 +88,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     }
     paths = [stem.with_name(stem.name + suffix) for suffix in metadata]
     with style():
+        figure.draw_without_rendering()  # lays it out, once for all three
+        figure.set_layout_engine("none")
         for path in paths:
             figure.savefig(path, metadata=metadata[path.suffix])
     return paths
