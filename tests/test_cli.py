@@ -174,7 +174,7 @@ def test_wrong_usage_exits_with_2(arguments, tmp_path):
 
 def test_unknown_claims_and_sizes_are_named(tmp_path):
     for arguments, message in (
-        (["reproduce", "--claim", "x"], "--claim=x: no such claim; use one of best_checkpoint"),
+        (["reproduce", "--claim", "x"], "--claim=x: no such claim; use one of identical_trajectories"),
         (["reproduce", "--jobs", "0"], "--jobs=0: must be 1 or greater"),
         (["benchmark", "--timesteps", "3"], "--timesteps=3"),
     ):
