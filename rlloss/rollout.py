@@ -22,7 +22,7 @@ class Episode(NamedTuple):
 
     env_steps: int
     env: int
-    episodic_return: float  # undiscounted
+    episodic_return: float  # undiscounted, of the environment's own rewards
     episodic_length: int
 
 
@@ -35,7 +35,7 @@ class Rollout:
     logp: Tensor  # [T*E], of the policy that acted, recomputed by torch in one batch
     values: Array  # [T, E], V(s_t)
     next_values: Array  # [T, E], V(s_{t+1}) with 0 after a termination and V(final observation) at a time limit
-    rewards: Array  # [T, E]
+    rewards: Array  # [T, E], as the wrappers hand them out
     dones: NDArray[np.bool_]  # [T, E], terminated or truncated
     episodes: list[Episode]
 
@@ -51,7 +51,10 @@ class Sampler:
         self.env_steps = 0
 
     def finished(self, rewards: Array, dones: NDArray[np.bool_]) -> list[Episode]:
-        """Returns and lengths of the episodes that ended in these [T, E] steps; the rest is carried over."""
+        """Returns and lengths of the episodes that ended in these [T, E] steps; the rest is carried over.
+
+        ``rewards`` are the environment's own, whatever wrappers made of them.
+        """
         num_steps, num_envs = rewards.shape
         episodes = []
         for env in range(num_envs):
@@ -82,6 +85,7 @@ def collect(sampler: Sampler, policy: ActorCritic, num_steps: int, precision: Pr
     obs = np.empty((num_steps + 1, *envs.obs.shape), dtype)
     actions = np.empty((num_steps, num_envs, *shape), np.int64 if isinstance(space, spaces.Discrete) else dtype)
     rewards = np.empty((num_steps, num_envs))
+    raw_rewards = np.empty_like(rewards) if envs.rescaled else rewards
     terminated, truncated = np.empty((2, num_steps, num_envs), np.bool_)
     cut: dict[tuple[int, int], Array] = {}  # (step, env) -> last observation before a time limit's reset
 
@@ -90,6 +94,8 @@ def collect(sampler: Sampler, policy: ActorCritic, num_steps: int, precision: Pr
         actions[t] = actor.act(obs[t], noise[t])
         last = envs.step(actions[t], obs[t + 1], rewards[t], terminated[t], truncated[t])
         cut |= {(t, env): final for env, final in last.items()}
+        if envs.rescaled:
+            raw_rewards[t] = envs.raw_rewards()
     envs.obs = obs[-1]
 
     dones = terminated | truncated
@@ -108,7 +114,7 @@ def collect(sampler: Sampler, policy: ActorCritic, num_steps: int, precision: Pr
         logp, _ = policy.logp_entropy(b_obs, b_actions)
     return Rollout(
         b_obs, b_actions, logp, values[:-1], next_values, rewards.astype(dtype), dones,
-        sampler.finished(rewards, dones),
+        sampler.finished(raw_rewards, dones),
     )  # fmt: skip
 
 

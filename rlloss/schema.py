@@ -16,6 +16,7 @@ class LossConfig:
 class EnvConfig:
     id: str = MISSING  # Gymnasium's environment id
     kwargs: dict[str, Any] = field(default_factory=dict)  # passed to gymnasium.make
+    wrappers: list[str] = field(default_factory=list)  # entries of rlloss.envs.WRAPPERS, the innermost first
 
 
 @dataclass

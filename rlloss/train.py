@@ -180,7 +180,7 @@ def _prepared(config: Config) -> Iterator[State]:
     stop, best = lookup(STOPS, "stop", config.stop.name), lookup(BESTS, "best", config.best.name)
     if config.guard.name not in GUARDS:
         raise ConfigError(f"guard={config.guard.name}: unknown; use one of {', '.join(GUARDS)}")
-    envs = make_envs(config.env, streams.env_seeds(config.seed, config.num_envs))
+    envs = make_envs(config.env, streams.env_seeds(config.seed, config.num_envs), config.gamma)
     try:
         policy = ActorCritic(
             envs.obs.shape[1],
