@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from rlloss.config import ConfigError, lookup
 from rlloss.schema import EnvConfig
+from rlloss.torsos import SMALLEST_IMAGE
 
 EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari", "ALE/": "atari"}
 """Part of an environment's entry point, or of its id if that is not registered -> extra of this package."""
-
-SMALLEST_IMAGE = 36  # pixels either way: what the convolutions of rlloss.policy.NatureTorso need
 
 Array = NDArray[np.floating]
 Env = gymnasium.Env[Any, Any]

@@ -1,7 +1,7 @@
 """Collecting experience: ``collect`` steps the environments, ``gae`` estimates advantages."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Episode(NamedTuple):
 class Rollout:
     """One iteration's experience. T = num_steps, E = num_envs; torch tensors have T*E samples, time-major."""
 
-    obs: Tensor  # [T*E, obs_size]
+    obs: Tensor  # [T*E, obs_size], or images, uint8 [T*E, channels, height, width]
     actions: Tensor  # [T*E], int64, or [T*E, action_size]
     logp: Tensor  # [T*E], of the policy that acted, recomputed by torch in one batch
     values: Array  # [T, E], V(s_t)
@@ -74,15 +74,15 @@ class Sampler:
 def collect(sampler: Sampler, policy: ActorCritic, num_steps: int, precision: Precision = FP32) -> Rollout:
     """Act for ``num_steps`` steps in every environment.
 
-    Actions come from a NumPy forward pass; log-probabilities and values are recomputed by torch in one batch each, so
-    the ratio of the first minibatch is 1 up to the rounding of two batch sizes.
+    Actions come from a forward pass per step, in NumPy except for images; log-probabilities and values are recomputed
+    by torch in one batch each, so the ratio of the first minibatch is 1 up to the rounding of two batch sizes.
     """
     envs, actor = sampler.envs, policy.sampler()
     num_envs, space = len(envs), envs.action_space
     shape: tuple[int, ...] = space.shape or ()
     dtype = actor.dtype
     noise = policy.head.noise(sampler.rng, num_steps, num_envs)
-    obs = np.empty((num_steps + 1, *envs.obs.shape), dtype)
+    obs = np.empty((num_steps + 1, *envs.obs.shape), envs.obs.dtype if envs.obs.dtype == np.uint8 else dtype)
     actions = np.empty((num_steps, num_envs, *shape), np.int64 if isinstance(space, spaces.Discrete) else dtype)
     rewards = np.empty((num_steps, num_envs))
     raw_rewards = np.empty_like(rewards) if envs.rescaled else rewards
@@ -99,18 +99,21 @@ def collect(sampler: Sampler, policy: ActorCritic, num_steps: int, precision: Pr
     envs.obs = obs[-1]
 
     dones = terminated | truncated
-    device, held = policy.flat.device, policy.flat.dtype
-    with torch.no_grad(), precision.forward(device.type):
-        b_obs = torch.from_numpy(obs.reshape(-1, obs.shape[-1])).to(device, held)
+
+    def held(array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array).to(policy.flat.device)
+        return tensor.to(policy.flat.dtype) if tensor.is_floating_point() else tensor
+
+    with torch.no_grad(), precision.forward(policy.flat.device.type):
+        b_obs = held(obs.reshape(-1, *obs.shape[2:]))
         values = at_least_float32(policy.values(b_obs)).cpu().numpy().reshape(num_steps + 1, num_envs)
         next_values = np.where(dones, 0, values[1:])
         if cut:
-            final_obs = torch.from_numpy(np.stack(list(cut.values())).astype(dtype)).to(device, held)
+            final_obs = held(np.stack(list(cut.values())).astype(obs.dtype))
             final_values = at_least_float32(policy.values(final_obs)).cpu().numpy()
             next_values[tuple(zip(*cut, strict=True))] = final_values
         b_obs = b_obs[: num_steps * num_envs]
-        b_actions = torch.from_numpy(actions.reshape(num_steps * num_envs, *shape)).to(device)
-        b_actions = b_actions.to(held) if b_actions.is_floating_point() else b_actions
+        b_actions = held(actions.reshape(num_steps * num_envs, *shape))
         logp, _ = policy.logp_entropy(b_obs, b_actions)
     return Rollout(
         b_obs, b_actions, logp, values[:-1], next_values, rewards.astype(dtype), dones,
