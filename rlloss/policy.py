@@ -1,4 +1,4 @@
-"""The actor-critic: separate tanh networks for policy and value, on one flat parameter vector.
+"""The actor-critic: separate tanh networks for policy and value, above a torso, on one flat parameter vector.
 
 All parameters are views of one vector, and all gradients of another. One norm, one fused optimiser step, one digest and
 one snapshot then cover everything, at a fraction of the cost of a dozen small tensors; ``layout`` keeps their names.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlloss.config import ConfigError
 from rlloss.precision import at_least_float32
+from rlloss.torsos import VectorTorso, make_torso
 
 Array = NDArray[np.floating]
 
@@ -102,9 +103,23 @@ class Evaluation(NamedTuple):
     values: Tensor
 
 
-class ActorCritic:
-    """Actor and critic with hidden tanh layers, orthogonally initialised.
+class Actor(Protocol):
+    """The policy as ``collect`` asks it for actions: arrays in, arrays out."""
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its arithmetic, float32 or float64."""
+        ...
+
+    def act(self, obs: NDArray[Any], noise: Array) -> NDArray[np.generic]:
+        """Actions [envs, ...] for observations [envs, ...] and that step's noise."""
+        ...
+
+
+class ActorCritic:
+    """Actor and critic with hidden tanh layers above a torso, orthogonally initialised.
+
+    ``obs_shape``: the size of a vector, for which the torso does nothing, or an image's [channels, height, width].
     Gains: sqrt(2) for hidden layers, 0.01 for the actor's output, 1 for the critic's; biases 0 (as CleanRL's).
 
     Attributes: ``flat``, the vector that the optimiser steps, with ``flat.grad``; ``layout``, name to (offset, shape).
@@ -112,7 +127,7 @@ class ActorCritic:
 
     def __init__(
         self,
-        obs_size: int,
+        obs_shape: int | Sequence[int],
         head: Head,
         hidden_sizes: Sequence[int],
         *,
@@ -121,10 +136,11 @@ class ActorCritic:
         device: str = "cpu",
     ) -> None:
         self.head = head
+        self.torso = make_torso((obs_shape,) if isinstance(obs_shape, int) else obs_shape)
         self.depth = len(hidden_sizes) + 1
-        shapes: dict[str, tuple[int, ...]] = {}
+        shapes = dict(self.torso.shapes)
         for tower, outputs in (("actor", head.outputs), ("critic", 1)):
-            sizes = [obs_size, *hidden_sizes, outputs]
+            sizes = [self.torso.features, *hidden_sizes, outputs]
             for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
                 shapes[f"{tower}.{layer}.weight"] = (fan_out, fan_in)
                 shapes[f"{tower}.{layer}.bias"] = (fan_out,)
@@ -170,6 +186,10 @@ class ActorCritic:
         flat = self.flat.detach().cpu()
         return flat.view(torch.int16).numpy() if flat.dtype == torch.bfloat16 else flat.numpy()
 
+    def features(self, obs: Tensor) -> Tensor:
+        """What both towers see, [samples, features]."""
+        return self.torso(obs, self.parameters)
+
     def _tower(self, tower: str, x: Tensor) -> Tensor:
         for i, (weight, bias) in enumerate(self.towers[tower]):
             x = F.linear(torch.tanh(x) if i else x, weight, bias)
@@ -177,24 +197,48 @@ class ActorCritic:
 
     def logp_entropy(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of ``actions`` and entropies (nats), each [samples]."""
-        return self.head.evaluate(self._tower("actor", obs), actions, self.extra)
+        return self.head.evaluate(self._tower("actor", self.features(obs)), actions, self.extra)
 
     def values(self, obs: Tensor) -> Tensor:
-        """State values, [samples], of observations [samples, obs_size]."""
-        return self._tower("critic", obs).squeeze(-1)
+        """State values, [samples], of observations [samples, ...]."""
+        return self._tower("critic", self.features(obs)).squeeze(-1)
 
     def evaluate(self, obs: Tensor, actions: Tensor) -> Evaluation:
         """Log-probabilities of ``actions``, entropies (nats) and state values, each [samples]."""
-        return Evaluation(*self.logp_entropy(obs, actions), self.values(obs))
+        x = self.features(obs)  # once: towers share it
+        logp, entropy = self.head.evaluate(self._tower("actor", x), actions, self.extra)
+        return Evaluation(logp, entropy, self._tower("critic", x).squeeze(-1))
 
-    def sampler(self) -> "NumpyActor":
-        """The actor in NumPy, with today's weights: for a handful of environments, torch would mostly be overhead."""
+    def act(self, obs: Tensor) -> Tensor:
+        """The actor's outputs, [samples, outputs]: what the head makes a distribution of."""
+        return self._tower("actor", self.features(obs))
+
+    def sampler(self) -> Actor:
+        """The actor with today's weights: in NumPy, since for a handful of vectors torch would mostly be overhead."""
+        if not isinstance(self.torso, VectorTorso):
+            return TorchActor(self)
 
         def array(leaf: Tensor) -> Array:
             return at_least_float32(leaf.detach()).cpu().numpy()
 
         layers = [(array(weight).T, array(bias)) for weight, bias in self.towers["actor"]]
         return NumpyActor(self.head, layers, {name: array(leaf) for name, leaf in self.extra.items()})
+
+
+class TorchActor(NamedTuple):
+    """The actor in torch, for images. Its batch is always one observation per environment, so its bits do not vary."""
+
+    policy: ActorCritic
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self.policy.flat.dtype == torch.float64 else np.float32)
+
+    @torch.no_grad()
+    def act(self, obs: NDArray[Any], noise: Array) -> NDArray[np.generic]:
+        out = self.policy.act(torch.from_numpy(obs).to(self.policy.flat.device))
+        extra = {name: at_least_float32(leaf).cpu().numpy() for name, leaf in self.policy.extra.items()}
+        return self.policy.head.sample(at_least_float32(out).cpu().numpy(), noise, extra)
 
 
 class NumpyActor(NamedTuple):
@@ -208,8 +252,7 @@ class NumpyActor(NamedTuple):
     def dtype(self) -> np.dtype[Any]:
         return self.layers[0][0].dtype
 
-    def act(self, obs: Array, noise: Array) -> NDArray[np.generic]:
-        """Actions [envs, ...] for observations [envs, obs_size] and that step's noise."""
+    def act(self, obs: NDArray[Any], noise: Array) -> NDArray[np.generic]:
         for i, (weight, bias) in enumerate(self.layers):
             obs = (np.tanh(obs) if i else obs) @ weight + bias
         return self.head.sample(obs, noise, self.extra)

@@ -1,7 +1,7 @@
 """Collecting experience: ``collect`` steps the environments, ``gae`` estimates advantages."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ class Episode(NamedTuple):
 
     env_steps: int
     env: int
-    episodic_return: float  # undiscounted
+    episodic_return: float  # undiscounted, of the environment's own rewards
     episodic_length: int
 
 
@@ -30,12 +30,12 @@ class Episode(NamedTuple):
 class Rollout:
     """One iteration's experience. T = num_steps, E = num_envs; torch tensors have T*E samples, time-major."""
 
-    obs: Tensor  # [T*E, obs_size]
+    obs: Tensor  # [T*E, obs_size], or images, uint8 [T*E, channels, height, width]
     actions: Tensor  # [T*E], int64, or [T*E, action_size]
     logp: Tensor  # [T*E], of the policy that acted, recomputed by torch in one batch
     values: Array  # [T, E], V(s_t)
     next_values: Array  # [T, E], V(s_{t+1}) with 0 after a termination and V(final observation) at a time limit
-    rewards: Array  # [T, E]
+    rewards: Array  # [T, E], as the wrappers hand them out
     dones: NDArray[np.bool_]  # [T, E], terminated or truncated
     episodes: list[Episode]
 
@@ -51,7 +51,10 @@ class Sampler:
         self.env_steps = 0
 
     def finished(self, rewards: Array, dones: NDArray[np.bool_]) -> list[Episode]:
-        """Returns and lengths of the episodes that ended in these [T, E] steps; the rest is carried over."""
+        """Returns and lengths of the episodes that ended in these [T, E] steps; the rest is carried over.
+
+        ``rewards`` are the environment's own, whatever wrappers made of them.
+        """
         num_steps, num_envs = rewards.shape
         episodes = []
         for env in range(num_envs):
@@ -71,17 +74,18 @@ class Sampler:
 def collect(sampler: Sampler, policy: ActorCritic, num_steps: int, precision: Precision = FP32) -> Rollout:
     """Act for ``num_steps`` steps in every environment.
 
-    Actions come from a NumPy forward pass; log-probabilities and values are recomputed by torch in one batch each, so
-    the ratio of the first minibatch is 1 up to the rounding of two batch sizes.
+    Actions come from a forward pass per step, in NumPy except for images; log-probabilities and values are recomputed
+    by torch in one batch each, so the ratio of the first minibatch is 1 up to the rounding of two batch sizes.
     """
     envs, actor = sampler.envs, policy.sampler()
     num_envs, space = len(envs), envs.action_space
     shape: tuple[int, ...] = space.shape or ()
     dtype = actor.dtype
     noise = policy.head.noise(sampler.rng, num_steps, num_envs)
-    obs = np.empty((num_steps + 1, *envs.obs.shape), dtype)
+    obs = np.empty((num_steps + 1, *envs.obs.shape), envs.obs.dtype if envs.obs.dtype == np.uint8 else dtype)
     actions = np.empty((num_steps, num_envs, *shape), np.int64 if isinstance(space, spaces.Discrete) else dtype)
     rewards = np.empty((num_steps, num_envs))
+    raw_rewards = np.empty_like(rewards) if envs.rescaled else rewards
     terminated, truncated = np.empty((2, num_steps, num_envs), np.bool_)
     cut: dict[tuple[int, int], Array] = {}  # (step, env) -> last observation before a time limit's reset
 
@@ -90,25 +94,30 @@ def collect(sampler: Sampler, policy: ActorCritic, num_steps: int, precision: Pr
         actions[t] = actor.act(obs[t], noise[t])
         last = envs.step(actions[t], obs[t + 1], rewards[t], terminated[t], truncated[t])
         cut |= {(t, env): final for env, final in last.items()}
+        if envs.rescaled:
+            raw_rewards[t] = envs.raw_rewards()
     envs.obs = obs[-1]
 
     dones = terminated | truncated
-    device, held = policy.flat.device, policy.flat.dtype
-    with torch.no_grad(), precision.forward(device.type):
-        b_obs = torch.from_numpy(obs.reshape(-1, obs.shape[-1])).to(device, held)
+
+    def held(array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array).to(policy.flat.device)
+        return tensor.to(policy.flat.dtype) if tensor.is_floating_point() else tensor
+
+    with torch.no_grad(), precision.forward(policy.flat.device.type):
+        b_obs = held(obs.reshape(-1, *obs.shape[2:]))
         values = at_least_float32(policy.values(b_obs)).cpu().numpy().reshape(num_steps + 1, num_envs)
         next_values = np.where(dones, 0, values[1:])
         if cut:
-            final_obs = torch.from_numpy(np.stack(list(cut.values())).astype(dtype)).to(device, held)
+            final_obs = held(np.stack(list(cut.values())).astype(obs.dtype))
             final_values = at_least_float32(policy.values(final_obs)).cpu().numpy()
             next_values[tuple(zip(*cut, strict=True))] = final_values
         b_obs = b_obs[: num_steps * num_envs]
-        b_actions = torch.from_numpy(actions.reshape(num_steps * num_envs, *shape)).to(device)
-        b_actions = b_actions.to(held) if b_actions.is_floating_point() else b_actions
+        b_actions = held(actions.reshape(num_steps * num_envs, *shape))
         logp, _ = policy.logp_entropy(b_obs, b_actions)
     return Rollout(
         b_obs, b_actions, logp, values[:-1], next_values, rewards.astype(dtype), dones,
-        sampler.finished(rewards, dones),
+        sampler.finished(raw_rewards, dones),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ class LossConfig:
 class EnvConfig:
     id: str = MISSING  # Gymnasium's environment id
     kwargs: dict[str, Any] = field(default_factory=dict)  # passed to gymnasium.make
+    wrappers: list[str] = field(default_factory=list)  # entries of rlloss.envs.WRAPPERS, the innermost first
 
 
 @dataclass
@@ -178,7 +179,9 @@ class Config:
     norm_adv: bool = True  # normalise advantages per minibatch
     clip_vloss: bool = True
     target_kl: float | None = None  # stop an iteration's epochs once the epoch's mean approx_kl exceeds it
-    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])  # of the actor and of the critic, tanh
+    hidden_sizes: list[int] = field(
+        default_factory=lambda: [64, 64]
+    )  # of the actor and of the critic, tanh; not for images
 
     device: str = "cpu"  # or cuda
     torch_threads: int = 1  # more threads rarely help at these sizes, and change the bits

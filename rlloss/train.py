@@ -18,7 +18,7 @@ import torch
 from rlloss import streams
 from rlloss.conditions import BESTS, GUARDS, STOPS, ClosedForm, Condition, Plateau, make_schedule
 from rlloss.config import ConfigError, check, lookup
-from rlloss.envs import make_envs
+from rlloss.envs import Environments, make_envs
 from rlloss.logger import check_logger
 from rlloss.losses import LOSSES
 from rlloss.policy import ActorCritic, make_head
@@ -180,12 +180,12 @@ def _prepared(config: Config) -> Iterator[State]:
     stop, best = lookup(STOPS, "stop", config.stop.name), lookup(BESTS, "best", config.best.name)
     if config.guard.name not in GUARDS:
         raise ConfigError(f"guard={config.guard.name}: unknown; use one of {', '.join(GUARDS)}")
-    envs = make_envs(config.env, streams.env_seeds(config.seed, config.num_envs))
+    envs = make_envs(config.env, streams.env_seeds(config.seed, config.num_envs), config.gamma)
     try:
         policy = ActorCritic(
-            envs.obs.shape[1],
+            envs.obs.shape[1:],
             make_head(envs.action_space),
-            config.hidden_sizes,
+            hidden_sizes(config, envs),
             generator=streams.torch_stream(config.seed, streams.INITIALISATION),
             dtype=precision.dtype,
             device=config.device,
@@ -206,6 +206,21 @@ def _prepared(config: Config) -> Iterator[State]:
         envs.close()
 
 
+def hidden_sizes(config: Config, envs: Environments) -> list[int]:
+    """Those of the config; for images none, since the convolutions end in a layer of their own.
+
+    Raises: ConfigError if the config asks for others above convolutions.
+    """
+    if envs.obs.ndim == 2:
+        return config.hidden_sizes
+    if config.hidden_sizes != Config().hidden_sizes:
+        raise ConfigError(
+            f"hidden_sizes={config.hidden_sizes}: {config.env.id} shows images, whose network has its own sizes; "
+            "leave it out"
+        )
+    return []
+
+
 def _recorder(folder: Path | None, config: Config, policy: ActorCritic) -> Any:
     return nullcontext() if folder is None else Recorder(folder, config, policy)
 
@@ -218,7 +233,7 @@ def make_batch(rollout: Rollout, config: Config) -> Batch:
     )  # fmt: skip
 
     def flat(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array.reshape(-1)).to(rollout.obs.device, rollout.obs.dtype)
+        return torch.from_numpy(array.reshape(-1)).to(rollout.logp.device, rollout.logp.dtype)
 
     return Batch(
         rollout.obs, rollout.actions, rollout.logp,

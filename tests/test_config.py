@@ -62,7 +62,7 @@ BAD = {
     "num_envs": "an override reads key=value",
     "hidden_sizes=[1": "an override reads key=value",
     "loss=foo": "loss=foo: no such loss; use one of a2c, cispo",
-    "env=3": "env=3: no such env; use one of acrobot, cartpole",
+    "env=3": "env=3: no such env; use one of acrobot, breakout, cartpole",
     "loss=": "no such loss",
     "num_envs=four": "num_envs: Value 'four'",
     "seed=1.5": "seed: Value '1.5'",
@@ -127,7 +127,8 @@ def test_every_key_changes_the_folder_name():
     changes = {
         "env.id": "env=acrobot", "loss.name": "loss=reinforce", "optimizer.name": "optimizer=sgd",
         "schedule.name": "schedule=constant", "precision.name": "precision=fp64", "device": "device=cuda",
-        "env.kwargs": "+env.kwargs.x=1", "hidden_sizes": "hidden_sizes=[8]", "target_kl": "target_kl=0.1",
+        "env.kwargs": "+env.kwargs.x=1", "env.wrappers": "env.wrappers=[sign_reward]",
+        "hidden_sizes": "hidden_sizes=[8]", "target_kl": "target_kl=0.1",
         "norm_adv": "norm_adv=false", "clip_vloss": "clip_vloss=false", "optimizer.betas": "optimizer.betas=[0.8,0.9]",
         "num_minibatches": "num_minibatches=2", "gamma": "gamma=0.5", "gae_lambda": "gae_lambda=0.5",
     }  # fmt: skip

@@ -135,3 +135,86 @@ def test_gaussian_sampler_has_the_networks_mean_and_standard_deviation():
 def test_unsupported_action_spaces_are_named(space):
     with pytest.raises(ConfigError, match=r"action space .* is not supported; it must be"):
         make_head(space)
+
+
+def pixels(num=6, shape=(2, 44, 40)):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num, *shape), dtype=np.uint8))
+
+
+def make_cnn(dtype=torch.float32, head=None, shape=(2, 44, 40)):
+    return ActorCritic(shape, head or CategoricalHead(3), (), generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def nature_modules(policy):
+    """Plain torch.nn modules with copies of the policy's weights, by name."""
+    shapes = {name: shape for name, (_, shape) in policy.layout.items() if name.endswith("weight")}
+    modules = {}
+    for name, stride in (("torso.0", 4), ("torso.1", 2), ("torso.2", 1)):
+        outputs, inputs, kernel, _ = shapes[f"{name}.weight"]
+        modules[name] = torch.nn.Conv2d(inputs, outputs, kernel, stride, dtype=torch.float64)
+    for name in ("torso.3", "actor.0", "critic.0"):
+        outputs, inputs = shapes[f"{name}.weight"]
+        modules[name] = torch.nn.Linear(inputs, outputs, dtype=torch.float64)
+    for name, module in modules.items():
+        module.load_state_dict({part: policy.parameters[f"{name}.{part}"].detach() for part in ("weight", "bias")})
+    return modules
+
+
+def test_nature_network_and_its_gradients_agree_with_torch_modules():
+    policy, obs, actions = make_cnn(torch.float64), pixels(), torch.tensor([0, 1, 2, 0, 1, 2])
+    with torch.no_grad():  # the actor's small initial gain would hide errors in its path
+        policy.parameters["actor.0.weight"].mul_(100)
+    modules = nature_modules(policy)
+    relu, flatten = torch.nn.ReLU(), torch.nn.Flatten()
+    convolutions = [layer for i in range(3) for layer in (modules[f"torso.{i}"], relu)]
+    torso = torch.nn.Sequential(*convolutions, flatten, modules["torso.3"], relu)
+    features = torso(obs.double() / 255)
+    logp = Categorical(logits=modules["actor.0"](features)).log_prob(actions)
+    values = modules["critic.0"](features).squeeze(-1)
+    new = policy.evaluate(obs, actions)
+    torch.testing.assert_close(new.logp, logp)
+    torch.testing.assert_close(new.values, values)
+    torch.testing.assert_close(policy.values(obs), values)
+    torch.testing.assert_close(policy.logp_entropy(obs, actions)[0], logp)
+    (new.logp.sum() + 2 * new.values.sum()).backward()
+    (logp.sum() + 2 * values.sum()).backward()
+    for name, module in modules.items():
+        for part, reference in module.named_parameters():
+            assert reference.grad.abs().max() > 0
+            torch.testing.assert_close(policy.parameters[f"{name}.{part}"].grad, reference.grad)
+
+
+def test_nature_network_has_the_papers_layers_and_fills_the_flat_vector():
+    policy = make_cnn(shape=(4, 84, 84), head=CategoricalHead(4))
+    shapes = [shape for _, shape in policy.layout.values()]
+    assert shapes == [
+        (32, 4, 8, 8), (32,), (64, 32, 4, 4), (64,), (64, 64, 3, 3), (64,), (512, 3136), (512,),
+        (4, 512), (4,), (1, 512), (1,),
+    ]  # fmt: skip
+    offsets = [offset for offset, _ in policy.layout.values()]
+    sizes = [math.prod(shape) for shape in shapes]
+    assert offsets == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert sum(sizes) == policy.flat.numel() == policy.flat.grad.numel() == 1_686_693
+    for name, gain in {"torso.0": 2**0.5, "torso.2": 2**0.5, "torso.3": 2**0.5, "actor.0": 0.01, "critic.0": 1}.items():
+        w = policy.parameters[f"{name}.weight"].detach().flatten(1)
+        torch.testing.assert_close(w @ w.T, gain**2 * torch.eye(len(w)), atol=1e-4, rtol=1e-4)
+    new = policy.evaluate(pixels(2, (4, 84, 84)), torch.tensor([0, 3]))
+    (new.logp.sum() + new.values.sum()).backward()
+    for name, (offset, shape) in policy.layout.items():
+        part = policy.flat.grad[offset : offset + math.prod(shape)]
+        assert part.any(), f"{name} got no gradient"
+        assert torch.equal(policy.parameters[name].grad.flatten(), part)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_image_sampler_draws_from_the_networks_outputs(dtype):
+    policy, obs = make_cnn(dtype), pixels()
+    with torch.no_grad():
+        policy.parameters["actor.0.weight"].mul_(100)
+        out = policy.act(obs).double().numpy()
+    actor, noise = policy.sampler(), policy.head.noise(np.random.default_rng(1), 20, 6)
+    for step in noise:
+        assert np.array_equal(actor.act(obs.numpy(), step), np.argmax(out + step, -1))
+    assert actor.dtype == (np.float64 if dtype == torch.float64 else np.float32)
+    gaussian = make_cnn(dtype, GaussianHead(2)).sampler().act(obs.numpy(), np.zeros((6, 2)))
+    assert gaussian.dtype == actor.dtype
