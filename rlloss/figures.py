@@ -113,4 +113,7 @@ def twin_curves(axes: Axes, x: Sequence[Any], y: Sequence[Any], losses: Sequence
     for i, loss in enumerate(losses):
         wide = {"linewidth": 3.0, "alpha": 0.45} if i == 0 else {"linewidth": 0.9, "linestyle": (0, (4, 2))}
         named: dict[str, Any] = {"color": COLOURS.get(loss, GREY), "label": LABELS.get(loss, loss)}
-        axes.plot(x[i], y[i], solid_capstyle="butt", **named, **wide)
+        point: dict[str, Any] = (
+            {"marker": "o", "markersize": 5 - 2.5 * i} if len(x[i]) == 1 else {}
+        )  # which no line would show
+        axes.plot(x[i], y[i], solid_capstyle="butt", **named, **wide, **point)
