@@ -1,40 +1,31 @@
 """The ``rlloss`` command. Exit codes: 0 holds, 1 does not hold, 2 wrong usage or bad input."""
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra.core.override_parser.types import Glob
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from rlloss import tables
 from rlloss.config import (
     ConfigError,
     check_folder,
     choices,
-    data_dir,
     groups,
     load,
-    one_line,
-    parse_overrides,
     run_folder,
-    to_config,
 )
+from rlloss.launch import Job, jobs_of, print_config, quoted, split_sweep, sweep
 from rlloss.runs import RunFolder, find_runs, to_json
 from rlloss.schema import Config
-from rlloss.sweep import Outcome, check_all, is_finished, progress_bar, run_all, run_one
+from rlloss.sweep import Outcome, is_finished
 from rlloss.verify import Verdict, verify
 
 HOLDS, FAILS, BAD_INPUT = 0, 1, 2
-FAILURES = "RLLOSS_SWEEP_FAILURES"  # names the file to which the jobs of a sweep report what went wrong
 
 TRAIN_USAGE = """\
 usage: rlloss train [key=value ...] [--multirun] [--cfg job]
@@ -43,6 +34,7 @@ One run; with --multirun, a sweep over comma-separated values, on all cores. A f
 
   rlloss train loss=reinforce seed=3
   rlloss train --multirun loss=ppo_clip,reinforce env=cartpole,acrobot seed=1,2,3
+  rlloss train --multirun seed=1,2,3 hydra/launcher=slurm hydra.launcher.partition=cpu     on a Slurm cluster
   rlloss train --cfg job            every key with its value
 
 groups:
@@ -99,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--report", type=Path, default=Path("results/report"), metavar="DIR", help="where to write")
         if name == "reproduce":
             verb.add_argument("--runs", type=Path, default=Path("results/runs"), metavar="DIR", help="where runs go")
-            verb.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+            add_launcher(verb)
         else:
             verb.add_argument("runs", nargs="?", type=Path, default=Path("results/runs"), metavar="FOLDER")
             verb.add_argument("--readme", type=Path, metavar="FILE", help="only renew the generated parts of FILE")
@@ -114,6 +106,15 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def add_launcher(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--launcher", choices=("joblib", "slurm"), default="joblib",
+                      help="where to run: on this machine's cores, or as Slurm jobs (default: joblib)")  # fmt: skip
+    verb.add_argument("--jobs", type=int, metavar="N",
+                      help="runs at a time (default: joblib all cores, slurm as many as the cluster lets)")  # fmt: skip
+    verb.add_argument("settings", nargs="*", metavar="hydra.launcher.KEY=VALUE",
+                      help="the launcher's settings: --launcher slurm hydra.launcher.partition=cpu")  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------------- train
 
 
@@ -126,7 +127,8 @@ def train_command(arguments: list[str]) -> int:
         return train_sweep(options.overrides)
     config = load(options.overrides)
     if options.cfg:
-        return hydra_main(["--cfg", options.cfg, *options.overrides])
+        print_config(options.cfg, options.overrides)
+        return HOLDS
     hydras = [override for override in options.overrides if override.lstrip("+").startswith(("hydra.", "hydra/"))]
     if hydras:
         raise ConfigError(f"{hydras[0]}: Hydra's own keys steer a sweep; add --multirun, or leave it out")
@@ -169,69 +171,14 @@ def train_one(config: Config) -> int:
 
 
 def train_sweep(overrides: list[str]) -> int:
-    """Hydra's --multirun. Every config is checked before the first run starts; failures are listed at the end."""
-    configs = [load(job) for job in split_sweep(overrides)]
-    check_all(configs)
-    todo = [config for config in configs if not is_finished(config)]
-    root = Path(configs[0].run_root)
-    journal = root / f"failures-{os.getpid()}.jsonl"
-    os.environ[FAILURES] = str(journal.resolve())
-    given = {override.split("=")[0] for override in overrides}
-    if not {"hydra/launcher", "hydra.launcher.n_jobs"} & given:
-        overrides = [*overrides, f"hydra.launcher.n_jobs={os.cpu_count() or 1}"]
-    if todo:
-        try:
-            with progress_bar(todo):
-                hydra_main(["--multirun", *overrides])
-        finally:  # Hydra's note of its own settings: every run has its config
-            (root / "multirun.yaml").unlink(missing_ok=True)
-    print(tables.text(run_table([RunFolder(run_folder(config)) for config in configs])))
-    print(f"written to {root if configs[0].run_dir is None else 'their run_dir'}")
-    if not journal.exists():
-        return HOLDS
-    report_failures([Outcome(**json.loads(line)) for line in journal.read_text().splitlines()])
-    journal.unlink()
-    return FAILS
-
-
-def split_sweep(overrides: list[str]) -> list[list[str]]:
-    """The override lists of a sweep's jobs, split as Hydra's basic sweeper splits them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    parsed = parse_overrides(overrides)
-    for override in parsed:
-        if isinstance(override.value(), Glob):
-            raise ConfigError(f"{override.input_line}: glob is not supported here; list the choices with commas")
-    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [list(job) for job in jobs]
-
-
-def hydra_main(arguments: list[str]) -> int:
-    """Hand over to Hydra, for its launchers and for --cfg. Raises: ConfigError for what Hydra rejects."""
-    import hydra
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us, instead of Hydra's own sys.exit
-    before, sys.argv = sys.argv, ["rlloss train", *arguments]
-    try:
-        configs = str(data_dir("configs").resolve())
-        hydra.main(version_base="1.3", config_path=configs, config_name="config")(sweep_job)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        # Jobs never raise (sweep_job), so a ValueError is a launcher's complaint about its settings.
-        raise ConfigError(one_line(error)) from error
-    finally:
-        sys.argv = before
-    return HOLDS
-
-
-def sweep_job(composed: object) -> None:
-    """One job of a sweep, in a worker process. It never raises: a failure goes to the sweep's journal, as one line.
-
-    Launchers drop what a job returns, and stop at the first that raises; the other runs should go on.
-    """
-    outcome = run_one(to_config(composed))
-    if outcome.reason:
-        with open(os.environ[FAILURES], "a") as journal:
-            journal.write(json.dumps(asdict(outcome)) + "\n")
+    """Hydra's --multirun, failures listed at the end."""
+    jobs, hydras = split_sweep(overrides)
+    failed = [outcome for outcome in sweep(jobs, hydras) if outcome.reason]
+    first = jobs[0].config
+    print(tables.text(run_table([RunFolder(run_folder(job.config)) for job in jobs])))
+    print(f"written to {first.run_root if first.run_dir is None else 'their run_dir'}")
+    report_failures(failed)
+    return FAILS if failed else HOLDS
 
 
 def report_failures(outcomes: Sequence[Outcome]) -> None:
@@ -424,23 +371,40 @@ def write_many(folder: Path, table: pd.DataFrame, groups: pd.DataFrame | None, n
 
 def reproduce_command(options: argparse.Namespace) -> int:
     from rlloss.claims import select
+    from rlloss.envs import missing_extra
     from rlloss.report import report_claims
 
-    if options.jobs < 1:
-        raise ConfigError(f"--jobs={options.jobs}: must be 1 or greater")
+    hydras = launcher_settings(options)
     claims = select(options.claim)
-    wanted: dict[Path, Config] = {}
+    where = quoted("run_root", str(options.runs))
+    wanted: dict[Path, Job] = {}
+    absent: dict[str, str] = {}  # claim -> what it needs and is not installed here; the others run all the same
     for claim in claims:
-        for overrides in claim.runs(options.preset):
-            config = replace(load(overrides), run_root=str(options.runs))
-            wanted.setdefault(run_folder(config), config)
-    finished = sum(map(is_finished, wanted.values()))
+        jobs = jobs_of([[*overrides, where] for overrides in claim.runs(options.preset)])
+        if needed := missing_extra(job.config.env for job in jobs):
+            absent[claim.name] = needed
+        else:
+            wanted = {run_folder(job.config): job for job in jobs} | wanted
+    finished = sum(is_finished(job.config) for job in wanted.values())
     print(f"{len(claims)} claims, {len(wanted)} runs, {finished} of them finished already", flush=True)
-    check_all(list(wanted.values()))
-    failed = [outcome for outcome in run_all(list(wanted.values()), options.jobs) if outcome.reason]
+    failed = [outcome for outcome in sweep(list(wanted.values()), hydras) if outcome.reason]
     report_failures(failed)
-    holds = report_claims(claims, options.preset, options.runs, options.report)
+    holds = report_claims(claims, options.preset, options.runs, options.report, absent)
     return HOLDS if holds and not failed else FAILS
+
+
+def launcher_settings(options: argparse.Namespace) -> list[str]:
+    """Hydra's overrides for --launcher, --jobs and the settings."""
+    for setting in options.settings:
+        if not setting.lstrip("+").startswith("hydra.launcher."):
+            raise ConfigError(f"{setting}: the claims say what runs; only hydra.launcher.KEY=VALUE can be set here")
+    settings = [f"hydra/launcher={options.launcher}"]
+    if options.jobs is not None:
+        if options.jobs < 1:
+            raise ConfigError(f"--jobs={options.jobs}: must be 1 or greater")
+        key = "n_jobs" if options.launcher == "joblib" else "array_parallelism"
+        settings.append(f"hydra.launcher.{key}={options.jobs}")
+    return settings + list(options.settings)
 
 
 def report_command(options: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ def load(overrides: Sequence[str] = ()) -> Config:
     try:
         config = copy.deepcopy(_compose_groups(tuple(o.input_line for o in parsed if o.key_or_group in groups())))
         for override in parsed:
-            if override.key_or_group not in groups() and not _is_hydras(override):
+            if override.key_or_group not in groups() and not is_hydras(override):
                 added = bool(override.is_add())
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=added)
         return to_config(config)
@@ -250,7 +250,8 @@ def known_keys() -> list[str]:
     return list(dict.fromkeys(key for config in variants for key in flat_keys(config)))
 
 
-def _is_hydras(override: Override) -> bool:
+def is_hydras(override: Override) -> bool:
+    """Whether an override is for Hydra itself, not for the run."""
     return override.key_or_group.startswith(("hydra.", "hydra/")) or override.key_or_group == "hydra"
 
 
@@ -259,7 +260,7 @@ def _reject_unknown_keys(overrides: Sequence[Override]) -> None:
     known, group_names = known_keys(), groups()
     for override in overrides:
         key, text = override.key_or_group, override.input_line
-        if _is_hydras(override) or key.startswith("env.kwargs."):
+        if is_hydras(override) or key.startswith("env.kwargs."):
             continue
         if override.is_delete():
             raise ConfigError(f"{text}: no key can be removed; every key has a value")

@@ -2,7 +2,7 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, SupportsFloat
 
@@ -176,12 +176,16 @@ def is_image(space: spaces.Box) -> bool:
     return space.dtype == np.uint8 and len(space.shape) == 3 and min(space.shape[1:]) >= SMALLEST_IMAGE
 
 
-def missing_extra(config: EnvConfig) -> str:
-    """Why this environment cannot be made here, and the remedy; empty unless it is for want of packages."""
-    try:
-        make_envs(config, [0]).close()
-    except NotInstalled as error:
-        return str(error)
+def missing_extra(configs: Iterable[EnvConfig]) -> str:
+    """The first of these environments that is not installed here, with the remedy; empty if all are.
+
+    Raises: ConfigError if one cannot be made for another reason.
+    """
+    for config in {repr(config): config for config in configs}.values():
+        try:
+            make_envs(config, [0]).close()
+        except NotInstalled as error:
+            return str(error)
     return ""
 
 

@@ -1,6 +1,6 @@
 """Judge the claims on what has been run, and write the paper: tables, figures and one page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Judged:
     conditions: list[str]  # of each run, in words
     runs: list[RunFolder]
     finding: Finding | None
+    needed: str = ""  # what is not installed here, and the remedy
 
     @property
     def verdict(self) -> str:
@@ -36,19 +37,21 @@ class Judged:
         if self.finding is not None:
             return self.finding.summary
         missing = sum(run.status != "finished" for run in self.runs)
-        return f"{missing} of {len(self.runs)} runs are not finished"
+        unfinished = f"{missing} of {len(self.runs)} runs are not finished"
+        return f"{unfinished}: {self.needed}" if self.needed else unfinished
 
     @property
     def command(self) -> str:
         return f"rlloss reproduce --claim {self.claim.name} --preset {self.preset}"
 
 
-def judge(claim: Claim, preset: str, run_root: Path) -> Judged:
-    """The claim's verdict on the runs below ``run_root``."""
+def judge(claim: Claim, preset: str, run_root: Path, needed: str = "") -> Judged:
+    """The claim's verdict on the runs below ``run_root``; ``needed`` says why they could not be made here."""
     overrides = claim.runs(preset)
     runs = [RunFolder(run_folder(replace(load(o), run_root=str(run_root)))) for o in overrides]
     finished = all(run.status == "finished" for run in runs)
-    return Judged(claim, preset, list(map(condition, overrides)), runs, claim.judge(runs) if finished else None)
+    finding = claim.judge(runs) if finished else None
+    return Judged(claim, preset, list(map(condition, overrides)), runs, finding, needed)
 
 
 def condition(overrides: Overrides) -> str:
@@ -56,17 +59,20 @@ def condition(overrides: Overrides) -> str:
     return ", ".join(o for o in overrides if not o.startswith(UNSHOWN))
 
 
-def report_claims(claims: Sequence[Claim], preset: str, run_root: Path, out: Path) -> bool:
+def report_claims(
+    claims: Sequence[Claim], preset: str, run_root: Path, out: Path, absent: Mapping[str, str] | None = None
+) -> bool:
     """Judge each claim, write the report into ``out``, and print the verdicts.
 
     - NAME.csv, .tex and .md: the evidence of a claim; NAME.pdf, .png and .svg: its figure.
     - claims.csv and .tex: the verdicts. returns.csv and .tex: the returns over seeds.
     - index.html: all of it on one page, which needs no other file.
 
-    A claim whose runs are not all finished does not hold: it is reported as not run. Returns whether all hold.
+    A claim whose runs are not all finished does not hold: it is reported as not run. ``absent`` says, by claim,
+    which of the packages that it needs are not installed here. Returns whether all hold.
     """
     out.mkdir(parents=True, exist_ok=True)
-    judged = [judge(claim, preset, run_root) for claim in claims]
+    judged = [judge(claim, preset, run_root, (absent or {}).get(claim.name, "")) for claim in claims]
     for one in judged:
         write_claim(one, out)
     verdicts = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""Many runs: skip what is finished, run the rest on several cores, show one bar, and say what came of each."""
+"""What every sweep does, wherever its runs go: check all, run one and say what came of it, show one bar over all."""
 
 import threading
 import traceback
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import joblib
 from tqdm import tqdm
 
 from rlloss.config import ConfigError, check_folder, run_folder
@@ -65,18 +64,6 @@ def check_all(configs: Sequence[Config]) -> None:
         check_folder(folder, config)
     for config in {repr(replace(config, seed=0, run_dir=None)): config for config in configs}.values():
         validate(config)
-
-
-def run_all(configs: Sequence[Config], jobs: int) -> list[Outcome]:
-    """Every config once, in ``jobs`` processes; one failure leaves the others running."""
-    todo = [config for config in configs if not is_finished(config)]
-    done = [Outcome(str(run_folder(config))) for config in configs if config not in todo]
-    if not todo:
-        return done
-    with progress_bar(todo):
-        # Longest first, so that no core idles at the end beside one long run.
-        todo.sort(key=lambda config: -config.total_timesteps)
-        return done + list(joblib.Parallel(n_jobs=jobs, batch_size=1)(joblib.delayed(run_one)(c) for c in todo))
 
 
 @contextmanager

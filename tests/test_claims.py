@@ -4,6 +4,7 @@ import math
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,22 @@ def small(name, make_run, *changes):
         return make_run(*kept, *short)
 
     return [shorten(overrides) for overrides in CLAIMS[name].runs("quick")]
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [("", True), ("learning_rate=0.003>learning_rate=1e-6", False), ("loss=reinforce>loss=cispo", False)],
+)
+def test_more_environments_fails_with_another_gradient_and_where_nothing_is_clipped(make_run, change, holds):
+    """On LunarLander; the others are tested one by one, in test_envs.py."""
+    pytest.importorskip("Box2D", reason="pip install 'rlloss[box2d]'")
+    swap = dict([change.split(">")] if change else [])
+    short = ("num_envs=2", "num_steps=50", "total_timesteps=1000")
+    lander = [overrides for overrides in CLAIMS["more_environments"].runs("quick") if "env=lunarlander" in overrides]
+    runs = [make_run(*(swap.get(o, o) for o in overrides), *short) for overrides in lander]
+    finding = CLAIMS["more_environments"].judge(runs)
+    assert finding.holds is holds, finding
+    assert finding.evidence["env"].tolist() == ["LunarLander-v3"]
 
 
 @pytest.mark.slow
@@ -245,6 +262,31 @@ def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, 
     assert "2 runs, 1 of them finished already" in capsys.readouterr().out
     assert (runs[1] / "run.json").stat().st_mtime_ns == before
     assert RunFolder(runs[0]).status == "finished"
+
+
+def test_a_claim_whose_packages_are_missing_leaves_the_others_running(tmp_path, monkeypatch, capsys):
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    (experiments / "one_digest.py").write_text(NEW_CLAIM)
+    (experiments / "lander.py").write_text(NEW_CLAIM.replace('("num_envs=2"', '("env=lunarlander", "num_envs=2"'))
+    monkeypatch.setattr("rlloss.claims.data_dir", lambda name: experiments)
+    command = ["reproduce", "--jobs", "2", "--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
+
+    def verdicts():
+        return pd.read_csv(tmp_path / "report" / "claims.csv").set_index("claim")
+
+    with monkeypatch.context() as patch:
+        for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+            patch.delitem(sys.modules, name)
+        patch.setitem(sys.modules, "Box2D", None)
+        assert main(command) == 1
+    assert "2 claims, 2 runs, 0 of them finished" in capsys.readouterr().out
+    assert verdicts()["verdict"].to_dict() == {"lander": "not run", "one_digest": "holds"}
+    remedy = "LunarLander-v3 is not installed; pip install 'rlloss[box2d]'"
+    assert verdicts()["evidence"]["lander"] == f"2 of 2 runs are not finished: env.id={remedy}"
+    pytest.importorskip("Box2D", reason="pip install 'rlloss[box2d]'")
+    assert main(command) == 0
+    assert (verdicts()["verdict"] == "holds").all()
 
 
 def test_figures_are_byte_for_byte_the_same_when_made_twice(make_run, tmp_path):

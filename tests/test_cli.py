@@ -1,6 +1,7 @@
 """The command as users meet it: real processes, exit codes, what is printed, what is left on disk."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,10 +14,11 @@ from rlloss.sweep import run_one
 TINY = ("num_envs=2", "num_steps=50", "total_timesteps=400")
 
 
-def rlloss(*arguments, cwd):
+def rlloss(*arguments, cwd, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "rlloss", *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "rlloss", *arguments], cwd=cwd, capture_output=True, text=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
 
 
 def everything_in(folder):
@@ -101,7 +103,6 @@ BAD = {
     "wrong choice": (["loss=foo"], "loss=foo: no such loss; use one of"),
     "not a divisor": (["num_minibatches=3"], "num_minibatches=3 does not divide the batch of 512"),
     "non-positive size": (["num_steps=0"], "num_steps=0: must be greater than 0"),
-    "not installed": (["env.id=LunarLander-v3"], "env.id=LunarLander-v3 is not installed; pip install 'rlloss[box2d]'"),
     "unknown environment": (["env.id=NoSuch-v0"], "env.id=NoSuch-v0"),
     "environment keyword": (["env.id=CartPole-v1", "+env.kwargs.nothing=1"], "env.kwargs"),
     "observation space": (["env.id=Taxi-v4"], "observation space Discrete(500) is not supported"),
@@ -131,6 +132,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, tmp_path):
     assert done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert everything_in(tmp_path) == []
+
+
+def test_what_is_not_installed_is_one_line_with_its_extra(tmp_path):
+    """A module that fails to import stands in for one that is not there, whatever is installed."""
+    for name in ("Box2D", "mujoco", "ale_py"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not here')")
+    before = everything_in(tmp_path)
+    for env, extra in (("lunarlander", "box2d"), ("halfcheetah", "mujoco"), ("breakout", "atari")):
+        done = rlloss("train", f"env={env}", cwd=tmp_path, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
+        assert done.returncode == 2
+        assert done.stderr.endswith(f" is not installed; pip install 'rlloss[{extra}]'\n")
+        assert done.stderr.count("\n") == 1, done.stderr
+    assert everything_in(tmp_path) == before
 
 
 def test_an_existing_run_with_another_config_is_kept(tmp_path):

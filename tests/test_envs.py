@@ -129,5 +129,6 @@ def test_what_is_not_installed_is_named_with_its_extra(package, monkeypatch):
     if package == "ale_py":  # an earlier import of it registered its games
         monkeypatch.delitem(gymnasium.registry, "ALE/Breakout-v5", raising=False)
     config = load([f"env={env}"]).env
-    assert missing_extra(config) == f"env.id={config.id} is not installed; pip install 'rlloss[{extra}]'"
-    assert missing_extra(EnvConfig("CartPole-v1")) == ""
+    needed = missing_extra([EnvConfig("CartPole-v1"), config])
+    assert needed == f"env.id={config.id} is not installed; pip install 'rlloss[{extra}]'"
+    assert missing_extra([EnvConfig("CartPole-v1")]) == ""

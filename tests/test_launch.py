@@ -1,0 +1,48 @@
+"""How a sweep becomes jobs, and what it does when a process dies under it."""
+
+import os
+import signal
+
+import pytest
+
+from rlloss import launch
+from rlloss.config import ConfigError, load, run_folder
+from rlloss.runs import RunFolder
+
+TINY = ("num_envs=2", "num_steps=50", "total_timesteps=400")
+
+
+@pytest.mark.parametrize(
+    "name", ["a, b=c", "it's", "back\\slash", "end\\", "\\'", "${seed}", "[1,2]", "{a: b}", "été", "'", ""]
+)
+def test_a_quoted_value_comes_through_every_grammar(name):
+    assert load([launch.quoted("run_root", name)]).run_root == name
+
+
+def test_a_sweep_is_split_into_jobs_and_hydras_own_keys():
+    jobs, hydras = launch.split_sweep([*TINY, "seed=1,2", "hydra/launcher=slurm", "hydra.launcher.partition=cpu"])
+    assert [job.config.seed for job in jobs] == [1, 2]
+    assert hydras == ["hydra/launcher=slurm", "hydra.launcher.partition=cpu"]
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.max_batch_size=2: of Hydra's own keys a sweep takes"):
+        launch.sweep(jobs, ["hydra.sweeper.max_batch_size=2"])
+
+
+def killed_if_seed_is_2(composed):
+    """A job that dies as one does that takes too much memory: in the middle of its run, without a word."""
+    config = launch.to_config(composed)
+    if config.seed == 2:
+        folder = run_folder(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text('{"status": "running"}')
+        os.kill(os.getpid(), signal.SIGKILL)
+    return launch.run_one(config)
+
+
+@pytest.mark.slow
+def test_a_killed_process_fails_its_run_alone(tmp_path, monkeypatch):
+    jobs = launch.jobs_of([(*TINY, f"seed={seed}", f"run_root={tmp_path}") for seed in (1, 2, 3, 4)])
+    monkeypatch.setattr(launch, "sweep_job", killed_if_seed_is_2)
+    outcomes = launch.sweep(jobs, ["hydra.launcher.n_jobs=2"])
+    assert [bool(outcome.reason) for outcome in outcomes] == [False, True, False, False]
+    assert "its process was killed" in outcomes[1].reason
+    assert [RunFolder(run_folder(job.config)).status for job in jobs] == ["finished", "running", "finished", "finished"]
