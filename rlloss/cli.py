@@ -28,6 +28,7 @@ from rlloss.config import (
     run_folder,
     to_config,
 )
+from rlloss.graph_command import add_graph
 from rlloss.runs import RunFolder, find_runs, to_json
 from rlloss.schema import Config
 from rlloss.sweep import Outcome, check_all, is_finished, progress_bar, run_all, run_one
@@ -89,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=verify_command)
 
     add_check(verbs)
+    add_graph(verbs)
     for name, function, text in (
         ("reproduce", reproduce_command, "run every claim's experiments, judge them, draw the figures"),
         ("report", report_command, "judge and draw the claims from what has been run"),
