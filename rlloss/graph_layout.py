@@ -13,7 +13,7 @@ from itertools import pairwise
 from rlloss.graph import Graph, Node
 from rlloss.graph_ops import OPS
 
-WIDTH, GAP, SPACE, MARGIN = 126, 44, 20, 12  # of a box; between layers; between boxes; around all, in pixels
+WIDTH, GAP, SPACE, MARGIN = 128, 52, 20, 12  # of a box; between layers; between boxes; around all, in pixels
 FOLD_FROM = 4  # operations: a smaller helper function is shown in full
 LINE = 15
 SWEEPS = 24
@@ -32,7 +32,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Link:
-    """A line from box to box by way of ``points``. ``via``: the graph's (operation, position) edges it stands for."""
+    """A line from box to box: curved from the 1st of ``points`` to the 2nd, straight to the 3rd, and so on.
+
+    ``via``: the graph's (operation, position) edges that it stands for.
+    """
 
     source: int
     target: int
@@ -116,8 +119,15 @@ def layout(graph: Graph, fold: bool = True) -> Layout:
         max(x.values()) + WIDTH / 2 + MARGIN,
         max(y[n] + size[n] / 2 for n in y) + MARGIN,
         boxes,
-        tuple(Link(*ends, tuple(via), tuple((x[n], y[n]) for n in ways[ends])) for ends, via in links.items()),
+        tuple(Link(*ends, tuple(via), _points(ways[ends], x, y)) for ends, via in links.items()),
     )
+
+
+def _points(way: list[int], x: dict[int, float], y: dict[int, float]) -> tuple[tuple[float, float], ...]:
+    """From the right side of a box to the left side of another, straight through the layers between."""
+    right = [(x[n] + WIDTH / 2, y[n]) for n in way[:-1]]
+    left = [(x[n] - WIDTH / 2, y[n]) for n in way[1:]]
+    return tuple(point for pair in zip(right, left, strict=True) for point in pair)
 
 
 def _layers(graph: Graph, links: dict[tuple[int, int], list[tuple[int, int]]]) -> dict[int, int]:

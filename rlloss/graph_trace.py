@@ -40,7 +40,8 @@ BINARY = {
     "__or__": "or", "bitwise_or": "or", "nextafter": "nextafter",
 }  # fmt: skip
 SWAPPED = {"rsub": "sub", "__rsub__": "sub", "__rpow__": "pow"}
-REDUCTIONS = {"sum": "sum", "mean": "mean", "amin": "amin", "amax": "amax", "logsumexp": "logsumexp"}
+REDUCTIONS = {"sum": "sum", "mean": "mean", "amin": "amin", "amax": "amax", "logsumexp": "logsumexp", "all": "amin",
+              "any": "amax"}  # fmt: skip
 LAYOUT = {
     "stack", "cat", "concat", "unsqueeze", "squeeze", "reshape", "view", "flatten", "ravel", "expand", "expand_as",
     "broadcast_to", "view_as", "reshape_as", "__getitem__", "select", "permute", "transpose", "movedim", "t", "T",

@@ -6,11 +6,9 @@ function fact(key, ...content) {
 
 function showDetail(figure) {
   const { detail, selected } = figure;
-  if (!selected) {
-    detail.replaceChildren(element("p", {}, spoken("choose"), " ", spoken("keys")));
-    speak(detail);
-    return;
-  }
+  detail.hidden = !selected;
+  document.body.classList.toggle("rl-open", Boolean(selected));
+  if (!selected) return;
   const { g, n } = selected, graph = figure.graphs[g], node = graph.nodes[n], state = figure.states[g];
   const key = `${g}:${n}`;
   if (detail.dataset.of !== key || !detail.querySelector("dl")) buildDetail(figure, g, n, key);
@@ -30,7 +28,8 @@ function buildDetail(figure, g, n, key) {
   const toggle = element("label", { class: "rl-cut" }, element("input", { type: "checkbox", "data-cut": key, onchange: () => figure.cut(g, n) }),
     " ", spoken("cutHere"), " ", element("small", {}, spoken("cutHint")));
   figure.detail.dataset.of = key;
-  figure.detail.replaceChildren(element("h4", { class: `rl-colour${g % 2}` }, graph.title, ": ", node.title), node.number ? "" : toggle, element("dl"));
+  const close = element("button", { type: "button", class: "rl-close", "data-aria": "close", onclick: () => figure.unselect() }, "×");
+  figure.detail.replaceChildren(close, element("h4", { class: `rl-colour${g % 2}` }, graph.title, ": ", node.title), node.number ? "" : toggle, element("dl"));
 }
 
 function gradientFacts(drawing, graph, state, n) {

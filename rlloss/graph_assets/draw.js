@@ -12,6 +12,8 @@ function svg(tag, attributes, parent) {
 
 const ruler = document.createElement("canvas").getContext("2d");
 
+const family = getComputedStyle(document.body).fontFamily;
+
 function fit(text, width, font) {
   ruler.font = font;
   if (ruler.measureText(text).width <= width) return text;
@@ -26,11 +28,10 @@ class Drawing {
     this.root = svg("svg", { viewBox: `0 0 ${layout.width} ${layout.height}`, role: "group", class: "rl-svg" });
     this.root.style.setProperty("--natural", `${layout.width}px`);
     this.markers();
-    this.inGroup = new Map(layout.boxes.flatMap((box) => box.members.map((n) => [n, box])));
-    this.boxAt = new Map(layout.boxes.map((box) => [box.n, box]));
     const links = svg("g", { "aria-hidden": "true" }, this.root);
     this.links = layout.links.map((link) => this.link(link, links));
     this.boxes = layout.boxes.map((box) => this.box(box));
+    this.boxAt = new Map(this.boxes.map((box) => [box.n, box]));
     const labels = svg("g", { "aria-hidden": "true" }, this.root);
     this.links.forEach((link) => (link.label = this.label(link, labels)));
   }
@@ -45,20 +46,16 @@ class Drawing {
   }
 
   link(link, parent) {
-    const points = [...link.points], half = this.layout.box / 2;
-    const [from, to] = [points[0], points[points.length - 1]];
-    points[0] = [from[0] + half + 1, from[1]];
-    points[points.length - 1] = [to[0] - half - 1, to[1]];
-    let path = `M${points[0]}`;
-    for (let i = 1; i < points.length; i++) {
-      const [[x0, y0], [x1, y1]] = [points[i - 1], points[i]], bend = (x1 - x0) / 2;
-      path += `C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`;
+    let path = "";
+    for (let i = 0; i < link.points.length; i += 2) {
+      const [[x0, y0], [x1, y1]] = link.points.slice(i, i + 2), bend = (x1 - x0) / 2;
+      path += `${i ? "L" : "M"}${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`;
     }
-    return { ...link, points, line: svg("path", { d: path, class: "rl-link" }, parent) };
+    return { ...link, line: svg("path", { d: path, class: "rl-link" }, parent) };
   }
 
   label(link, parent) {
-    const [[x0, y0], [x1, y1]] = link.points.slice(-2);
+    const [[x0, y0], [x1, y1]] = link.points.length > 2 ? link.points.slice(1, 3) : link.points;
     return svg("text", { x: (x0 + x1) / 2, y: (y0 + y1) / 2 + 4, class: "rl-cutlabel" }, parent);
   }
 
@@ -71,8 +68,8 @@ class Drawing {
     const rect = svg("rect", { width, rx: 6 }, group);
     const lines = ["title", "formula", "value", "gradient", "parts", "flow", "flow", "flow"].map((kind) =>
       svg("text", { x: width / 2, class: `rl-${kind}` }, group));
-    lines[0].textContent = fit(node.title, width - 12, "600 13px sans-serif");
-    lines[1].textContent = node.text ? fit(node.text, width - 10, "11px sans-serif") : "";
+    lines[0].textContent = fit(node.title, width - 12, `600 13px ${family}`);
+    lines[1].textContent = node.text ? fit(node.text, width - 10, `11px ${family}`) : "";
     return { ...box, group, rect, lines, node };
   }
 
@@ -135,7 +132,7 @@ class Drawing {
 
   gradientLines(box, state, texts) {
     const given = this.contributions(box.n, state);
-    if (given.length > 1) texts[4] = `= ${given.map((g, i) => (i ? `+ ${bracket(g)}` : show(g))).join(" ")}`;
+    if (given.length > 1) texts[4] = `= ${given.map((g, i) => (i ? `${g < 0 ? "−" : "+"} ${show(Math.abs(g))}` : show(g))).join(" ")}`;
     if (texts[4].length > 24) texts[4] = `Σ ${given.length}`;
     if (box.node.op === "input") return;
     const out = this.links.filter((link) => link.target === box.n).map((link) => [link, this.flow(link, state)]);

@@ -60,7 +60,7 @@ class Figure {
     this.detail = element("div", { class: "rl-detail", "aria-live": "off" });
     this.curves = this.data.options.curves ? new Curves(this) : null;
     this.root.append(this.toolbar(), element("div", { class: "rl-top" }, this.sliders(), this.curves?.root ?? ""));
-    this.root.append(this.banner, this.live, this.stage, this.detail, this.table());
+    this.root.append(this.banner, this.live, this.stage, this.hints(), this.detail, this.table());
     this.root.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -113,6 +113,10 @@ class Figure {
     return ["logp", "old_logp", "clip_coef"].every((name) => this.inputs.has(name));
   }
 
+  hints() {
+    return element("p", { class: "rl-hints" }, spoken("choose"), " ", spoken("keys"));
+  }
+
   table() {
     this.tableBody = element("tbody");
     const head = element("tr", {}, ...["node", "formula", "value", "gradient"].map((key) => element("th", { scope: "col" }, spoken(key))));
@@ -133,7 +137,8 @@ class Figure {
         const choose = () => this.select(g, box.n);
         box.group.addEventListener("click", choose);
         box.group.addEventListener("focus", choose);
-        box.group.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && this.select(g, box.n));
+        box.group.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && !this.pinned && this.select(g, box.n, false));
+        box.group.addEventListener("pointerleave", () => !this.pinned && this.unselect());
       }
       return drawing;
     });
@@ -176,6 +181,7 @@ class Figure {
   setFull(full) {
     this.full = full;
     this.selected = null;
+    this.pinned = false;
     this.draw();
     this.compute();
     this.toEnd();
@@ -211,9 +217,19 @@ class Figure {
     this.update();
   }
 
-  select(g, n) {
-    if (this.selected?.g === g && this.selected.n === n) return;
+  // A click or the focus pins the panel; the mouse passing over only shows it.
+  select(g, n, pin = true) {
+    this.pinned = pin;
     this.selected = { g, n };
+    this.update();
+    const { top, bottom } = this.drawings[g].boxAt.get(n).group.getBoundingClientRect();
+    this.detail.classList.toggle("rl-above", !pin && top > innerHeight * 0.55); // never under the mouse
+    if (pin) scrollBy(0, Math.max(0, bottom + this.detail.offsetHeight + 12 - innerHeight)); // nor over its own box
+  }
+
+  unselect() {
+    this.pinned = false;
+    this.selected = null;
     this.update();
   }
 
@@ -225,8 +241,8 @@ class Figure {
 
   go(by) {
     if (this.mode === "graph") return this.setMode("forward");
-    if (by > 0 && this.at === this.steps) this.at = 0;
-    else this.at = Math.max(0, this.at + by);
+    this.stop();
+    this.at = by > 0 && this.at === this.steps ? 1 : Math.max(0, this.at + by);
     this.update();
     return this.announce();
   }
@@ -258,8 +274,17 @@ class Figure {
   }
 
   announce() {
+    this.drawings.forEach((drawing, g) => this.reveal(drawing, this.orders[g]?.[this.at - 1]));
     const says = this.drawings.map((drawing, g) => this.sentence(drawing, g)).filter(Boolean);
     this.live.textContent = `${word("stepOf", this.at, this.steps)}. ${says.join("; ")}`;
+  }
+
+  // On a narrow screen, bring the box of this step into its graph's window; the page itself stays where it is.
+  reveal(drawing, n) {
+    const box = drawing.boxAt.get(n), window = drawing.root.parentElement;
+    if (!box || window.scrollWidth <= window.clientWidth) return;
+    const scale = drawing.root.getBoundingClientRect().width / drawing.layout.width;
+    window.scrollTo({ left: box.x * scale - window.clientWidth / 2, behavior: "instant" });
   }
 
   sentence(drawing, g) {
@@ -267,16 +292,16 @@ class Figure {
     if (n === undefined) return "";
     const node = this.graphs[g].nodes[n], prefix = this.graphs.length > 1 ? `${this.graphs[g].title}: ` : "";
     if (this.mode === "forward") return `${prefix}${node.title === node.formula ? node.title : node.formula} = ${show(state.values[n])}`;
-    const given = drawing.contributions(n, state).map(show), total = show(state.gradients[n]);
+    const given = drawing.contributions(n, state), total = show(state.gradients[n]);
     const out = drawing.links.filter((l) => l.target === n && drawing.flow(l, state) !== null && state.requires[l.source]).map((l) =>
       `${show(state.gradients[n])} × ${bracket(drawing.localOf(l, state))} = ${show(drawing.flow(l, state))} ${word("goesTo")} ${this.graphs[g].nodes[l.source].title}`);
-    return `${prefix}${node.title}: ${given.length > 1 ? `${given.join(" + ")} = ` : ""}${total} ${word("arrives")}${out.length ? `, ${out.join(", ")}` : ""}`;
+    return `${prefix}${node.title}: ${given.length > 1 ? `${given.map((x, i) => (i ? bracket(x) : show(x))).join(" + ")} = ` : ""}${total} ${word("arrives")}${out.length ? `, ${out.join(", ")}` : ""}`;
   }
 
   key(event) {
     if (event.target.matches("input, select, summary") || event.ctrlKey || event.metaKey || event.altKey) return;
     const onNode = event.target.closest?.(".rl-node");
-    const actions = { ArrowRight: () => this.go(1), ArrowLeft: () => this.go(-1), g: () => this.setMode("graph"),
+    const actions = { Escape: () => this.unselect(), ArrowRight: () => this.go(1), ArrowLeft: () => this.go(-1), g: () => this.setMode("graph"),
       f: () => this.setMode("forward"), b: () => this.setMode("backward"), s: () => onNode && this.cut(this.selected.g, this.selected.n) };
     if (event.key === " " && !event.target.matches("button")) this.toggle();
     else if (actions[event.key]) actions[event.key]();

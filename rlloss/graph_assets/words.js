@@ -43,6 +43,7 @@ const WORDS = {
   against: ["as the ratio moves", "随比值变化"],
   clipped: ["clip bounds 1 ± ε", "截断边界 1 ± ε"],
   noGradient: ["carries no gradient", "不传梯度"],
+  close: ["Close", "关闭"],
   keys: ["Keys: ← → step, space plays, G F B modes, S cuts at the focused node.", "按键:← → 单步,空格播放,G F B 切换模式,S 在所选节点截断。"],
 };
 
