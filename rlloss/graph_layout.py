@@ -89,8 +89,8 @@ def _links(graph: Graph, groups: dict[int, tuple[int, ...]]) -> dict[tuple[int, 
     return links
 
 
-def layout(graph: Graph, fold: bool = True) -> Layout:
-    """Boxes and links of a graph, in pixels; the same for the page and for the printed twin."""
+def layout(graph: Graph, fold: bool = True, box_width: float = WIDTH, gap: float = GAP) -> Layout:
+    """Boxes and links of a graph, in pixels: for the page, and narrower for the printed twin."""
     groups = folds(graph) if fold else {}
     links = _links(graph, groups)
     layer = _layers(graph, links)
@@ -113,20 +113,20 @@ def layout(graph: Graph, fold: bool = True) -> Layout:
             near[b].append(a)
     size = {node: _height(graph, node, groups) if node >= 0 else LINE for row in rows.values() for node in row}
     y = _arrange([rows[depth] for depth in sorted(rows)], near, size)
-    x = {node: MARGIN + WIDTH / 2 + depth * (WIDTH + GAP) for depth, row in rows.items() for node in row}
+    x = {node: MARGIN + box_width / 2 + depth * (box_width + gap) for depth, row in rows.items() for node in row}
     boxes = tuple(Box(n, x[n], y[n], size[n], groups.get(n, ())) for n in sorted(layer))
     return Layout(
-        max(x.values()) + WIDTH / 2 + MARGIN,
+        max(x.values()) + box_width / 2 + MARGIN,
         max(y[n] + size[n] / 2 for n in y) + MARGIN,
         boxes,
-        tuple(Link(*ends, tuple(via), _points(ways[ends], x, y)) for ends, via in links.items()),
+        tuple(Link(*ends, tuple(via), _points(ways[ends], x, y, box_width / 2)) for ends, via in links.items()),
     )
 
 
-def _points(way: list[int], x: dict[int, float], y: dict[int, float]) -> tuple[tuple[float, float], ...]:
+def _points(way: list[int], x: dict[int, float], y: dict[int, float], half: float) -> tuple[tuple[float, float], ...]:
     """From the right side of a box to the left side of another, straight through the layers between."""
-    right = [(x[n] + WIDTH / 2, y[n]) for n in way[:-1]]
-    left = [(x[n] - WIDTH / 2, y[n]) for n in way[1:]]
+    right = [(x[n] + half, y[n]) for n in way[:-1]]
+    left = [(x[n] - half, y[n]) for n in way[1:]]
     return tuple(point for pair in zip(right, left, strict=True) for point in pair)
 
 

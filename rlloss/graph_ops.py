@@ -53,7 +53,7 @@ OPS: dict[str, Op] = {
     "log": Op(torch.log, "ln({})"),
     "log1p": Op(torch.log1p, "ln(1 + {})"),
     "sqrt": Op(torch.sqrt, "√({})"),
-    "abs": Op(torch.abs, "|{}|"),
+    "abs": Op(torch.abs, "abs({})"),
     "sign": Op(torch.sign, "sign({})"),
     "sigmoid": Op(torch.sigmoid, "sigmoid({})"),
     "logsigmoid": Op(torch.nn.functional.logsigmoid, "ln sigmoid({})"),

@@ -8,48 +8,15 @@ from typing import Any
 
 from rlloss.graph import Graph, Node
 from rlloss.graph_layout import WIDTH, Layout, layout
-from rlloss.graph_ops import ATOM, OPS, write
+from rlloss.graph_ops import OPS
+from rlloss.graph_words import short, title
 
 SCRIPTS = ("exact.js", "ops.js", "engine.js", "words.js", "draw.js", "curves.js", "detail.js", "figure.js", "start.js")
-SIGNS = {
-    "add": "+", "sub": "−", "mul": "×", "div": "÷", "rdiv": "÷", "neg": "−", "pow": "power", "clamp": "clip",
-    "clamp_min": "max", "clamp_max": "min", "minimum": "min", "maximum": "max", "amin": "min", "amax": "max",
-    "gt": ">", "ge": "≥", "lt": "<", "le": "≤", "eq": "=", "ne": "≠", "detach": "sg", "log": "ln", "abs": "| |",
-    "log1p": "ln(1 + ·)", "sqrt": "√", "nextafter": "next", "logsigmoid": "ln sigmoid",
-}  # fmt: skip
-BRIEF = 12  # characters
 
 
 def asset(name: str) -> str:
     """A file of ``graph_assets``, as text."""
     return (resources.files("rlloss") / "graph_assets" / name).read_text(encoding="utf-8")
-
-
-def title(graph: Graph, node: Node) -> str:
-    """What stands at the top of a node's box: the author's name for it, or the operation's sign."""
-    if node.id == graph.loss:
-        return f"loss ({SIGNS.get(node.op, node.op)})" if node.name in ("", "L") else node.name
-    return node.name or SIGNS.get(node.op, node.op)
-
-
-def short(graph: Graph, node: Node) -> str:
-    """A node's operation on its arguments' names; an argument without one shows
-    its formula, if brief, or its operation. Nothing for an input."""
-    if node.op == "input":
-        return ""
-
-    def argument(arg: int | float) -> tuple[str, int]:
-        if not isinstance(arg, int):
-            return f"{arg:g}".replace("-", "−"), ATOM
-        other = graph.nodes[arg]
-        if other.name or other.op == "input":
-            return other.name, ATOM
-        if other.number or len(other.formula) <= BRIEF:
-            return other.formula, OPS[other.op].level
-        sign = SIGNS.get(other.op, other.op)
-        return sign if sign.isalpha() else "·", ATOM
-
-    return write(node.op, [argument(a) for a in node.args])[0]
 
 
 def graph_data(graph: Graph) -> dict[str, Any]:
