@@ -73,7 +73,7 @@ def explanation_html(numbers: Mapping[str, float | str]) -> str:
         stop_gradient=figure([trace("stop_gradient")]),
         constant=figure([trace("ppo_clip"), trace("ppo_clip_offset")]),
         pair=figure(pair),
-        value=figure([trace("ppo_clip"), trace("klip_matched")], mode="forward"),
+        value=figure([trace("ppo_masked"), trace("reinforce_mask")], mode="forward"),
         table=tables.html(graph_table(pair)),
     )
     return document(

@@ -49,6 +49,7 @@ LAYOUT = {
 }  # fmt: skip
 CASTS = {"to", "double", "float", "half", "bfloat16", "type", "type_as", "int", "long", "bool"}
 FACTORIES = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_tensor"}
+OWN = {__file__, *(str(Path(__file__).with_name(name)) for name in ("graph.py", "formulation.py"))}
 IN_PLACE = re.compile(r"__setitem__|__i(add|sub|mul|div|truediv|pow|and|or|xor|floordiv|mod)__|\w*[a-z]_")
 MATH = {"exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt"}
 
@@ -207,7 +208,7 @@ class Tape:
 
 def _is_machinery(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
-    return file == __file__ or "site-packages" in file or frame.f_code.co_name.startswith("<") or "unittest" in file
+    return file in OWN or "site-packages" in file or frame.f_code.co_name.startswith("<") or "unittest" in file
 
 
 def _indices(shape: Sequence[int]) -> Iterator[str]:
@@ -356,7 +357,7 @@ def recording(tape: Tape) -> Iterator[None]:
     """Everything computed inside goes to the tape: tensors, Symbols, and ``math`` on Symbols."""
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
-        if event == "return" and not _is_machinery(frame) and frame.f_code.co_filename != _FORMULATION:
+        if event == "return" and not _is_machinery(frame):
             tape.christen(frame)
 
     def follow(name: str) -> Callable[[Any], float]:
@@ -373,6 +374,3 @@ def recording(tape: Tape) -> Iterator[None]:
             yield
         finally:
             sys.setprofile(before)
-
-
-_FORMULATION = str(Path(__file__).with_name("formulation.py"))

@@ -14,9 +14,8 @@ BRIEF = 12  # characters
 
 def title(graph: Graph, node: Node) -> str:
     """What stands at the top of a node's box: the author's name for it, or the operation's sign."""
-    if node.id == graph.loss:
-        return f"loss ({SIGNS.get(node.op, node.op)})" if node.name in ("", "L") else node.name
-    return node.name or SIGNS.get(node.op, node.op)
+    sign = SIGNS.get(node.op, node.op)
+    return node.name or (f"loss ({sign})" if node.id == graph.loss else sign)
 
 
 def short(graph: Graph, node: Node) -> str:

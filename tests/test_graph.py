@@ -3,20 +3,25 @@
 import math
 import re
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from matplotlib.patches import FancyBboxPatch
 
+from rlloss import figures, tables
 from rlloss.cli import main
 from rlloss.config import ConfigError
 from rlloss.expressions import EXPRESSIONS
 from rlloss.formulation import LossError
 from rlloss.graph import GraphError, replay, trace
+from rlloss.graph_figures import graph_figure, graph_table
 from rlloss.graph_layout import GAP, MARGIN, WIDTH, folds, layout
 from rlloss.graph_ops import OPS
+from rlloss.graph_words import number
 from rlloss.losses import LOSSES
 from rlloss.sequence_losses import SEQUENCE_LOSSES
 
@@ -284,6 +289,11 @@ def test_every_gradient_carrying_operation_is_drawn_and_only_weights_are_folded(
         (["ppo_klip", "-o", "x.html"], "did you mean ppo_clip"),
         (["ppo_clip", "-o", "x.html", "--clip-coef", "2"], "--clip-coef=2.0: must lie between 0 and 1"),
         (["a.py:f", "-o", "x.html"], "no such file"),
+        (["ppo_clip", "-o", "x.gif"], "-o x.gif: unknown format .gif; use .html, .svg, .pdf, .png"),
+        (["ppo_clip", "--table", "x.doc"], "--table x.doc: unknown format .doc; use .md, .csv, .tex"),
+        (["--explain", "-o", "x.html"], "--explain writes into a folder"),
+        (["--explain", "ppo_clip", "-o", "x"], "--explain: takes no LOSS"),
+        (["--explain", "-o", "x", "--tables", "nowhere"], "nowhere/identical_trajectories.csv: no such table"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):
@@ -292,3 +302,54 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path
     error = capsys.readouterr().err
     assert re.fullmatch(r"rlloss: [^\n]+\n", error)
     assert says in error
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
+def test_the_printed_twin_is_the_same_bytes_when_made_twice(suffix, tmp_path):
+    for name in ("a", "b"):
+        assert main(["graph", "ppo_clip", "reinforce", "-o", str(tmp_path / f"{name}.{suffix}")]) == 0
+    assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+def test_the_printed_twin_shows_the_graphs_numbers_inside_its_boxes():
+    graphs = [trace("ppo_clip"), trace("reinforce")]
+    with figures.style():
+        figure = graph_figure(graphs)
+        figure.draw_without_rendering()
+    for axes, graph in zip(figure.axes, graphs, strict=True):
+        texts = [text.get_text() for text in axes.texts]
+        assert texts.count("∂ −1.4367") >= 1  # at logp
+        assert number(graph.nodes[graph.loss].value) in texts
+        assert ("cut" in texts) == any(edge.cut for edge in graph.edges)
+        boxes = [patch.get_window_extent() for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+        for text in axes.texts[2:]:
+            if text.get_text() == "cut":
+                continue
+            place = text.get_window_extent()
+            assert any(
+                box.x0 <= place.x0 and place.x1 <= box.x1 and box.y0 <= place.y0 and place.y1 <= box.y1 for box in boxes
+            ), text
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_the_seeds_table_is_read_off_the_graphs(tmp_path):
+    for suffix in ("md", "csv", "tex"):
+        assert main(["graph", "ppo_clip", "reinforce", "--table", str(tmp_path / f"t.{suffix}")]) == 0
+    table = pd.read_csv(tmp_path / "t.csv", index_col=0)
+    assert dict(table["ppo_clip"].iloc[:3]) == {
+        "value": "−min(ratio × A, clip(ratio, 1 − ε, 1 + ε) × A)",
+        "gradient path": "logp → ratio → clip → min → loss",
+        "intermediate variables": "ratio, clip(ratio, 1 − ε, 1 + ε), min(ratio × A, clip × A)",
+    }
+    assert dict(table["reinforce"].iloc[:3]) == {
+        "value": "−(w × logp × A)",
+        "gradient path": "logp → loss; w detached",
+        "intermediate variables": "ratio, share, w (stop-gradient)",
+    }
+    assert table.loc["gradient there", "ppo_clip"] == table.loc["gradient there", "reinforce"]
+    assert "| gradient path | logp → ratio" in (tmp_path / "t.md").read_text()
+    assert (tmp_path / "t.tex").read_text().isascii()
+
+
+def test_every_loss_has_a_table_in_latex():
+    tables.latex(graph_table([trace(name) for name in LOSSES]), "rlloss graph")

@@ -3,13 +3,16 @@
 import math
 import random
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import torch
-from browser import opened
+from browser import opened, readable
 
+from rlloss.cli import main
 from rlloss.expressions import EXPRESSIONS
 from rlloss.graph import replay, trace
+from rlloss.graph_explain import explanation_html, explanation_numbers
 from rlloss.graph_ops import OPS
 from rlloss.graph_page import page
 from rlloss.losses import LOSSES
@@ -17,6 +20,9 @@ from rlloss.probes import at_ratio
 from rlloss.sequence_losses import SEQUENCE_LOSSES
 
 DIGITS = 1e-12
+SLOW = pytest.mark.slow
+REFERENCE = Path("results/reference")
+EVERY = [*EXPRESSIONS, *LOSSES, *SEQUENCE_LOSSES]
 READ = """() => rlloss.figures[0].states.map((s) => ({values: [...s.values].map(String),
   gradients: s.gradients.map((g) => g === null ? null : String(g)), requires: [...s.requires]}))"""
 
@@ -104,7 +110,7 @@ def compare(graphs, states, place, losses, n=1):
             assert same(number(state["gradients"][0]), own.item()), place
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=SLOW)])
 def test_dragged_to_100_places_every_number_is_pytorchs(show, every):
     losses = ("ppo_clip", "reinforce")
     graphs, tab = show(*losses)
@@ -130,7 +136,9 @@ def test_every_loss_of_the_zoo_dragged_to_100_places(show, name):
             compare(graphs, tab.evaluate(READ), place, [name])
 
 
-@pytest.mark.parametrize("name", [*EXPRESSIONS, *SEQUENCE_LOSSES])
+@pytest.mark.parametrize(
+    "name", ["squared_error", "gspo", *(pytest.param(x, marks=SLOW) for x in EXPRESSIONS | SEQUENCE_LOSSES)]
+)
 def test_expressions_and_sequence_losses_agree_with_pytorch_too(show, name):
     graphs, tab = show(name)
     rng = random.Random(name)
@@ -180,7 +188,7 @@ def test_exp_and_its_relatives_are_rounded_right(show):
 # ----------------------------------------------------------------------------------------------------- the controls
 
 
-@pytest.mark.parametrize("loss", ["reinforce_unclipped", *(pytest.param(x, marks=pytest.mark.slow) for x in LOSSES)])
+@pytest.mark.parametrize("loss", ["reinforce_unclipped", *(pytest.param(x, marks=SLOW) for x in LOSSES)])
 def test_stopping_the_gradient_anywhere_is_what_detach_does_there(show, loss):
     graphs, tab = show("ppo_clip", loss)
     with tab as tab:
@@ -298,9 +306,7 @@ OVERLAPS = """() => {
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize(
-    "losses", [("ppo_clip", "reinforce"), ("klip_matched", "dual_clip"), ("squared_error",), ("grpo",)]
-)
+@pytest.mark.parametrize("losses", [("ppo_clip", "reinforce"), *(pytest.param((x,), marks=SLOW) for x in EVERY)])
 def test_nothing_overlaps_and_nothing_sticks_out(show, losses, width):
     _, tab = show(*losses, width=width, height=844)
     with tab as tab:
@@ -332,3 +338,42 @@ def test_a_title_cannot_break_out_of_the_page(tmp_path, browser):
     file.write_text("def f(a=1.0):\n    '''</script><script>alert(1)</script>'''\n    return a * 2\n")
     graph = trace(f"{file}:f")
     assert "</script><script>alert" not in page([graph])
+
+
+# ------------------------------------------------------------------------------------------------- the explanation
+
+
+@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=SLOW)])
+def test_the_explanation_walks_through_with_live_figures_and_the_runs_own_numbers(tmp_path, browser, width):
+    assert main(["graph", "--explain", "-o", str(tmp_path)]) == 0
+    with opened(browser, tmp_path / "explanation.html", width=width) as tab:
+        readable(tab, width)
+        order = [
+            "graph",
+            "forward",
+            "backward",
+            "chain-rule",
+            "fan-out",
+            "stop-gradient",
+            "constant",
+            "different-graph",
+        ]
+        assert tab.evaluate("[...document.querySelectorAll('article')].map((a) => a.id)") == [*order, "value"]
+        assert tab.evaluate("rlloss.figures.length") == len(order) + 1
+        assert tab.evaluate("rlloss.figures.map((f) => f.mode)")[:3] == ["graph", "forward", "backward"]
+        for article in tab.locator("article").all()[1:]:
+            assert article.locator("p b").count() >= 1
+            assert article.evaluate("(a) => a.nextElementSibling.nextElementSibling.matches('.rl-figure')")
+        assert tab.evaluate(OVERLAPS) == [[], []]
+
+
+def test_the_explanations_numbers_are_read_from_the_tables_of_a_report(tmp_path):
+    numbers = explanation_numbers(REFERENCE)
+    for name in REFERENCE.glob("*.csv"):
+        text = name.read_text().replace("CartPole-v1,adam,128,2 of 2", "CartPole-v1,adam,128,1 of 2")
+        (tmp_path / name.name).write_text(text)
+    changed = explanation_numbers(tmp_path)
+    assert {key for key in numbers if numbers[key] != changed[key]} == {"identical"}
+    assert f"<b>{numbers['identical']}</b>" in explanation_html(numbers)
+    with pytest.raises(KeyError):
+        explanation_html({})

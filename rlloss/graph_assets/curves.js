@@ -1,6 +1,6 @@
 // Two small charts: each loss's value, and its gradient at logp, as the ratio crosses the clip bounds.
 
-const CHART = { width: 260, height: 132, left: 34, right: 8, top: 18, bottom: 20, low: 0.5, high: 1.6, points: 56 };
+const CHART = { width: 260, height: 132, left: 34, right: 8, top: 18, bottom: 20, low: 0.5, high: 1.6, points: 45 };
 
 class Curves {
   constructor(figure) {
@@ -31,6 +31,10 @@ class Curves {
 
   update() {
     const { figure } = this, epsilon = figure.values.get("clip_coef"), old = figure.values.get("old_logp");
+    const now = Math.exp(figure.values.get("logp") - old);
+    const key = JSON.stringify([[...figure.values].filter(([name]) => name !== "logp"), figure.cuts.map((cuts) => [...cuts]), figure.batch, language]);
+    if (key === this.key) return this.charts.forEach((chart) => this.dots(chart, now)); // only logp has moved
+    this.key = key;
     const ratios = this.ratios(epsilon), found = figure.graphs.map((graph, g) => {
       const at = graph.inputs.findIndex((given) => given.name === "logp"), inputs = figure.inputsOf(graph);
       return ratios.map((ratio) => {
@@ -39,25 +43,33 @@ class Curves {
         return { value: state.values[graph.loss], gradient: state.gradients[at] ?? 0 };
       });
     });
-    const now = Math.exp(figure.values.get("logp") - old);
-    for (const chart of this.charts) this.plot(chart, ratios, found, epsilon, now);
+    for (const chart of this.charts) {
+      this.plot(chart, ratios, found, epsilon);
+      this.dots(chart, now);
+    }
   }
 
-  plot(chart, ratios, found, epsilon, now) {
+  dots(chart, now) {
+    this.figure.graphs.forEach((graph, g) => {
+      const state = this.figure.states[g], at = graph.inputs.findIndex((given) => given.name === "logp");
+      const current = chart.kind === "value" ? state.values[graph.loss] : state.gradients[at] ?? 0;
+      chart.dots[g].setAttribute("cx", chart.x(Math.min(Math.max(now, CHART.low), CHART.high)));
+      chart.dots[g].setAttribute("cy", Math.min(Math.max(chart.y(current), CHART.top), CHART.height - CHART.bottom));
+    });
+  }
+
+  plot(chart, ratios, found, epsilon) {
     const { width, height, left, right, top, bottom, low, high } = CHART;
     const numbers = [0, ...found.flat().map((p) => p[chart.kind]).filter(Number.isFinite)];
     const least = Math.min(...numbers), most = Math.max(...numbers), reach = most - least || 1;
     const x = (ratio) => left + ((width - left - right) * (ratio - low)) / (high - low);
     const y = (value) => height - bottom - ((height - top - bottom) * (value - least)) / reach;
+    Object.assign(chart, { x, y });
     chart.title.textContent = `${word(chart.kind)} ${chart.kind === "gradient" ? "∂L/∂logp, " : "L, "}${word("against")}`;
     chart.bounds.setAttribute("d", [1 - epsilon, 1 + epsilon].filter((b) => b > low && b < high).map((b) => `M${x(b)} ${top}V${height - bottom}`).join(""));
     chart.zero.setAttribute("d", `M${left} ${y(0)}H${width - right}`);
     found.forEach((points, g) => {
       chart.lines[g].setAttribute("d", points.map((p, i) => `${i ? "L" : "M"}${x(ratios[i]).toFixed(1)} ${y(p[chart.kind]).toFixed(1)}`).join(""));
-      const graph = this.figure.graphs[g], state = this.figure.states[g], at = graph.inputs.findIndex((i) => i.name === "logp");
-      const current = chart.kind === "value" ? state.values[graph.loss] : state.gradients[at] ?? 0;
-      chart.dots[g].setAttribute("cx", x(Math.min(Math.max(now, low), high)));
-      chart.dots[g].setAttribute("cy", Math.min(Math.max(y(current), top), height - bottom));
     });
     [most, least].forEach((value, i) => {
       chart.ticks[i].textContent = show(value, 2);

@@ -10,6 +10,16 @@ function svg(tag, attributes, parent) {
   return element;
 }
 
+// Writes that change nothing still cost a layout: leave them out.
+function put(element, name, value) {
+  const text = String(value);
+  if (element.getAttribute(name) !== text) element.setAttribute(name, text);
+}
+
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 const ruler = document.createElement("canvas").getContext("2d");
 
 const family = getComputedStyle(document.body).fontFamily;
@@ -96,11 +106,10 @@ class Drawing {
   updateLink(link, state, shown) {
     const kind = this.kind(link, state), back = shown.mode === "backward";
     const lit = kind === "path" && back && shown.gradients.has(link.target);
-    link.line.setAttribute("class", `rl-link rl-${kind}${lit ? " rl-lit" : ""}${shown.now === link.target && lit ? " rl-now" : ""}`);
-    link.line.setAttribute(lit ? "marker-start" : "marker-end", `url(#${this.id}-${kind})`);
+    put(link.line, "class", `rl-link rl-${kind}${lit ? " rl-lit" : ""}${shown.now === link.target && lit ? " rl-now" : ""}`);
+    put(link.line, lit ? "marker-start" : "marker-end", `url(#${this.id}-${kind})`);
     link.line.removeAttribute(lit ? "marker-end" : "marker-start");
-    link.label.textContent = kind === "cut" ? "cut 截断" : "";
-    link.now = kind;
+    say(link.label, kind === "cut" ? "cut 截断" : "");
   }
 
   updateBox(box, state, shown, selected) {
@@ -116,13 +125,13 @@ class Drawing {
     const used = lines.filter((_, i) => texts[i] !== "").length, height = used * LINE + 10;
     let y = -height / 2 + LINE + 1;
     lines.forEach((line, i) => {
-      if (i > 1 && line.textContent !== texts[i]) line.textContent = texts[i];
+      if (i > 1) say(line, texts[i]);
       if (texts[i] === "") return;
-      line.setAttribute("y", y);
+      put(line, "y", y);
       y += LINE;
     });
-    box.rect.setAttribute("y", -height / 2);
-    box.rect.setAttribute("height", height);
+    put(box.rect, "y", -height / 2);
+    put(box.rect, "height", height);
     this.mark(box, state, shown, selected);
   }
 
@@ -163,14 +172,14 @@ class Drawing {
     group.classList.toggle("rl-goal", this.graph.goals.includes(n));
     group.classList.toggle("rl-active", shown.now === n);
     group.classList.toggle("rl-selected", selected === n);
-    group.setAttribute("aria-pressed", selected === n);
+    put(group, "aria-pressed", selected === n);
     const says = [`${node.title}`, node.formula === node.title ? "" : node.formula];
     if (shown.values.has(n)) says.push(`${word("value")} ${show(state.values[n])}`);
     if (shown.gradients.has(n)) {
       says.push(state.requires[n] ? `${word("gradient")} ${show(gradient)}` : word("noGradient"));
     }
     if (state.cuts.has(n) && node.op !== "input") says.push(word("cut"));
-    group.setAttribute("aria-label", says.filter(Boolean).join(", "));
+    put(group, "aria-label", says.filter(Boolean).join(", "));
   }
 
   // The boxes in the order in which a mode plays: topological, or its reverse along the gradient.

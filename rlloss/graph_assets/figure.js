@@ -204,7 +204,7 @@ class Figure {
     if (this.graphs[g].nodes[n].number) return;
     if (!this.cuts[g].delete(n)) this.cuts[g].add(n);
     this.set({});
-    this.live.textContent = `${this.graphs[g].nodes[n].title}: ${this.cuts[g].has(n) ? word("cut") : "–"}`;
+    this.live.textContent = `${this.graphs[g].nodes[n].title}: ${word(this.cuts[g].has(n) ? "cut" : "passes")}`;
   }
 
   reset() {
@@ -349,6 +349,7 @@ class Figure {
     });
     const losses = this.graphs.map((graph, g) => `<b class="rl-colour${g % 2}">${show(this.states[g].values[graph.loss])}</b>`);
     if (losses.length > 1) parts.push(`${word("valuesDiffer")}: ${losses.join(", ")}`);
+    this.banner.hidden = losses.length < 2 && this.mode !== "backward";
     this.banner.innerHTML = parts.map((part) => `<span>${part}</span>`).join("");
   }
 

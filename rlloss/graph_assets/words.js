@@ -15,6 +15,7 @@ const WORDS = {
   batch: ["Mean over N =", "平均样本数 N ="],
   ratio: ["Ratio to", "比值设为"],
   cut: ["cut", "截断"],
+  passes: ["the gradient passes", "梯度通过"],
   lost: ["lost", "丢失"],
   value: ["value", "值"],
   gradient: ["gradient", "梯度"],
