@@ -19,6 +19,7 @@ from rlloss.config import (
     load,
     run_folder,
 )
+from rlloss.graph_command import add_graph
 from rlloss.launch import Job, jobs_of, print_config, quoted, split_sweep, sweep
 from rlloss.runs import RunFolder, find_runs, to_json
 from rlloss.schema import Config
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=verify_command)
 
     add_check(verbs)
+    add_graph(verbs)
     for name, function, text in (
         ("reproduce", reproduce_command, "run every claim's experiments, judge them, draw the figures"),
         ("report", report_command, "judge and draw the claims from what has been run"),
