@@ -20,6 +20,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from tqdm import tqdm
 
+from rlloss.runs import find_runs
 from rlloss.schema import Config
 from rlloss.train import train
 
@@ -38,6 +39,9 @@ CHECKS = (
     "rlloss check grpo dapo",
     "rlloss check",
 )
+
+
+SWEPT = 8  # runs of the sweep that is timed
 
 
 def benchmark(rounds: int, timesteps: int) -> pd.DataFrame:
@@ -88,6 +92,50 @@ def benchmark_check(rounds: int) -> pd.DataFrame:
             "runs": rounds,
         }
         for command, values in seconds.items()
+    )
+
+
+def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
+    """A sweep of ``SWEPT`` CartPole runs on one worker and on two: a row each.
+
+    ``seconds`` is that of the whole command, interpreter and imports included. ``overhead`` is what it took beyond the
+    runs' own training time, shared among the workers; ``throughput`` the environment steps per second over that of one
+    worker, within the same round.
+    """
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    training: dict[int, list[float]] = {1: [], 2: []}
+    with tqdm(total=rounds * len(seconds), unit="sweep", disable=None) as bar:
+        for workers in list(seconds) * rounds:
+            with tempfile.TemporaryDirectory() as folder:
+                seeds = ",".join(map(str, range(1, SWEPT + 1)))
+                command = ["train", "--multirun", f"seed={seeds}", f"total_timesteps={timesteps}", f"run_root={folder}"]
+                start = time.perf_counter()
+                subprocess.run(
+                    [sys.executable, "-m", "rlloss", *command, f"hydra.launcher.n_jobs={workers}"],
+                    stdout=subprocess.DEVNULL, check=True,
+                )  # fmt: skip
+                seconds[workers].append(time.perf_counter() - start)
+                infos = [run.info for run in find_runs([Path(folder)])]
+            training[workers].append(sum(info["env_steps"] / info["steps_per_second"] for info in infos))
+            bar.update()
+    return pd.DataFrame(
+        {
+            "workers": workers,
+            "runs": SWEPT,
+            "env steps each": timesteps,
+            "seconds, median": round(statistics.median(values), 1),
+            "throughput, median": round(
+                statistics.median(one / value for one, value in zip(seconds[1], values, strict=True)), 3
+            ),
+            "overhead, median": round(
+                statistics.median(
+                    value * workers / own - 1 for value, own in zip(values, training[workers], strict=True)
+                ),
+                3,
+            ),
+            "rounds": rounds,
+        }
+        for workers, values in seconds.items()
     )
 
 

@@ -100,7 +100,9 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(command=function)
 
     bench = verbs.add_parser("benchmark", help="environment steps per second, beside the peers that are installed")
-    bench.add_argument("--of", choices=("train", "check"), default="train", help="what to time (default: train)")
+    bench.add_argument(
+        "--of", choices=("train", "check", "sweep"), default="train", help="what to time (default: train)"
+    )
     bench.add_argument("--rounds", type=int, default=5, help="rounds; in each, every contestant runs once (default: 5)")
     bench.add_argument("--timesteps", type=int, default=20_480, help="environment steps per run (default: 20480)")
     bench.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the table as CSV")
@@ -423,13 +425,16 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def benchmark_command(options: argparse.Namespace) -> int:
-    from rlloss.benchmark import benchmark, benchmark_check
+    from rlloss.benchmark import benchmark, benchmark_check, benchmark_sweep
 
     if options.rounds < 1:
         raise ConfigError(f"--rounds={options.rounds}: must be 1 or greater")
     if options.timesteps < 512:
         raise ConfigError(f"--timesteps={options.timesteps}: must be at least one iteration of 512")
-    table = benchmark_check(options.rounds) if options.of == "check" else benchmark(options.rounds, options.timesteps)
+    if options.of == "check":
+        table = benchmark_check(options.rounds)
+    else:
+        table = (benchmark_sweep if options.of == "sweep" else benchmark)(options.rounds, options.timesteps)
     print(tables.text(table))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
