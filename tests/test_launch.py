@@ -46,3 +46,16 @@ def test_a_killed_process_fails_its_run_alone(tmp_path, monkeypatch):
     assert [bool(outcome.reason) for outcome in outcomes] == [False, True, False, False]
     assert "its process was killed" in outcomes[1].reason
     assert [RunFolder(run_folder(job.config)).status for job in jobs] == ["finished", "running", "finished", "finished"]
+
+
+def test_slurm_that_is_not_there_is_bad_input(tmp_path, monkeypatch):
+    jobs = launch.jobs_of([(*TINY, f"run_root={tmp_path / 'runs'}")])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with monkeypatch.context() as installed:
+        installed.setattr(launch.importlib.util, "find_spec", lambda name: object())
+        with pytest.raises(ConfigError, match="hydra/launcher=slurm: no sbatch on this machine"):
+            launch.sweep(jobs, ["hydra/launcher=slurm"])
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'rlloss\[slurm\]'"):
+        launch.sweep(jobs, ["hydra/launcher=slurm"])
+    assert list(tmp_path.iterdir()) == []
