@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from rlloss import launch
+from rlloss import launch, sweep
 from rlloss.config import ConfigError, load, run_folder
 from rlloss.runs import RunFolder
 
@@ -27,21 +27,20 @@ def test_a_sweep_is_split_into_jobs_and_hydras_own_keys():
         launch.sweep(jobs, ["hydra.sweeper.max_batch_size=2"])
 
 
-def killed_if_seed_is_2(composed):
+def killed_if_seed_is_2(config):
     """A job that dies as one does that takes too much memory: in the middle of its run, without a word."""
-    config = launch.to_config(composed)
     if config.seed == 2:
         folder = run_folder(config)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.json").write_text('{"status": "running"}')
         os.kill(os.getpid(), signal.SIGKILL)
-    return launch.run_one(config)
+    return sweep.run_one(config)
 
 
 @pytest.mark.slow
 def test_a_killed_process_fails_its_run_alone(tmp_path, monkeypatch):
     jobs = launch.jobs_of([(*TINY, f"seed={seed}", f"run_root={tmp_path}") for seed in (1, 2, 3, 4)])
-    monkeypatch.setattr(launch, "sweep_job", killed_if_seed_is_2)
+    monkeypatch.setattr(launch, "run_one", killed_if_seed_is_2)
     outcomes = launch.sweep(jobs, ["hydra.launcher.n_jobs=2"])
     assert [bool(outcome.reason) for outcome in outcomes] == [False, True, False, False]
     assert "its process was killed" in outcomes[1].reason
