@@ -255,6 +255,7 @@ def test_nodes_speak_and_the_page_speaks_chinese(show):
         ratio = tab.locator(".rl-graph >> nth=0").get_by_role("button", name="ratio, exp(logp − old_logp)")
         assert ratio.get_attribute("aria-label") == "ratio, exp(logp − old_logp), value 1.105, gradient −1.3"
         tab.get_by_text("All numbers as a table").click()
+        tab.locator("tbody tr").first.wait_for()  # it is filled when it opens, a moment after the click
         assert tab.locator("tbody tr").count() == len(trace("ppo_clip").nodes) + len(trace("reinforce").nodes)
         tab.get_by_role("button", name="中文").click()
         assert tab.locator("[data-mode=backward]").inner_text().startswith("反向传播")
