@@ -127,11 +127,11 @@ def test_dragged_to_100_places_every_number_is_pytorchs(show, every):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_of_the_zoo_dragged_to_100_places(show, name):
+def test_every_loss_of_the_zoo_dragged_to_the_bounds_and_elsewhere(show, name):
     graphs, tab = show(name)
-    edges, ends, grid = positions(100, seed=len(name))
+    edges, ends, grid = positions(12, seed=len(name))
     with tab as tab:
-        for place in (edges + ends + grid)[:100]:
+        for place in edges[:8] + ends[:4] + grid:
             drag(tab, place)
             compare(graphs, tab.evaluate(READ), place, [name])
 
