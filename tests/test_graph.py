@@ -352,4 +352,5 @@ def test_the_seeds_table_is_read_off_the_graphs(tmp_path):
 
 
 def test_every_loss_has_a_table_in_latex():
-    tables.latex(graph_table([trace(name) for name in LOSSES]), "rlloss graph")
+    text = tables.latex(graph_table([trace(name) for name in LOSSES]), "rlloss graph")
+    assert all(name.replace("_", r"\_") in text for name in LOSSES)

@@ -126,6 +126,7 @@ class Drawing {
     let y = -height / 2 + LINE + 1;
     lines.forEach((line, i) => {
       if (i > 1) say(line, texts[i]);
+      if (i > 3) line.style.fontSize = texts[i].length > 19 ? "9.7px" : ""; // two long numbers still fit their box
       if (texts[i] === "") return;
       put(line, "y", y);
       y += LINE;
