@@ -15,8 +15,15 @@ from rlloss.graph_page import asset, document, figure
 def explanation_numbers(reference: Path) -> dict[str, str]:
     """The explanation's numbers, from the tables of a report (``results/reference``, or where ``rlloss report`` wrote).
 
-    Raises: ConfigError for a table that is not there.
+    Raises: ConfigError for a table that is not there, or that lacks a row that the explanation quotes.
     """
+    try:
+        return _numbers(reference)
+    except LookupError as error:
+        raise ConfigError(f"{reference}: a table lacks a row that is quoted ({error}); run rlloss reproduce") from error
+
+
+def _numbers(reference: Path) -> dict[str, str]:
 
     def table(name: str) -> pd.DataFrame:
         path = reference / f"{name}.csv"
@@ -53,6 +60,18 @@ def explanation_numbers(reference: Path) -> dict[str, str]:
         "stopping": where("early_stopping", "condition", "policy loss at most", "the same"),
         "half": where("mixed_precision", "condition", "pure fp16", "the same"),
     }
+
+
+def write_explanation(out: Path) -> bool:
+    """``out``/explanation.html, from the report's tables in ``out``; False, and no page, if some are missing."""
+    page = out / "explanation.html"
+    page.unlink(missing_ok=True)
+    try:
+        numbers = explanation_numbers(out)
+    except ConfigError:
+        return False
+    page.write_text(explanation_html(numbers), encoding="utf-8")
+    return True
 
 
 def explanation_html(numbers: Mapping[str, float | str]) -> str:

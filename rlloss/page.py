@@ -40,6 +40,7 @@ def write(
         steps=sum(run.info["optimizer_steps"] for run in {run.path: run for run in runs}.values()),
         machines=machines(runs),
         command=command,
+        explained=(out / "explanation.html").is_file(),
         folded=FOLDED,
     )
     (out / "index.html").write_text(document + "\n")

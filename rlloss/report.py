@@ -9,6 +9,7 @@ import pandas as pd
 from rlloss import figures, page, stats, tables
 from rlloss.claims import Claim, Finding, Overrides
 from rlloss.config import load, run_folder
+from rlloss.graph_explain import write_explanation
 from rlloss.runs import RunFolder
 
 HOLDS, FAILS, NOT_RUN = "holds", "DOES NOT HOLD", "not run"
@@ -67,6 +68,7 @@ def report_claims(
     - NAME.csv, .tex and .md: the evidence of a claim; NAME.pdf, .png and .svg: its figure.
     - claims.csv and .tex: the verdicts. returns.csv and .tex: the returns over seeds.
     - index.html: all of it on one page, which needs no other file.
+    - explanation.html, to which it links: what the claims are about, live, with their numbers, if the tables are there.
 
     A claim whose runs are not all finished does not hold: it is reported as not run. ``absent`` says, by claim,
     which of the packages that it needs are not installed here. Returns whether all hold.
@@ -83,6 +85,7 @@ def report_claims(
     command = f"rlloss reproduce --preset {preset}"
     write_table(verdicts, out / "claims", command)
     write_table(returns, out / "returns", command)
+    write_explanation(out)
     page.write(judged, returns, [run for _, run in finished], command, out)
     print(tables.text(verdicts[["claim", "verdict"]]))
     for one in judged:

@@ -10,9 +10,10 @@ import torch
 from browser import opened, readable
 
 from rlloss.cli import main
+from rlloss.config import ConfigError
 from rlloss.expressions import EXPRESSIONS
 from rlloss.graph import replay, trace
-from rlloss.graph_explain import explanation_html, explanation_numbers
+from rlloss.graph_explain import explanation_html, explanation_numbers, write_explanation
 from rlloss.graph_ops import OPS
 from rlloss.graph_page import page
 from rlloss.losses import LOSSES
@@ -101,6 +102,7 @@ def compare(graphs, states, place, losses, n=1):
             expected = theirs.gradients[node.id]
             assert (gradient is None) == (expected is None), (place, node, gradient, expected)
             assert expected is None or same(number(gradient), expected), (place, node, gradient, expected)
+        assert [bool(x) for x in state["requires"]] == [node.requires_grad for node in graph.nodes], place
         if name in LOSSES:
             leaf = torch.tensor([place["logp"]], dtype=torch.float64, requires_grad=True)
             rest = [torch.tensor([place[k]], dtype=torch.float64) for k in ("old_logp", "advantages")]
@@ -180,9 +182,13 @@ def test_exp_and_its_relatives_are_rounded_right(show):
     rng = random.Random(2)
     numbers = [rng.uniform(-4, 4) for _ in range(1000)] + [1e-20, -1e-9, 700.0, -740.0]
     with tab as tab:
-        assert tab.evaluate("(a) => a.map(rlloss.exp)", numbers) == [float(Decimal(x).exp()) for x in numbers]
+        assert tab.evaluate("(a) => a.map((x) => rlloss.OPS.exp.f(x))", numbers) == [
+            float(Decimal(x).exp()) for x in numbers
+        ]
         positive = [abs(x) for x in numbers]
-        assert tab.evaluate("(a) => a.map(rlloss.log)", positive) == [float(Decimal(x).ln()) for x in positive]
+        assert tab.evaluate("(a) => a.map((x) => rlloss.OPS.log.f(x))", positive) == [
+            float(Decimal(x).ln()) for x in positive
+        ]
 
 
 # ----------------------------------------------------------------------------------------------------- the controls
@@ -378,3 +384,16 @@ def test_the_explanations_numbers_are_read_from_the_tables_of_a_report(tmp_path)
     assert f"<b>{numbers['identical']}</b>" in explanation_html(numbers)
     with pytest.raises(KeyError):
         explanation_html({})
+
+
+def test_the_explanation_is_written_beside_a_report_if_its_tables_are_there(tmp_path):
+    (tmp_path / "explanation.html").write_text("of an older report")
+    assert not write_explanation(tmp_path)
+    assert not (tmp_path / "explanation.html").exists()
+    for name in REFERENCE.glob("*.csv"):
+        (tmp_path / name.name).write_text(name.read_text())
+    assert write_explanation(tmp_path)
+    assert "of an older report" not in (tmp_path / "explanation.html").read_text()
+    (tmp_path / "plateau.csv").write_text("condition,the same\n")
+    with pytest.raises(ConfigError, match="lacks a row that is quoted"):
+        explanation_numbers(tmp_path)
