@@ -1,19 +1,24 @@
 """Wrappers against their definitions, raw returns, what is not installed, and the optional environments themselves."""
 
+import subprocess
 import sys
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import SHORT
 
 from rlloss import streams
 from rlloss.config import ConfigError, load
 from rlloss.envs import WRAPPERS, make_envs, missing_extra
 from rlloss.policy import ActorCritic, make_head
 from rlloss.rollout import Sampler, collect
+from rlloss.runs import RunFolder
 from rlloss.schema import EnvConfig
 from rlloss.train import train
+from rlloss.verify import compare
 
 NORMALIZED = ("normalize_observation", "normalize_reward")
 PENDULUM = EnvConfig("Pendulum-v1", wrappers=list(NORMALIZED))
@@ -129,6 +134,76 @@ def test_what_is_not_installed_is_named_with_its_extra(package, monkeypatch):
     if package == "ale_py":  # an earlier import of it registered its games
         monkeypatch.delitem(gymnasium.registry, "ALE/Breakout-v5", raising=False)
     config = load([f"env={env}"]).env
-    needed = missing_extra([EnvConfig("CartPole-v1"), config])
-    assert needed == f"env.id={config.id} is not installed; pip install 'rlloss[{extra}]'"
+    assert (
+        missing_extra([EnvConfig("CartPole-v1"), config])
+        == f"env.id={config.id} is not installed; pip install 'rlloss[{extra}]'"
+    )
     assert missing_extra([EnvConfig("CartPole-v1")]) == ""
+
+
+EXTRA_ENVS = {  # the package that it needs, and settings under which the clip is active within these few steps
+    "lunarlander": ("Box2D", ()),
+    "halfcheetah": ("mujoco", ()),
+    "hopper": ("mujoco", ()),
+    "invertedpendulum": ("mujoco", ()),
+    "breakout": ("ale_py", ("num_steps=16", "total_timesteps=64", "update_epochs=2")),
+}
+
+
+@pytest.mark.parametrize("env", EXTRA_ENVS)
+def test_formulations_are_identical_with_the_extras(make_run, env):
+    package, settings = EXTRA_ENVS[env]
+    pytest.importorskip(package, reason="comes with an extra")
+    settings = (f"env={env}", "learning_rate=0.01", *settings)
+    a, b = make_run(*settings), make_run(*settings, "loss=reinforce")
+    verdict = compare(a, b)
+    assert verdict.verdict == "IDENTICAL", verdict
+    assert (a.metrics["actions_digest"] == b.metrics["actions_digest"]).all()
+    assert a.metrics["clip_active_frac"].sum() > 0, "nothing was clipped: equality was not put to the test"
+    assert a.metrics["policy_loss"].ne(b.metrics["policy_loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "env", [env if env == "halfcheetah" else pytest.param(env, marks=pytest.mark.slow) for env in EXTRA_ENVS]
+)
+def test_another_process_trains_to_the_same_bits_and_leaves_nothing_beside_its_run(make_run, env, tmp_path):
+    package, settings = EXTRA_ENVS[env]
+    pytest.importorskip(package, reason="comes with an extra")
+    settings = (*SHORT, f"env={env}", "learning_rate=0.01", *settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "rlloss", "train", *settings, "run_dir=there"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    here = make_run(*settings[len(SHORT) :])
+    assert np.array_equal(here.digests, RunFolder(tmp_path / "there").digests)
+
+
+@pytest.mark.parametrize(("env", "package"), [("hopper", "mujoco"), ("breakout", "ale_py")])
+def test_returns_with_extras_are_those_of_the_wrapped_environments_own_rewards(env, package):
+    """Gymnasium's statistics beneath the reward wrapper, on the same actions."""
+    pytest.importorskip(package, reason="comes with an extra")
+    config = load([f"env={env}"]).env
+    observing = [name for name in config.wrappers if name in ("atari_preprocessing", "frame_stack")]
+    envs, bare = make_envs(config, [5]), make_envs(replace(config, wrappers=observing), [5])
+    statistics = gymnasium.wrappers.RecordEpisodeStatistics(bare.envs[0])
+    statistics.reset(seed=5)
+    rng, total = np.random.default_rng(0), 0.0
+    for _ in range(1200):
+        discrete = isinstance(envs.action_space, gymnasium.spaces.Discrete)
+        action = rng.integers(envs.action_space.n, size=1) if discrete else rng.normal(size=(1, 3))
+        flags = np.empty((2, 1), bool)
+        envs.step(action, np.empty_like(envs.obs), np.empty(1), *flags)
+        clipped = int(action[0]) if discrete else np.clip(action[0], envs.action_space.low, envs.action_space.high)
+        *_, terminated, truncated, info = statistics.step(clipped)
+        total += float(envs.raw_rewards()[0])
+        assert flags[:, 0].tolist() == [terminated, truncated]
+        if terminated or truncated:
+            assert total == pytest.approx(info["episode"]["r"], abs=1e-4)
+            if total:
+                return
+            statistics.reset()
+            total = 0.0
+    pytest.fail("no episode with a reward finished")

@@ -71,7 +71,9 @@ def test_images_are_stored_as_bytes_and_final_ones_are_valued_at_time_limits():
         assert rollout.next_values[29, env] != 0
 
 
-@pytest.mark.parametrize("settings", [(), ("precision=fp64",), ("precision=bf16_autocast",)])
+@pytest.mark.parametrize(
+    "settings", [(), ("precision=fp64",), pytest.param(("precision=bf16_autocast",), marks=pytest.mark.slow)]
+)
 def test_formulations_are_identical_on_images(tmp_path, settings):
     for loss in ("ppo_clip", "reinforce"):
         train(load([*PIXELS, *settings, f"loss={loss}"]), tmp_path / loss)
