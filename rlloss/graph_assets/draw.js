@@ -32,6 +32,11 @@ function fit(text, width, font) {
   return `${text.slice(0, end)}…`;
 }
 
+// As many digits as a box has room for: four, or fewer.
+function brief(write) {
+  return [4, 3, 2].map(write).find((text) => text.length < 20) ?? write(2);
+}
+
 class Drawing {
   constructor(graph, layout, id) {
     Object.assign(this, { graph, layout, id });
@@ -126,7 +131,6 @@ class Drawing {
     let y = -height / 2 + LINE + 1;
     lines.forEach((line, i) => {
       if (i > 1) say(line, texts[i]);
-      if (i > 3) line.style.fontSize = texts[i].length > 19 ? "9.7px" : ""; // two long numbers still fit their box
       if (texts[i] === "") return;
       put(line, "y", y);
       y += LINE;
@@ -142,13 +146,13 @@ class Drawing {
 
   gradientLines(box, state, texts) {
     const given = this.contributions(box.n, state);
-    if (given.length > 1) texts[4] = `= ${given.map((g, i) => (i ? `${g < 0 ? "−" : "+"} ${show(Math.abs(g))}` : show(g))).join(" ")}`;
-    if (texts[4].length > 24) texts[4] = `Σ ${given.length}`;
+    if (given.length > 1) texts[4] = brief((d) => `= ${given.map((g, i) => (i ? `${g < 0 ? "−" : "+"} ${show(Math.abs(g), d)}` : show(g, d))).join(" ")}`);
+    if (texts[4].length > 20) texts[4] = `Σ ${given.length}`;
     if (box.node.op === "input") return;
     const out = this.links.filter((link) => link.target === box.n).map((link) => [link, this.flow(link, state)]);
     out.filter(([, g]) => g !== null).slice(0, 3).forEach(([link, g], i) => {
       if (!state.requires[link.source]) return;
-      texts[5 + i] = box.members.length ? `→ ${show(g)}` : `× ${bracket(this.localOf(link, state))} = ${show(g)}`;
+      texts[5 + i] = box.members.length ? `→ ${show(g)}` : brief((digits) => `× ${bracket(this.localOf(link, state), digits)} = ${show(g, digits)}`);
     });
   }
 

@@ -65,4 +65,4 @@ function show(x, digits = 4) {
 }
 
 const exactly = (x) => (x === null ? "–" : String(x).replace(/-/g, "−"));
-const bracket = (x) => (x < 0 ? `(${show(x)})` : show(x));
+const bracket = (x, digits = 4) => (x < 0 ? `(${show(x, digits)})` : show(x, digits));
