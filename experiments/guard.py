@@ -88,9 +88,7 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
     top.set_ylabel("policy loss")
     bottom.set_ylabel("steps skipped")
     figures.steps_axis(bottom)
-    drawing.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=1)
-    drawing.align_ylabels(axes[:, 0])
-    return drawing
+    return figures.finish(drawing, axes, columns=1)
 
 
 CLAIM = Claim(

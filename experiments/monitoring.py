@@ -70,9 +70,7 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
         figures.twin_curves(panel, x, [run.metrics[metric].interpolate() for run in runs[:2]], losses)
         panel.set_ylabel(label)
     figures.steps_axis(axes[-1, 0])
-    drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    drawing.align_ylabels(axes[:, 0])
-    return drawing
+    return figures.finish(drawing, axes, columns=2)
 
 
 CLAIM = Claim(

@@ -109,9 +109,7 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
     bottom.set_title(CHAOS, loc="left")
     bottom.legend(loc="lower right")
     figures.steps_axis(bottom)
-    drawing.legend(*top.get_legend_handles_labels(), loc="outside upper center", ncols=1)
-    drawing.align_ylabels(axes[:, 0])
-    return drawing
+    return figures.finish(drawing, axes, columns=1)
 
 
 CLAIM = Claim(

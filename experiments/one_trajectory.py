@@ -99,9 +99,7 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
         figures.steps_axis(bottom)
     axes[0, 0].set_ylabel("policy loss")
     axes[1, 0].set_ylabel("largest difference\nfrom PPO clip's run")
-    drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    drawing.align_ylabels(axes[:, 0])
-    return drawing
+    return figures.finish(drawing, axes, columns=3)
 
 
 def draw_distances(axes: Axes, family: Sequence[RunFolder]) -> None:

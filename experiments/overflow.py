@@ -152,9 +152,7 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
     )
     axes[0, 0].set_ylabel("loss, float16")
     axes[1, 0].set_ylabel("gradient at log π")
-    drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    drawing.align_ylabels(axes[:, 0])
-    return drawing
+    return figures.finish(drawing, axes, columns=3)
 
 
 def runs(preset: str) -> list[Overrides]:

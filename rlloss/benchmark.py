@@ -20,7 +20,6 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from tqdm import tqdm
 
-from rlloss.runs import find_runs
 from rlloss.schema import Config
 from rlloss.train import train
 
@@ -42,6 +41,16 @@ CHECKS = (
 
 
 SWEPT = 8  # runs of the sweep that is timed
+BARE_LOOP, SWEEP = "bare loop", "rlloss train --multirun"
+BARE_CODE = """
+import sys
+from pathlib import Path
+from rlloss.schema import Config
+from rlloss.train import train
+folder, timesteps, *seeds = sys.argv[1:]
+for seed in map(int, seeds):
+    train(Config(total_timesteps=int(timesteps), seed=seed), Path(folder) / str(seed))
+"""
 
 
 def benchmark(rounds: int, timesteps: int) -> pd.DataFrame:
@@ -96,47 +105,58 @@ def benchmark_check(rounds: int) -> pd.DataFrame:
 
 
 def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
-    """A sweep of ``SWEPT`` CartPole runs on one worker and on two: a row each.
+    """Eight CartPole runs as a sweep on one worker and on two, beside bare loops over the same runs: a row each.
 
-    ``seconds`` is that of the whole command, interpreter and imports included. ``overhead`` is what it took beyond the
-    runs' own training time, shared among the workers; ``throughput`` the environment steps per second over that of one
-    worker, within the same round.
+    A bare loop is a process of its own that trains and records its share and does nothing else: one process, or two at
+    once. ``seconds`` is that of the whole command, the start of Python included. ``overhead`` is the sweep's time over
+    that of as many bare loops, less 1; ``throughput`` one worker's time over that of two. Both within a round.
     """
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    training: dict[int, list[float]] = {1: [], 2: []}
-    with tqdm(total=rounds * len(seconds), unit="sweep", disable=None) as bar:
-        for workers in list(seconds) * rounds:
+    contestants = [(name, workers) for workers in (1, 2) for name in (BARE_LOOP, SWEEP)]
+    seconds: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in contestants}
+    with tqdm(total=rounds * len(contestants), unit="sweep", disable=None) as bar:
+        for name, workers in contestants * rounds:
             with tempfile.TemporaryDirectory() as folder:
-                seeds = ",".join(map(str, range(1, SWEPT + 1)))
-                command = ["train", "--multirun", f"seed={seeds}", f"total_timesteps={timesteps}", f"run_root={folder}"]
-                start = time.perf_counter()
-                subprocess.run(
-                    [sys.executable, "-m", "rlloss", *command, f"hydra.launcher.n_jobs={workers}"],
-                    stdout=subprocess.DEVNULL, check=True,
-                )  # fmt: skip
-                seconds[workers].append(time.perf_counter() - start)
-                infos = [run.info for run in find_runs([Path(folder)])]
-            training[workers].append(sum(info["env_steps"] / info["steps_per_second"] for info in infos))
+                time_it = _sweep_seconds if name == SWEEP else _bare_seconds
+                seconds[name, workers].append(time_it(workers, timesteps, folder))
             bar.update()
+
+    def ratio(one: tuple[str, int], other: tuple[str, int]) -> float:
+        return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
+
     return pd.DataFrame(
         {
+            "contestant": name,
             "workers": workers,
             "runs": SWEPT,
             "env steps each": timesteps,
-            "seconds, median": round(statistics.median(values), 1),
-            "throughput, median": round(
-                statistics.median(one / value for one, value in zip(seconds[1], values, strict=True)), 3
-            ),
-            "overhead, median": round(
-                statistics.median(
-                    value * workers / own - 1 for value, own in zip(values, training[workers], strict=True)
-                ),
-                3,
-            ),
+            "seconds, median": round(statistics.median(seconds[name, workers]), 1),
+            "throughput over one worker": round(ratio((name, 1), (name, workers)), 3),
+            "overhead": round(ratio((name, workers), (BARE_LOOP, workers)) - 1, 3),
             "rounds": rounds,
         }
-        for workers, values in seconds.items()
+        for name, workers in contestants
     )
+
+
+def _sweep_seconds(workers: int, timesteps: int, folder: str) -> float:
+    seeds = ",".join(map(str, range(1, SWEPT + 1)))
+    overrides = [f"seed={seeds}", f"total_timesteps={timesteps}", f"run_root={folder}"]
+    command = [sys.executable, "-m", "rlloss", "train", "--multirun", *overrides, f"hydra.launcher.n_jobs={workers}"]
+    start = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def _bare_seconds(workers: int, timesteps: int, folder: str) -> float:
+    start = time.perf_counter()
+    loops = [
+        subprocess.Popen([sys.executable, "-c", BARE_CODE, folder, str(timesteps), *map(str, seeds)])
+        for seeds in (range(1 + worker, SWEPT + 1, workers) for worker in range(workers))
+    ]
+    for loop in loops:
+        if loop.wait():
+            raise subprocess.CalledProcessError(loop.returncode, loop.args)
+    return time.perf_counter() - start
 
 
 def _config(timesteps: int) -> Config:

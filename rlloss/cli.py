@@ -104,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
         "--of", choices=("train", "check", "sweep"), default="train", help="what to time (default: train)"
     )
     bench.add_argument("--rounds", type=int, default=5, help="rounds; in each, every contestant runs once (default: 5)")
-    bench.add_argument("--timesteps", type=int, default=20_480, help="environment steps per run (default: 20480)")
+    bench.add_argument("--timesteps", type=int, metavar="N",
+                       help="environment steps per run (default: 20480, of a sweep's runs 102400)")  # fmt: skip
     bench.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write the table as CSV")
     bench.set_defaults(command=benchmark_command)
     return top
@@ -429,12 +430,13 @@ def benchmark_command(options: argparse.Namespace) -> int:
 
     if options.rounds < 1:
         raise ConfigError(f"--rounds={options.rounds}: must be 1 or greater")
-    if options.timesteps < 512:
-        raise ConfigError(f"--timesteps={options.timesteps}: must be at least one iteration of 512")
+    timesteps = (102_400 if options.of == "sweep" else 20_480) if options.timesteps is None else options.timesteps
+    if timesteps < 512:
+        raise ConfigError(f"--timesteps={timesteps}: must be at least one iteration of 512")
     if options.of == "check":
         table = benchmark_check(options.rounds)
     else:
-        table = (benchmark_sweep if options.of == "sweep" else benchmark)(options.rounds, options.timesteps)
+        table = (benchmark_sweep if options.of == "sweep" else benchmark)(options.rounds, timesteps)
     print(tables.text(table))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,14 @@ STYLE: dict[str, Any] = {
 }
 
 
+# No date, version or program in a file: made twice, it is the same.
+METADATA: dict[str, dict[str, Any]] = {
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+}
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """matplotlib's settings for everything drawn inside."""
@@ -79,19 +87,14 @@ def style() -> Iterator[None]:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem``.pdf, .png and .svg without dates or versions in them."""
+    """Write ``stem``.pdf, .png and .svg."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    metadata: dict[str, dict[str, Any]] = {
-        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-        ".png": {"Software": None},
-        ".svg": {"Date": None, "Creator": None},
-    }
-    paths = [stem.with_name(stem.name + suffix) for suffix in metadata]
+    paths = [stem.with_name(stem.name + suffix) for suffix in METADATA]
     with style():
         figure.draw_without_rendering()  # lays it out, once for all three
         figure.set_layout_engine("none")
         for path in paths:
-            figure.savefig(path, metadata=metadata[path.suffix])
+            figure.savefig(path, metadata=METADATA[path.suffix])
     return paths
 
 
@@ -99,6 +102,13 @@ def panels(rows: int, columns: int, width: float, height: float, **kwargs: Any) 
     """A figure and its [rows, columns] axes. Call it, and everything that draws, inside ``style()``."""
     figure = Figure(figsize=(width, height))
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def finish(figure: Figure, axes: Any, columns: int) -> Figure:
+    """The legend of the first panel above all of them, in so many columns, and the labels of the y axes in one line."""
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
+    figure.align_ylabels(axes[:, 0])
+    return figure
 
 
 def steps_axis(axes: Axes, label: str | None = "environment steps") -> None:

@@ -91,7 +91,7 @@ def resolve(loss: str | Callable[..., Any]) -> Formulation:
     if not isinstance(loss, str):
         function, name = loss, getattr(loss, "__name__", type(loss).__name__)
     elif ":" in loss:
-        function, name = _load(loss), loss
+        function, name = load_function(loss), loss
     else:
         ours = LOSSES | SEQUENCE_LOSSES
         if loss not in ours:
@@ -116,7 +116,8 @@ def _takes_mask(function: Callable[..., Any], name: str) -> bool:
     return sequence
 
 
-def _load(spec: str) -> Callable[..., Any]:
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function of ``file.py:function`` or ``module:function``. Raises: LossError if there is none."""
     where, _, attribute = spec.rpartition(":")
     try:
         module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlloss.expressions import EXPRESSIONS
-from rlloss.formulation import Formulation, LossError, _load, resolve
+from rlloss.formulation import Formulation, LossError, load_function, resolve
 from rlloss.graph_ops import ATOM, OPS, write
 from rlloss.graph_trace import Arg, GraphError, Step, Tape, recording
 from rlloss.probes import Probe
@@ -141,7 +141,7 @@ def trace(loss: str | Callable[..., Any], *, incoming: float = 1.0, clip_coef: f
 def _subject(loss: str | Callable[..., Any], clip_coef: float) -> _Subject:
     if isinstance(loss, str) and loss in EXPRESSIONS:
         return _expression(EXPRESSIONS[loss], loss)
-    function = _load(loss) if isinstance(loss, str) and ":" in loss else loss
+    function = load_function(loss) if isinstance(loss, str) and ":" in loss else loss
     if callable(function) and _has_numbers(function):
         return _expression(function, loss if isinstance(loss, str) else getattr(loss, "__name__", "expression"))
     formulation = resolve(loss)

@@ -64,8 +64,7 @@ def graph_command(options: argparse.Namespace) -> int:
     if options.output.suffix in PRINTED:
         from rlloss.graph_figures import save_figure
 
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(graphs, str(options.output), fold=not options.full)
+        save_figure(graphs, options.output, fold=not options.full)
         print(f"written to {options.output}", file=sys.stderr)
         return 0
     from rlloss.graph_page import page

@@ -24,7 +24,6 @@ def explanation_numbers(reference: Path) -> dict[str, str]:
 
 
 def _numbers(reference: Path) -> dict[str, str]:
-
     def table(name: str) -> pd.DataFrame:
         path = reference / f"{name}.csv"
         if not path.is_file():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -179,12 +180,8 @@ def _at(graph: Graph) -> str:
     return ", ".join(f"{given.label} = {number(given.value)}" for given in graph.inputs)
 
 
-def save_figure(graphs: Sequence[Graph], path: str, *, fold: bool = True) -> None:
+def save_figure(graphs: Sequence[Graph], path: Path, *, fold: bool = True) -> None:
     """Write one .svg, .pdf or .png, the same bytes whenever it is made."""
-    metadata = {
-        "svg": {"Date": None, "Creator": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with figures.style():
-        figure = graph_figure(graphs, fold=fold)
-        figure.savefig(path, metadata=metadata.get(path.rpartition(".")[2], {"Software": None}))
+        graph_figure(graphs, fold=fold).savefig(path, metadata=figures.METADATA[path.suffix])

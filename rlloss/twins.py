@@ -140,9 +140,7 @@ def twin_figure(
         figures.steps_axis(axes[-1, column])
     for row, label in enumerate((*columns.values(), "parameters apart")):
         axes[row, 0].set_ylabel(label, fontsize=7)
-    drawing.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    drawing.align_ylabels(axes[:, 0])
-    return drawing
+    return figures.finish(drawing, axes, columns=2)
 
 
 def draw_twins(axes: Axes, pair: tuple[RunFolder, RunFolder], metric: str, labels: Sequence[str]) -> None:

@@ -93,7 +93,7 @@ def drag(tab, place):
             field.blur()
 
 
-def compare(graphs, states, place, losses, n=1):
+def assert_agrees(graphs, states, place, losses, n=1):
     """Every node's value and gradient in the page against PyTorch's, and against the loss function itself."""
     for graph, state, name in zip(graphs, states, losses, strict=True):
         theirs = replay(graph, [place[given.name] for given in graph.inputs], incoming=1 / n)
@@ -122,7 +122,7 @@ def test_dragged_to_100_places_every_number_is_pytorchs(show, every):
     with tab as tab:
         for place in places:
             drag(tab, place)
-            compare(graphs, tab.evaluate(READ), place, losses)
+            assert_agrees(graphs, tab.evaluate(READ), place, losses)
             banner = tab.locator(".rl-banner").inner_text()
             assert "same bits" in banner, (place, banner)
 
@@ -135,7 +135,7 @@ def test_every_loss_of_the_zoo_dragged_to_the_bounds_and_elsewhere(show, name):
     with tab as tab:
         for place in edges[:8] + ends[:4] + grid:
             drag(tab, place)
-            compare(graphs, tab.evaluate(READ), place, [name])
+            assert_agrees(graphs, tab.evaluate(READ), place, [name])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_expressions_and_sequence_losses_agree_with_pytorch_too(show, name):
         for _ in range(5):
             place = {g.name: round(rng.uniform(g.low / 2, g.high / 2), 2) for g in graphs[0].inputs}
             drag(tab, place)
-            compare(graphs, tab.evaluate(READ), place, [name])
+            assert_agrees(graphs, tab.evaluate(READ), place, [name])
 
 
 def test_the_browsers_operations_are_pythons(show):
@@ -287,7 +287,7 @@ def test_the_mean_over_n_tells_the_textbook_order_apart(show):
         for n in (1, 3, 7, 100, 1000, 1024):
             tab.locator(".rl-batch").fill(str(n))
             tab.locator(".rl-batch").press("Enter")
-            compare(graphs, tab.evaluate(READ), place, losses, n)
+            assert_agrees(graphs, tab.evaluate(READ), place, losses, n)
             verdicts.append("same bits" in tab.locator(".rl-banner").inner_text())
         assert verdicts[0]
         assert verdicts[-1]
