@@ -53,6 +53,22 @@ for seed in map(int, seeds):
 """
 
 
+GRAPH_WIDTHS = (1280, 390)  # pixels: a laptop, a telephone
+MOVES = 300  # of the first slider, all over its range, per page and round
+DRAG = """moves => {
+  const range = document.querySelector("input[type=range]"), low = Number(range.min), high = Number(range.max);
+  const times = [];
+  for (let i = 0; i < moves; i++) {
+    range.value = low + ((high - low) * ((i * 61) % moves)) / moves;
+    const start = performance.now();
+    range.dispatchEvent(new Event("input", { bubbles: true }));
+    document.documentElement.getBoundingClientRect(); // or style and layout would be left for later
+    times.push(performance.now() - start);
+  }
+  return times;
+}"""
+
+
 def benchmark(rounds: int, timesteps: int) -> pd.DataFrame:
     """A row per contestant: median, lowest and highest steps/s, and the median over rounds of the ratio to rlloss."""
     contestants: dict[str, Callable[[int], float]] = {BARE: _bare, UNRECORDED: _unrecorded, RECORDED: _recorded}
@@ -157,6 +173,59 @@ def _bare_seconds(workers: int, timesteps: int, folder: str) -> float:
         if loop.wait():
             raise subprocess.CalledProcessError(loop.returncode, loop.args)
     return time.perf_counter() - start
+
+
+def benchmark_graph(rounds: int) -> pd.DataFrame:
+    """Milliseconds that a slider's move takes in Chromium, on pages of ``rlloss graph``: a row per page.
+
+    From the move to the end of scripts, style and layout, as a browser does them once a frame; at 60 frames a second
+    there are 16.7 ms for it. The zoo's losses are ranked by their operations, and the largest are taken.
+    Raises: ConfigError where Chromium or playwright is missing.
+    """
+    from rlloss.browser import chromium
+    from rlloss.graph import trace
+    from rlloss.graph_page import page
+    from rlloss.losses import LOSSES
+    from rlloss.sequence_losses import SEQUENCE_LOSSES
+
+    zoo = sorted((trace(name) for name in [*LOSSES, *SEQUENCE_LOSSES]), key=lambda graph: -len(graph.nodes))
+    subjects = [(trace("ppo_clip"), trace("reinforce")), *((graph,) for graph in zoo[:2])]
+    rows = []
+    total = len(subjects) * len(GRAPH_WIDTHS) * rounds
+    with (
+        chromium() as browser,
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=total, unit="page", disable=None) as bar,
+    ):
+        for graphs in subjects:
+            name = " and ".join(graph.title for graph in graphs)
+            bar.set_postfix_str(name)
+            path = Path(folder) / "page.html"
+            path.write_text(page(graphs), encoding="utf-8")
+            for width in GRAPH_WIDTHS:
+                times: list[float] = []
+                for _ in range(rounds):
+                    tab = browser.new_page(viewport={"width": width, "height": 900})
+                    tab.goto(path.as_uri())
+                    times += tab.evaluate(DRAG, MOVES)
+                    tab.close()
+                    bar.update()
+                low, middle, high, top = np.quantile(times, [0, 0.5, 0.95, 1])
+                rows.append(
+                    {
+                        "page": name,
+                        "numbers": sum(len(graph.nodes) for graph in graphs),
+                        "window, px": width,
+                        "KB": round(path.stat().st_size / 1000),
+                        "moves": len(times),
+                        "ms, median": round(middle, 1),
+                        "lowest": round(low, 1),
+                        "95th percentile": round(high, 1),
+                        "highest": round(top, 1),
+                        "moves over 16 ms": int(np.sum(np.array(times) > 16)),
+                    }
+                )
+    return pd.DataFrame(rows)
 
 
 def _config(timesteps: int) -> Config:

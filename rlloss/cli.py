@@ -99,9 +99,9 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("--readme", type=Path, metavar="FILE", help="only renew the generated parts of FILE")
         verb.set_defaults(command=function)
 
-    bench = verbs.add_parser("benchmark", help="environment steps per second, beside the peers that are installed")
+    bench = verbs.add_parser("benchmark", help="speed: of training beside its peers, checks, sweeps, graph pages")
     bench.add_argument(
-        "--of", choices=("train", "check", "sweep"), default="train", help="what to time (default: train)"
+        "--of", choices=("train", "check", "sweep", "graph"), default="train", help="what to time (default: train)"
     )
     bench.add_argument("--rounds", type=int, default=5, help="rounds; in each, every contestant runs once (default: 5)")
     bench.add_argument("--timesteps", type=int, metavar="N",
@@ -426,15 +426,15 @@ def report_command(options: argparse.Namespace) -> int:
 
 
 def benchmark_command(options: argparse.Namespace) -> int:
-    from rlloss.benchmark import benchmark, benchmark_check, benchmark_sweep
+    from rlloss.benchmark import benchmark, benchmark_check, benchmark_graph, benchmark_sweep
 
     if options.rounds < 1:
         raise ConfigError(f"--rounds={options.rounds}: must be 1 or greater")
     timesteps = (102_400 if options.of == "sweep" else 20_480) if options.timesteps is None else options.timesteps
     if timesteps < 512:
         raise ConfigError(f"--timesteps={timesteps}: must be at least one iteration of 512")
-    if options.of == "check":
-        table = benchmark_check(options.rounds)
+    if options.of in ("check", "graph"):
+        table = (benchmark_check if options.of == "check" else benchmark_graph)(options.rounds)
     else:
         table = (benchmark_sweep if options.of == "sweep" else benchmark)(options.rounds, timesteps)
     print(tables.text(table))

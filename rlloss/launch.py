@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlloss.config import ConfigError, data_dir, is_hydras, load, one_line, parse_overrides, run_folder, to_config
 from rlloss.runs import RunFolder
 from rlloss.schema import Config
-from rlloss.sweep import Outcome, check_all, is_finished, progress_bar, run_one
+from rlloss.sweep import Outcome, check_all, check_folders, is_finished, progress_bar, run_one
 
 SLURM = ("slurm", "submitit_slurm")  # names of the launcher in configs/ and in Hydra's plugin
 
@@ -73,7 +73,7 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
     Everything is checked before the first run starts. Failures are returned, not raised; one leaves the others running.
     Raises: ConfigError for runs that share a folder or cannot be run, for a launcher that is missing or refuses.
     """
-    check_all([job.config for job in jobs])
+    check_folders([job.config for job in jobs])
     for override in hydras:
         if not override.lstrip("+").startswith(("hydra.launcher.", "hydra/launcher=")):
             raise ConfigError(f"{override}: of Hydra's own keys a sweep takes hydra/launcher and hydra.launcher.*")
@@ -82,6 +82,7 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
     todo.sort(key=lambda job: -job.config.total_timesteps)
     outcomes: dict[Path, Outcome] = {}
     if todo:
+        check_all([job.config for job in todo], cores_of(hydras) or 1)
         with launcher(todo, hydras) as launch, progress_bar([job.config for job in todo]):
             outcomes = _launch_all(launch, todo)
     folders = [run_folder(job.config) for job in jobs]
@@ -97,17 +98,16 @@ Launch = Callable[[Sequence[Job]], list[Outcome]]
 def launcher(jobs: Sequence[Job], hydras: Sequence[str]) -> Iterator[Launch]:
     """A function that runs jobs through Hydra's launcher and waits for them. The launcher's settings may refer to
     keys of the first job. Raises: ConfigError for what Hydra, the launcher or Slurm rejects."""
-    name = next((o.partition("=")[2] for o in reversed(hydras) if o.startswith("hydra/launcher=")), "joblib")
-    given = dict(o.lstrip("+").split("=", 1) for o in hydras if not o.startswith("hydra/launcher="))
+    if n_jobs := cores_of(hydras):
+        yield functools.partial(_on_cores, n_jobs=n_jobs)
+        return
+    name, given = _settings(hydras)
     settings = list(hydras)
     if name == "joblib" and "hydra.launcher.n_jobs" not in given:
         settings.append(f"hydra.launcher.n_jobs={os.cpu_count() or 1}")
     if name in SLURM:
         _need_slurm(name)
     with _refusals_are_bad_input():
-        if name == "joblib" and given.keys() <= {"hydra.launcher.n_jobs"}:
-            yield functools.partial(_on_cores, n_jobs=given.get("hydra.launcher.n_jobs", str(os.cpu_count() or 1)))
-            return
         plugin = _instantiate([*jobs[0].overrides, *settings])
 
         def launch(batch: Sequence[Job]) -> list[Outcome]:
@@ -123,12 +123,35 @@ def launcher(jobs: Sequence[Job], hydras: Sequence[str]) -> Iterator[Launch]:
             yield launch
 
 
-def _on_cores(batch: Sequence[Job], *, n_jobs: str) -> list[Outcome]:
+def _settings(hydras: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The launcher's name, and what is set of ``hydra.launcher.*``."""
+    name = next((o.partition("=")[2] for o in reversed(hydras) if o.startswith("hydra/launcher=")), "joblib")
+    return name, dict(o.lstrip("+").split("=", 1) for o in hydras if not o.startswith("hydra/launcher="))
+
+
+def cores_of(hydras: Sequence[str]) -> int | None:
+    """How many processes share the runs on this machine; None if Hydra's own launcher is to see to that.
+
+    Raises: ConfigError for a number that is none.
+    """
+    name, given = _settings(hydras)
+    if name != "joblib" or not given.keys() <= {"hydra.launcher.n_jobs"}:
+        return None
+    text = given.get("hydra.launcher.n_jobs", "-1")
+    try:
+        return int(joblib.effective_n_jobs(int(text)))
+    except ValueError as error:
+        raise ConfigError(
+            f"hydra.launcher.n_jobs={text}: must be a number of processes, or -1 for one per core"
+        ) from error
+
+
+def _on_cores(batch: Sequence[Job], *, n_jobs: int) -> list[Outcome]:
     """What Hydra's joblib launcher does, without composing in the worker what is composed and checked already.
 
     That takes it some tenths of a second a run, which in a sweep of short runs is a good part of the whole.
     """
-    return list(joblib.Parallel(n_jobs=int(n_jobs), batch_size=1)(joblib.delayed(run_one)(job.config) for job in batch))
+    return list(joblib.Parallel(n_jobs=n_jobs, batch_size=1)(joblib.delayed(run_one)(job.config) for job in batch))
 
 
 def _instantiate(overrides: Sequence[str]) -> Any:

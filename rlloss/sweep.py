@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import joblib
 from tqdm import tqdm
 
 from rlloss.config import ConfigError, check_folder, run_folder
@@ -48,13 +49,8 @@ def run_one(config: Config) -> Outcome:
     return Outcome(str(folder))
 
 
-def check_all(configs: Sequence[Config]) -> None:
-    """Checks on a whole sweep before its first run: every folder, and everything that ``train`` checks.
-
-    Raises: ConfigError for two runs in one folder, a folder that holds something else, a config that cannot be run.
-    """
-    from rlloss.train import validate
-
+def check_folders(configs: Sequence[Config]) -> None:
+    """Raises: ConfigError for two runs in one folder, and for a folder that holds something else."""
     folders = [run_folder(config) for config in configs]
     for folder, config in zip(folders, configs, strict=True):
         if folders.count(folder) > 1:
@@ -62,7 +58,23 @@ def check_all(configs: Sequence[Config]) -> None:
                 f"run_dir={folder}: runs of this sweep share it; leave run_dir out, or put ${{loss.name}} in it"
             )
         check_folder(folder, config)
-    for config in {repr(replace(config, seed=0, run_dir=None)): config for config in configs}.values():
+
+
+def check_all(configs: Sequence[Config], n_jobs: int) -> None:
+    """Everything that ``train`` checks, for all of these before the first of them runs, in ``n_jobs`` processes.
+
+    Those are joblib's, which keeps them for the runs: so they import torch, which takes seconds, all at once and while
+    they check, and this process needs no torch at all. Raises: ConfigError for a config that cannot be run.
+    """
+    distinct = list({repr(replace(config, seed=0, run_dir=None)): config for config in configs}.values())
+    shares = [distinct[i::n_jobs] or distinct[:1] for i in range(min(n_jobs, len(configs)))]
+    joblib.Parallel(n_jobs=n_jobs, batch_size=1)(joblib.delayed(_validate)(share) for share in shares)
+
+
+def _validate(configs: Sequence[Config]) -> None:
+    from rlloss.train import validate
+
+    for config in configs:
         validate(config)
 
 

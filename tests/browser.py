@@ -1,36 +1,31 @@
 """Pages in a real Chromium. A page that asks the network for anything, or logs an error, fails its test."""
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-QUIET = (  # Chromium as root in a container, and silent on the network of its own accord
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+from rlloss import browser
+from rlloss.config import ConfigError
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Debian's Chromium, driven by playwright; skips where either is missing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'rlloss[test]'")
-    binary = shutil.which("chromium") or shutil.which("chromium-browser")
-    if binary is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=binary, args=QUIET)
-        yield browser
-        browser.close()
+    """The Chromium of ``rlloss benchmark --of graph``; skips where it or playwright is missing."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(browser.chromium())
+        except ConfigError as missing:
+            pytest.skip(str(missing))
+        yield running
 
 
 @contextmanager
-def opened(browser: Any, path: Path, *, width: int = 1280, height: int = 900, **context: Any) -> Iterator[Any]:
+def opened(running: Any, path: Path, *, width: int = 1280, height: int = 900, **context: Any) -> Iterator[Any]:
     """The page of an HTML file, ``width`` pixels wide. Afterwards: no console error, no request beyond the file."""
-    tab = browser.new_context(viewport={"width": width, "height": height}, **context)
+    tab = running.new_context(viewport={"width": width, "height": height}, **context)
     page = tab.new_page()
     errors: list[str] = []
     asked: list[str] = []

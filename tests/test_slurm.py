@@ -46,6 +46,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 ReturnToService=2
+MinJobAge=86400
 KillWait=1
 MpiDefault=none
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
