@@ -55,10 +55,12 @@ for seed in map(int, seeds):
 
 GRAPH_WIDTHS = (1280, 390)  # pixels: a laptop, a telephone
 MOVES = 300  # of the first slider, all over its range, per page and round
-DRAG = """moves => {
+SETTLE_MS = 1000  # after loading, before anybody could have found the slider
+DRAG = """async (moves) => {
   const range = document.querySelector("input[type=range]"), low = Number(range.min), high = Number(range.max);
   const times = [];
   for (let i = 0; i < moves; i++) {
+    await new Promise(requestAnimationFrame); // as a pointer's moves come: one a frame
     range.value = low + ((high - low) * ((i * 61) % moves)) / moves;
     const start = performance.now();
     range.dispatchEvent(new Event("input", { bubbles: true }));
@@ -207,6 +209,7 @@ def benchmark_graph(rounds: int) -> pd.DataFrame:
                 for _ in range(rounds):
                     tab = browser.new_page(viewport={"width": width, "height": 900})
                     tab.goto(path.as_uri())
+                    tab.wait_for_timeout(SETTLE_MS)
                     times += tab.evaluate(DRAG, MOVES)
                     tab.close()
                     bar.update()

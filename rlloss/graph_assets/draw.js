@@ -47,6 +47,7 @@ class Drawing {
     this.links = layout.links.map((link) => this.link(link, links));
     this.boxes = layout.boxes.map((box) => this.box(box));
     this.boxAt = new Map(this.boxes.map((box) => [box.n, box]));
+    this.into = new Map(this.boxes.map((box) => [box.n, this.links.filter((link) => link.target === box.n)]));
     const labels = svg("g", { "aria-hidden": "true" }, this.root);
     this.links.forEach((link) => (link.label = this.label(link, labels)));
   }
@@ -149,7 +150,7 @@ class Drawing {
     if (given.length > 1) texts[4] = brief((d) => `= ${given.map((g, i) => (i ? `${g < 0 ? "−" : "+"} ${show(Math.abs(g), d)}` : show(g, d))).join(" ")}`);
     if (texts[4].length > 20) texts[4] = `Σ ${given.length}`;
     if (box.node.op === "input") return;
-    const out = this.links.filter((link) => link.target === box.n).map((link) => [link, this.flow(link, state)]);
+    const out = this.into.get(box.n).map((link) => [link, this.flow(link, state)]);
     out.filter(([, g]) => g !== null).slice(0, 3).forEach(([link, g], i) => {
       if (!state.requires[link.source]) return;
       texts[5 + i] = box.members.length ? `→ ${show(g)}` : brief((digits) => `× ${bracket(this.localOf(link, state), digits)} = ${show(g, digits)}`);
@@ -163,11 +164,7 @@ class Drawing {
 
   // What arrives at a node from each of its uses, the latest first.
   contributions(n, state) {
-    const given = [];
-    for (let m = this.graph.nodes.length - 1; m > n; m--) {
-      this.graph.nodes[m].args.forEach((a, i) => a === n && state.flows[m] && state.flows[m][i] !== null && given.push(state.flows[m][i]));
-    }
-    return given;
+    return this.graph.uses[n].map(([m, i]) => state.flows[m]?.[i] ?? null).filter((given) => given !== null);
   }
 
   mark(box, state, shown, selected) {

@@ -3,10 +3,13 @@
 
 const isNode = (arg) => typeof arg === "number";
 
-// JSON has no infinities: they come as strings.
+// JSON has no infinities: they come as strings. uses[n]: every [operation, position] that takes node n, the latest first.
 function prepare(graph) {
   const nodes = graph.nodes.map((node) => ({ ...node, args: node.args.map((a) => (isNode(a) ? a : [Number(a[0])])) }));
-  return { ...graph, nodes };
+  const uses = nodes.map(() => []);
+  nodes.forEach((node, m) => node.args.forEach((a, i) => isNode(a) && uses[a].push([m, i])));
+  uses.forEach((all) => all.sort(([m, i], [other, j]) => other - m || i - j));
+  return { ...graph, nodes, uses };
 }
 
 function forward(graph, inputs) {

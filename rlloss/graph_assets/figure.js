@@ -293,7 +293,7 @@ class Figure {
     const node = this.graphs[g].nodes[n], prefix = this.graphs.length > 1 ? `${this.graphs[g].title}: ` : "";
     if (this.mode === "forward") return `${prefix}${node.title === node.formula ? node.title : node.formula} = ${show(state.values[n])}`;
     const given = drawing.contributions(n, state), total = show(state.gradients[n]);
-    const out = drawing.links.filter((l) => l.target === n && drawing.flow(l, state) !== null && state.requires[l.source]).map((l) =>
+    const out = drawing.into.get(n).filter((l) => drawing.flow(l, state) !== null && state.requires[l.source]).map((l) =>
       `${show(state.gradients[n])} × ${bracket(drawing.localOf(l, state))} = ${show(drawing.flow(l, state))} ${word("goesTo")} ${this.graphs[g].nodes[l.source].title}`);
     return `${prefix}${node.title}: ${given.length > 1 ? `${given.map((x, i) => (i ? bracket(x) : show(x))).join(" + ")} = ` : ""}${total} ${word("arrives")}${out.length ? `, ${out.join(", ")}` : ""}`;
   }
