@@ -128,11 +128,13 @@ class Drawing {
       else if (!(node.op === "input")) texts[3] = `${word("lost")} ${show(gradient)}`;
       if (carries) this.gradientLines(box, state, texts);
     }
-    const used = lines.filter((_, i) => texts[i] !== "").length, height = used * LINE + 10;
+    const large = texts[3] !== "" && this.graph.goals.includes(n) ? 4 : 0; // in larger letters, where the eye ends
+    const used = lines.filter((_, i) => texts[i] !== "").length, height = used * LINE + 10 + large;
     let y = -height / 2 + LINE + 1;
     lines.forEach((line, i) => {
       if (i > 1) say(line, texts[i]);
       if (texts[i] === "") return;
+      if (i === 3) y += large;
       put(line, "y", y);
       y += LINE;
     });

@@ -84,7 +84,7 @@ class Figure {
   }
 
   sliders() {
-    const box = element("div", { class: "rl-sliders" });
+    const box = element("div", { class: this.inputs.size > 6 ? "rl-sliders rl-many" : "rl-sliders" });
     this.controls = new Map();
     for (const [name, given] of this.inputs) {
       const id = `rl${this.index}-${name.replace(/\W/g, "_")}`;
