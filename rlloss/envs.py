@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, SupportsFloat
@@ -17,6 +18,9 @@ from rlloss.torsos import SMALLEST_IMAGE
 
 EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari", "ALE/": "atari"}
 """Part of an environment's entry point, or of its id if that is not registered -> extra of this package."""
+
+SIMULATORS = {"box2d": "box2d", "mujoco": "mujoco", "atari": "ale-py"}
+"""Extra of this package -> the distribution whose version decides what its environments compute."""
 
 Array = NDArray[np.floating]
 Env = gymnasium.Env[Any, Any]
@@ -189,6 +193,22 @@ def missing_extra(configs: Iterable[EnvConfig]) -> str:
     return ""
 
 
+def simulator_version(env_id: str) -> dict[str, str]:
+    """The name and version of the simulator behind an environment; empty for those of Gymnasium itself."""
+    simulator = SIMULATORS.get(_extra(env_id), "")
+    try:
+        return {simulator: importlib.metadata.version(simulator)} if simulator else {}
+    except importlib.metadata.PackageNotFoundError:  # somebody else's build of it, under another name
+        return {}
+
+
+def _extra(env_id: str) -> str:
+    """The extra of this package that brings an environment; empty if none does."""
+    spec = gymnasium.registry.get(env_id)
+    origin = str(spec.entry_point) if spec else env_id
+    return next((extra for part, extra in EXTRAS.items() if part in origin), "")
+
+
 def _raw_recorders(env: Env) -> list[RawReward]:
     """From the outermost to the innermost, which alone sees rewards that nothing has changed."""
     layers: list[RawReward] = []
@@ -231,10 +251,7 @@ def _why_not(config: EnvConfig, error: Exception) -> ConfigError:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, TypeError):
         return ConfigError(f"env.kwargs={config.kwargs}: {config.id} does not take them ({first})")
-    spec = gymnasium.registry.get(config.id)
-    origin = str(spec.entry_point) if spec else config.id
-    if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
-        for part, extra in EXTRAS.items():
-            if part in origin:
-                return NotInstalled(f"env.id={config.id} is not installed; pip install 'rlloss[{extra}]'")
+    extra = _extra(config.id)
+    if extra and isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
+        return NotInstalled(f"env.id={config.id} is not installed; pip install 'rlloss[{extra}]'")
     return ConfigError(f"env.id={config.id}: {first}")

@@ -17,9 +17,9 @@ from rlloss.graph_layout import LINE, Box, Layout, Link, layout
 from rlloss.graph_words import number, short, title
 
 BOX, GAP = 96, 26  # narrower than on the page
-POINTS = 0.6  # per pixel of the layout: the smallest letters are 5.4 points in the figure's own size
-SMALL, LARGE = 9 * POINTS, 11 * POINTS
-FITS = 23  # characters across a box
+POINTS = 0.6  # per pixel of the layout
+SMALL, LARGE = 6.0, 7.2  # points, in the figure's own size
+FITS = 20  # characters across a box
 COLOURS = (BLUE, VERMILION)
 
 
@@ -57,7 +57,7 @@ def graph_figure(graphs: Sequence[Graph], *, fold: bool = True) -> Figure:
         name = LABELS.get(graph.title, graph.title.rpartition("/")[2])
         value = f"{graph.nodes[graph.loss].formula} = {number(graph.nodes[graph.loss].value)}"
         axes.text(12, -heading / 2, name, fontsize=LARGE + 1, color=sheet.colour, weight="bold", va="center")
-        axes.text(12 + 6.8 * len(name) + 20, -heading / 2, value, fontsize=LARGE, va="center")
+        axes.text(12 + 7.6 * len(name) + 20, -heading / 2, value, fontsize=LARGE, va="center")
         for link in it.links:
             _draw_link(sheet, link)
         for box in it.boxes:

@@ -101,4 +101,6 @@ def write(op: str, arguments: list[tuple[str, int]]) -> tuple[str, int]:
         text if bare or level > rule.level or (level == rule.level and i == 0 and op != "neg") else f"({text})"
         for i, (text, level) in enumerate(arguments)
     ]
+    if op == "pow" and parts[1] == "2":
+        return f"{parts[0]}²", rule.level
     return rule.text.format(*parts), rule.level

@@ -40,5 +40,5 @@ def short(graph: Graph, node: Node) -> str:
 
 
 def number(x: float | None, digits: int = 5) -> str:
-    """A few significant digits and a real minus sign; a dash for None."""
-    return "–" if x is None else f"{x:.{digits}g}".replace("-", "−").replace("inf", "∞")
+    """A few significant digits and a real minus sign, none for zero; a dash for None."""
+    return "–" if x is None else f"{x + 0.0:.{digits}g}".replace("-", "−").replace("inf", "∞")

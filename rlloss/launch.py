@@ -110,15 +110,20 @@ def launcher(jobs: Sequence[Job], hydras: Sequence[str]) -> Iterator[Launch]:
     with _refusals_are_bad_input():
         plugin = _instantiate([*jobs[0].overrides, *settings])
 
-        def launch(batch: Sequence[Job]) -> list[Outcome]:
-            returns = plugin.launch([list(job.overrides) for job in batch], initial_job_idx=0)
+        def launch(batch: Sequence[Job], first: int = 0) -> list[Outcome]:
+            returns = plugin.launch([list(job.overrides) for job in batch], initial_job_idx=first)
             return [_outcome(job, returned) for job, returned in zip(batch, returns, strict=True)]
 
         if name in SLURM:
-            from rlloss.slurm import patient_jobs
+            from rlloss.slurm import array_size, patient_jobs
+
+            def launch_arrays(batch: Sequence[Job]) -> list[Outcome]:
+                size = array_size()
+                parts = [launch(batch[i : i + size], i) for i in range(0, len(batch), size)]
+                return [outcome for part in parts for outcome in part]
 
             with patient_jobs():
-                yield launch
+                yield launch_arrays
         else:
             yield launch
 

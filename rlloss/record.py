@@ -31,6 +31,7 @@ from safetensors.numpy import save_file
 
 from rlloss import __version__
 from rlloss.config import ConfigError, check_folder, to_yaml
+from rlloss.envs import simulator_version
 from rlloss.logger import LOGGERS
 from rlloss.policy import ActorCritic
 from rlloss.rollout import Episode
@@ -44,7 +45,7 @@ RESULTS = (
 )  # fmt: skip
 
 
-def fingerprint(device: str) -> dict[str, dict[str, str]]:
+def fingerprint(device: str, env_id: str) -> dict[str, dict[str, str]]:
     """Versions and machine: what decides whether two machines can be expected to agree to the last bit."""
     versions = {
         "rlloss": __version__,
@@ -52,6 +53,7 @@ def fingerprint(device: str) -> dict[str, dict[str, str]]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "gymnasium": gymnasium.__version__,
+        **simulator_version(env_id),
     }
     machine = {
         "architecture": platform.machine(),
@@ -213,5 +215,5 @@ class Recorder:
             "final_digest": self.last_digest.hex(),
             **more,
         }
-        run |= fingerprint(self.config.device)
+        run |= fingerprint(self.config.device, self.config.env.id)
         _replace(self.folder / "run.json", (to_json(run) + "\n").encode())

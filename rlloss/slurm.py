@@ -84,6 +84,15 @@ def patient_jobs() -> Iterator[None]:
             tidy(folder, arrays)
 
 
+def array_size() -> int:
+    """How many jobs the cluster takes in one array; Slurm's default where it does not say."""
+    for line in (_output("scontrol", "show", "config") or "").splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return max(1, int(value))
+    return 1001
+
+
 def tidy(folder: Path, arrays: set[str]) -> None:
     """Remove a job's folder of pickles and logs and what its array left beside it, and nothing that is not Slurm's."""
     if folder.name.split("_")[0] not in arrays:

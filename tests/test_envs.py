@@ -172,7 +172,9 @@ def test_another_process_trains_to_the_same_bits_and_leaves_nothing_beside_its_r
     assert done.stderr == ""
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     here = make_run(*settings[len(SHORT) :])
-    assert np.array_equal(here.digests, RunFolder(tmp_path / "there").digests)
+    there = RunFolder(tmp_path / "there")
+    assert np.array_equal(here.digests, there.digests)
+    assert there.info["versions"][package.lower().replace("_", "-")], "the simulator's"
 
 
 @pytest.mark.parametrize(("env", "package"), [("hopper", "mujoco"), ("breakout", "ale_py")])

@@ -49,7 +49,7 @@ def test_the_squared_error_has_the_values_and_gradients_of_a_hand_calculation():
     assert named(graph, "w").gradient == pytest.approx(2 * z3 * x, rel=1e-15)
     assert named(graph, "b").gradient == pytest.approx(2 * z3, rel=1e-15)
     assert named(graph, "x").gradient is None  # data
-    assert [node.formula for node in graph.nodes if node.op != "input"] == ["w × x", "z1 + b", "z2 − y", "z3^2"]
+    assert [node.formula for node in graph.nodes if node.op != "input"] == ["w × x", "z1 + b", "z2 − y", "z3²"]
 
 
 def test_contributions_of_a_fan_out_add_up():

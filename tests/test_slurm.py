@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -47,6 +48,7 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 ReturnToService=2
 MinJobAge=86400
+MaxArraySize=3
 KillWait=1
 MpiDefault=none
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
@@ -153,6 +155,8 @@ def test_jobs_have_the_bits_of_runs_made_here_and_what_is_finished_is_not_run_ag
     assert not list((tmp_path / "runs").glob(".*")), "nothing is left of submitit"
     submitted = output("scontrol", "show", "jobs").count("JobId=")
     assert submitted >= 4, "they did run there"
+    arrays = re.findall(r"ArrayJobId=(\d+)", output("scontrol", "show", "jobs"))
+    assert len(set(arrays)) == 2, "four jobs, of which the cluster takes three in an array"
     again = sweep(*arguments, cwd=tmp_path)
     again.communicate(timeout=PATIENCE)
     assert again.returncode == 0
