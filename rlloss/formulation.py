@@ -50,7 +50,7 @@ class Formulation:
         try:
             result = self.function(logp, *inputs, clip_coef=clip_coef)
         except Exception as error:
-            raise LossError(f"{self.name} raised {_describe(error)}, given {probe.describe()}") from error
+            raise LossError(f"{self.name} raised {describe(error)}, given {probe.describe()}") from error
         if isinstance(result, tuple | list) and result:
             result = result[0]
         self._check(result, probe, logp)
@@ -124,7 +124,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     except LossError:
         raise
     except (Exception, SystemExit) as error:
-        raise LossError(f"LOSS={spec}: importing {where} raised {_describe(error)}") from error
+        raise LossError(f"LOSS={spec}: importing {where} raised {describe(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         offered = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
@@ -153,7 +153,7 @@ def _load_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An exception in one line, with the last place in the user's own code that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]

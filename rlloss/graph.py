@@ -5,27 +5,33 @@ result with respect to every intermediate tensor. ``replay`` computes a graph ag
 by operation; the page does the same in the browser. A graph is checked against its function before it is handed out.
 """
 
+import difflib
 import inspect
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlloss.expressions import EXPRESSIONS
-from rlloss.formulation import Formulation, LossError, load_function, resolve
+from rlloss.formulation import Formulation, LossError, describe, load_function, resolve
 from rlloss.graph_ops import ATOM, OPS, write
 from rlloss.graph_trace import Arg, GraphError, Step, Tape, recording
+from rlloss.losses import LOSSES
 from rlloss.probes import Probe
+from rlloss.sequence_losses import SEQUENCE_LOSSES
 
 __all__ = ["Edge", "Graph", "GraphError", "Input", "Node", "Replay", "replay", "trace"]
 
 TOKENS = [[True, True], [True, False]]  # the mask of a sequence loss: two answers, of two tokens and of one
-RATIOS = (1.0, 0.5, 0.79, 0.9, 1.1, 1.21, 1.5, 3.5)  # where a graph is checked, relative to its starting point
+RATIOS = (0.5, 0.79, 0.9, 1.0, 1.1, 1.21, 1.5, 3.5)  # at which a graph is checked, on both signs of the advantage
+ANYWHERE = 40  # other places at which it is checked, anywhere between the sliders' ends
 DIGITS = 1e-12
+LONG = 120  # letters: a number whose formula is longer stands as a dot in other formulas
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,9 @@ class Input:
     value: float
     low: float
     high: float
+    step: float = 0.01
     grad: bool = False
     number: bool = False
-    step: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,6 @@ class Graph:
     """A traced expression. The first ``len(inputs)`` nodes are the inputs; ``loss`` is the node of the result."""
 
     title: str
-    source: str
     inputs: tuple[Input, ...]
     nodes: tuple[Node, ...]
     loss: int
@@ -139,12 +144,17 @@ def trace(loss: str | Callable[..., Any], *, incoming: float = 1.0, clip_coef: f
 
 
 def _subject(loss: str | Callable[..., Any], clip_coef: float) -> _Subject:
-    if isinstance(loss, str) and loss in EXPRESSIONS:
-        return _expression(EXPRESSIONS[loss], loss)
+    title = loss if isinstance(loss, str) else getattr(loss, "__name__", "expression")
+    if title in EXPRESSIONS and isinstance(loss, str):
+        return _expression(EXPRESSIONS[title], title)
+    if isinstance(loss, str) and ":" not in loss and not (known := LOSSES | SEQUENCE_LOSSES | EXPRESSIONS).get(loss):
+        close = difflib.get_close_matches(loss, known, 3, 0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(known)}"
+        raise LossError(f"LOSS={loss}: unknown; {hint} (your own: file.py:function)")
     function = load_function(loss) if isinstance(loss, str) and ":" in loss else loss
     if callable(function) and _has_numbers(function):
-        return _expression(function, loss if isinstance(loss, str) else getattr(loss, "__name__", "expression"))
-    formulation = resolve(loss)
+        return _expression(function, title)
+    formulation = replace(resolve(function), name=title)
     if formulation.sequence:
         return _sequence(formulation, clip_coef)
     inputs = (
@@ -163,21 +173,31 @@ def _subject(loss: str | Callable[..., Any], clip_coef: float) -> _Subject:
 
 def _has_numbers(function: Callable[..., Any]) -> bool:
     try:
-        parameters = inspect.signature(function).parameters.values()
+        defaults = [p.default for p in inspect.signature(function).parameters.values()]
     except (TypeError, ValueError):
         return False
-    return bool(parameters) and all(isinstance(p.default, int | float) for p in parameters)
+    return bool(defaults) and all(isinstance(d, int | float) and not isinstance(d, bool) for d in defaults)
 
 
 def _expression(function: Callable[..., Any], title: str) -> _Subject:
-    parameters = inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters.values()
+    for p in parameters:
+        if not math.isfinite(p.default):
+            raise LossError(f"{title}: its slider cannot start at {p.name}={p.default}; give {p.name} a finite default")
     inputs = tuple(
-        Input(name, name, float(p.default), *_range(float(p.default)), grad=p.kind is not p.KEYWORD_ONLY)
-        for name, p in parameters.items()
+        Input(p.name, p.name, float(p.default), *_range(float(p.default)), grad=p.kind is not p.KEYWORD_ONLY)
+        for p in parameters
     )
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
     def call(values: Sequence[Any]) -> Tensor:
-        result = function(**dict(zip(parameters, values, strict=True)))
+        split = len(values) - len(named)
+        try:
+            result = function(*values[:split], **dict(zip(named, values[split:], strict=True)))
+        except GraphError:
+            raise
+        except Exception as error:
+            raise LossError(f"{title} raised {describe(error)}, given a tensor for each of its parameters") from error
         if not isinstance(result, Tensor) or result.numel() != 1:
             raise LossError(f"{title} must return one number as a tensor, it returned {type(result).__name__}")
         if not result.requires_grad:
@@ -187,9 +207,10 @@ def _expression(function: Callable[..., Any], title: str) -> _Subject:
     return _Subject(title, inputs, function, call, groups=((),) * len(inputs))
 
 
-def _range(value: float) -> tuple[float, float]:
-    reach = max(3.0, 10 ** math.ceil(math.log10(2 * abs(value) + 1e-9)))
-    return -reach, reach
+def _range(value: float) -> tuple[float, float, float]:
+    """A slider's ends and its step: from -3 to 3 by hundredths, or as many powers of ten as a value needs."""
+    reach = 3.0 if 0.1 <= abs(value) <= 2.5 or value == 0 else 10.0 ** math.ceil(math.log10(2 * abs(value)))
+    return -reach, reach, 10.0 ** (math.floor(math.log10(reach)) - 2)
 
 
 def _sequence(formulation: Formulation, clip_coef: float) -> _Subject:
@@ -258,6 +279,8 @@ def _assemble(subject: _Subject, tape: Tape, gradients: Mapping[int, float], los
     wanted, todo = set(range(len(subject.inputs))), [loss]
     while todo:
         node = todo.pop()
+        if node in tape.refusals:
+            raise tape.refusals[node]
         if node not in wanted or node == loss:
             wanted.add(node)
             todo += [arg for arg in tape.steps[node].args if isinstance(arg, int) and arg not in wanted]
@@ -275,10 +298,9 @@ def _assemble(subject: _Subject, tape: Tape, gradients: Mapping[int, float], los
         )  # fmt: skip
         nodes.append(Node(len(nodes), step.op, args, step.value, gradients.get(old), step.requires_grad, step.cut,
                           step.number, name, formula[0], step.scope, step.line))  # fmt: skip
-        short.append((name, ATOM) if name else formula)
-    doc = (inspect.getdoc(subject.function) or "").split("\n")[0]
-    graph = Graph(subject.title, doc, subject.inputs, tuple(nodes), number[loss])
-    return Graph(graph.title, doc, graph.inputs, graph.nodes, graph.loss, _edges(graph))
+        short.append((name, ATOM) if name else formula if len(formula[0]) <= LONG else ("·", ATOM))
+    graph = Graph(subject.title, subject.inputs, tuple(nodes), number[loss])
+    return replace(graph, edges=_edges(graph))
 
 
 def _edges(graph: Graph) -> tuple[Edge, ...]:
@@ -358,26 +380,38 @@ def replay(
 
 
 def _check(graph: Graph, subject: _Subject, incoming: float) -> None:
-    """Hold the graph against the function at other inputs: both sides of the clip, both signs, another clip_coef."""
-    for i, ratio in enumerate(RATIOS):
-        for sign in (1.0, -1.0):
-            values = [_moved(given, ratio, sign, i) for given in subject.inputs]
-            arguments = _tensors(subject, values, None)
-            result = subject.call(arguments)
-            leaves = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
-            found = torch.autograd.grad(result, leaves, torch.full_like(result, incoming), allow_unused=True)
-            theirs = [float(result.detach())]
-            for leaf, gradient in zip(leaves, found, strict=True):
-                theirs += (torch.zeros_like(leaf) if gradient is None else gradient).flatten().tolist()
-            again = replay(graph, values, None, incoming)
-            ours = [again.values[graph.loss]]
-            ours += [again.gradients[n] or 0.0 for n, given in enumerate(graph.inputs) if given.grad]
-            if not all(map(_close, ours, theirs)):
-                at = ", ".join(f"{g.label} {v:.4g}" for g, v in zip(graph.inputs, values, strict=True))
-                raise GraphError(
-                    f"LOSS={graph.title}: at {at} it does not compute what it did when it was traced; a graph "
-                    "follows tensors: instead of a Python if on a value, .item() or NumPy, use torch.where and torch"
-                )
+    """Hold the graph against the function at other inputs, since a branch not taken at the start leaves no trace.
+
+    On both sides of the clip with both signs of the advantage, at each slider's ends, and anywhere between them.
+    """
+    start = [given.value for given in subject.inputs]
+    places = [
+        [_moved(given, ratio, sign, i) for given in subject.inputs]
+        for i, ratio in enumerate(RATIOS)
+        for sign in (1.0, -1.0)
+    ]
+    for i, given in enumerate(subject.inputs):
+        places += [[*start[:i], end, *start[i + 1 :]] for end in (given.low, given.high)]
+    draw = random.Random(0)
+    places += [[draw.uniform(given.low, given.high) for given in subject.inputs] for _ in range(ANYWHERE)]
+    for values in places:
+        arguments = _tensors(subject, values, None)
+        result = subject.call(arguments)
+        leaves = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
+        found = torch.autograd.grad(result, leaves, torch.full_like(result, incoming), allow_unused=True)
+        theirs = [float(result.detach())]
+        for leaf, gradient in zip(leaves, found, strict=True):
+            theirs += (torch.zeros_like(leaf) if gradient is None else gradient).flatten().tolist()
+        again = replay(graph, values, None, incoming)
+        ours = [again.values[graph.loss]]
+        ours += [again.gradients[n] or 0.0 for n, given in enumerate(graph.inputs) if given.grad]
+        if not all(map(_close, ours, theirs)):
+            at = ", ".join(f"{g.label} {v:.4g}" for g, v in zip(graph.inputs, values, strict=True))
+            raise GraphError(
+                f"LOSS={graph.title}: at {at} it does not compute what it did when it was traced; a graph follows "
+                "torch's own operations: use torch.where instead of a Python if on a value, no .item(), no NumPy, no "
+                "autograd.Function of your own"
+            )
 
 
 def _moved(given: Input, ratio: float, sign: float, i: int) -> float:

@@ -102,6 +102,8 @@ def _check(options: argparse.Namespace) -> None:
         return
     if not options.losses:
         raise ConfigError("LOSS: none given; name one or two, as in rlloss graph ppo_clip reinforce -o page.html")
+    if len(set(options.losses)) < len(options.losses):
+        raise ConfigError(f"LOSS={' '.join(options.losses)}: one is named twice; name each once")
     if output is None and table is None:
         raise ConfigError("-o: missing; name a file, as in -o page.html, or --table table.md")
     if output is not None and output.suffix not in (".html", *PRINTED):

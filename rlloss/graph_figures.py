@@ -14,7 +14,7 @@ from rlloss import figures
 from rlloss.figures import BLUE, GREY, LABELS, VERMILION
 from rlloss.graph import Edge, Graph, Node
 from rlloss.graph_layout import LINE, Box, Layout, Link, layout
-from rlloss.graph_words import number, short, title
+from rlloss.graph_words import labels, number, short, title
 
 BOX, GAP = 96, 26  # narrower than on the page
 POINTS = 0.6  # per pixel of the layout
@@ -46,7 +46,7 @@ def graph_figure(graphs: Sequence[Graph], *, fold: bool = True) -> Figure:
     height = sum(it.height + heading for it in places)
     figure = Figure(figsize=(width * POINTS / 72, height * POINTS / 72))
     figure.set_layout_engine("none")
-    top = height
+    top, names = height, labels(graphs)
     for i, (graph, it) in enumerate(zip(graphs, places, strict=True)):
         axes = figure.add_axes(
             (0, (top - it.height - heading) / height, it.width / width, (it.height + heading) / height)
@@ -54,7 +54,7 @@ def graph_figure(graphs: Sequence[Graph], *, fold: bool = True) -> Figure:
         axes.set(xlim=(0, it.width), ylim=(it.height, -heading))
         axes.axis("off")
         sheet = _Sheet(axes, graph, it, COLOURS[i % 2])
-        name = LABELS.get(graph.title, graph.title.rpartition("/")[2])
+        name = LABELS.get(graph.title, names[i])
         value = f"{graph.nodes[graph.loss].formula} = {number(graph.nodes[graph.loss].value)}"
         axes.text(12, -heading / 2, name, fontsize=LARGE + 1, color=sheet.colour, weight="bold", va="center")
         axes.text(12 + 7.6 * len(name) + 20, -heading / 2, value, fontsize=LARGE, va="center")
@@ -144,7 +144,7 @@ def graph_table(graphs: Sequence[Graph]) -> pd.DataFrame:
 
     Gradient path: what the gradient passes through on its way from the loss to the inputs, read from the inputs on.
     """
-    columns = {graph.title.rpartition("/")[2]: _column(graph) for graph in graphs}
+    columns = dict(zip(labels(graphs), map(_column, graphs), strict=True))
     return pd.DataFrame(columns).rename_axis("").reset_index()
 
 

@@ -133,7 +133,7 @@ def _points(way: list[int], x: dict[int, float], y: dict[int, float], half: floa
 def _layers(graph: Graph, links: dict[tuple[int, int], list[tuple[int, int]]]) -> dict[int, int]:
     """Longest path from the inputs; then data, which would trail long lines, move to just before their first use."""
     layer: dict[int, int] = {}
-    shown = {node for ends in links for node in ends}
+    shown = {node for ends in links for node in ends} | {graph.loss}
     for node in sorted(shown):  # a node's arguments have smaller numbers than it has
         layer[node] = max((layer[s] + 1 for s, t in links if t == node), default=0)
     for i, given in enumerate(graph.inputs):

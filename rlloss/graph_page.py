@@ -9,7 +9,7 @@ from typing import Any
 from rlloss.graph import Graph, Node
 from rlloss.graph_layout import WIDTH, Layout, layout
 from rlloss.graph_ops import OPS
-from rlloss.graph_words import short, title
+from rlloss.graph_words import labels, short, title
 
 SCRIPTS = ("exact.js", "ops.js", "engine.js", "words.js", "draw.js", "curves.js", "detail.js", "figure.js", "start.js")
 
@@ -19,7 +19,7 @@ def asset(name: str) -> str:
     return (resources.files("rlloss") / "graph_assets" / name).read_text(encoding="utf-8")
 
 
-def graph_data(graph: Graph) -> dict[str, Any]:
+def graph_data(graph: Graph, label: str) -> dict[str, Any]:
     """A graph as the page's scripts read it (``graph_assets/engine.js`` says how)."""
     folded = layout(graph)
     groups = {box.node: box for box in folded.boxes if box.members}
@@ -40,7 +40,7 @@ def graph_data(graph: Graph) -> dict[str, Any]:
         return data | ({"number": True} if node.number else {})
 
     return {
-        "title": graph.title.rpartition("/")[2],
+        "title": label,
         "inputs": [{k: getattr(i, k) for k in ("name", "label", "value", "low", "high", "step")} for i in graph.inputs],
         "nodes": [record(node) for node in graph.nodes],
         "loss": graph.loss,
@@ -73,7 +73,8 @@ def figure(graphs: Sequence[Graph], *, mode: str = "backward") -> str:
     """
     ratio = all({"logp", "old_logp"} <= {i.name for i in g.inputs} for g in graphs)
     loss = all(any(i.name.startswith("logp") for i in g.inputs) for g in graphs)
-    data = {"graphs": list(map(graph_data, graphs)), "options": {"mode": mode, "curves": ratio, "batch": loss}}
+    options = {"mode": mode, "curves": ratio, "batch": loss}
+    data = {"graphs": list(map(graph_data, graphs, labels(graphs))), "options": options}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     return f'<script type="application/json" class="rl-data">{text}</script>\n'
 
@@ -109,5 +110,5 @@ def document(heading: str, lead: str, body: str) -> str:
 
 def page(graphs: Sequence[Graph]) -> str:
     """The page of one graph or several: linked sliders, the same modes, one banner."""
-    names = " and ".join(g.title.rpartition("/")[2] for g in graphs)
+    names = " and ".join(labels(graphs))
     return document(f"{names}: computation graph", "Traced from PyTorch, computed in this page.", figure(graphs))

@@ -6,6 +6,8 @@ Operations that only move numbers (stack, unsqueeze, indexing) are replayed on t
 Python floats are followed too, as ``Symbol``: ``1 - clip_coef`` must move when the slider of ``clip_coef`` does.
 """
 
+import contextlib
+import functools
 import math
 import re
 import sys
@@ -47,9 +49,12 @@ LAYOUT = {
     "broadcast_to", "view_as", "reshape_as", "__getitem__", "select", "permute", "transpose", "movedim", "t", "T",
     "mT", "unbind", "chunk", "split", "repeat", "tile", "clone", "contiguous",
 }  # fmt: skip
-CASTS = {"to", "double", "float", "half", "bfloat16", "type", "type_as", "int", "long", "bool"}
+CASTS = {"to", "cpu", "double", "float", "half", "bfloat16", "type", "type_as", "int", "long", "bool"}
 FACTORIES = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_tensor"}
-OWN = {__file__, *(str(Path(__file__).with_name(name)) for name in ("graph.py", "formulation.py"))}
+MACHINERY = (  # whose frames are between the author's line and the tape
+    str(Path(torch.__file__).parent), str(mock.__file__), str(contextlib.__file__), str(functools.__file__), __file__,
+    *(str(Path(__file__).with_name(name)) for name in ("graph.py", "formulation.py")),
+)  # fmt: skip
 IN_PLACE = re.compile(r"__setitem__|__i(add|sub|mul|div|truediv|pow|and|or|xor|floordiv|mod)__|\w*[a-z]_")
 MATH = {"exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt"}
 
@@ -116,6 +121,7 @@ class Tape:
     steps: list[Step] = field(default_factory=list)
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (result, its nodes), to ask for gradients later
     constants: list[float] = field(default_factory=list)
+    refusals: dict[int, "GraphError"] = field(default_factory=dict)  # nodes that no loss may depend on, and why
     _nodes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _numbers: dict[tuple[str, tuple[Arg, ...]], Symbol] = field(default_factory=dict)
 
@@ -168,7 +174,8 @@ class Tape:
     def record(self, op: str, rows: Sequence[Sequence[int]], result: Tensor, where: tuple[str, str]) -> None:
         """One step for each number of ``result``; ``rows`` holds each one's arguments."""
         wanted = [self.steps[n].requires_grad for row in rows for n in row if n >= 0]
-        cut = any(wanted) and not result.requires_grad and (op == "detach" or not torch.is_grad_enabled())
+        stopped = op == "detach" or (not torch.is_grad_enabled() and OPS[op].slopes != ())
+        cut = any(wanted) and not result.requires_grad and stopped
         flat = result.detach().flatten().tolist()
         new = [
             self.add(Step(op, tuple(map(self.argument, row)), float(value), result.requires_grad, cut,
@@ -178,6 +185,14 @@ class Tape:
         nodes = torch.tensor(new, dtype=torch.int64).reshape(result.shape)
         self.bind(result, nodes)
         self.made.append((result, nodes))
+
+    def refuse(self, result: Any, error: "GraphError") -> None:
+        """An operation that no graph can hold: it matters only if the loss turns out to depend on it."""
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                node = self.add(Step("unknown", (), math.nan))
+                self.refusals[node] = error
+                self.bind(tensor, torch.full(tensor.shape, node))
 
     def christen(self, frame: FrameType) -> None:
         """Give nodes the names of the author's variables; an outer function, which returns later, has the last word."""
@@ -207,8 +222,7 @@ class Tape:
 
 
 def _is_machinery(frame: FrameType) -> bool:
-    file = frame.f_code.co_filename
-    return file in OWN or "site-packages" in file or frame.f_code.co_name.startswith("<") or "unittest" in file
+    return frame.f_code.co_filename.startswith(MACHINERY) or frame.f_code.co_name.startswith("<")
 
 
 def _indices(shape: Sequence[int]) -> Iterator[str]:
@@ -249,12 +263,20 @@ class Recorder(TorchFunctionMode):
             raise self._unknown(f"{name} in place", "give the result a new name, as in x = x * 2")
         result = func(*args, **kwargs)
         if known and _holds_tensor(result):
-            self._note(name, list(args), dict(kwargs), result)
+            try:
+                # the method's operands come in another order than the function's
+                ordered = [args[1], args[0], *args[2:]] if func is torch.Tensor.where else list(args)
+                self._note(name, ordered, dict(kwargs), result)
+            except GraphError as error:
+                self.tape.refuse(result, error)
         return result
 
     def _note(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> None:
         tape = self.tape
         if name in FACTORIES or name in ("grad", "grad_fn"):
+            fill = next((value for value in (*args, *kwargs.values()) if isinstance(value, Symbol)), None)
+            if fill is not None:
+                tape.bind(result, torch.full(result.shape, fill.node))
             return
         if name in LAYOUT:
             self._move(name, args, kwargs, result)
@@ -300,19 +322,20 @@ class Recorder(TorchFunctionMode):
         return self._reduction(name, x, args, kwargs)
 
     def _reduction(self, name: str, x: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
-        second = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("other"))
+        second = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", kwargs.get("other")))
         if name in ("min", "max"):
             if isinstance(second, Tensor):
                 return f"{name}imum", [x, second]
             return (f"a{name}" if second is None else name), (x, second)
         if name in REDUCTIONS and kwargs.get("dtype") is None:
             return REDUCTIONS[name], (x, second)
-        raise self._unknown(name, f"it can follow {', '.join(OPS)}")
+        given = [key for key in kwargs if key not in ("dim", "axis", "other", "keepdim")]
+        raise self._unknown(f"{name} with {', '.join(given)}" if given else name, f"it can follow {', '.join(OPS)}")
 
     def _move(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> None:
         """Numbers that change places: do to the nodes what was done to the numbers."""
         first, *rest = args
-        source = [self.tape.nodes(t) for t in first] if isinstance(first, list | tuple) else self.tape.nodes(first)
+        source = [self._stopped(t) for t in first] if isinstance(first, list | tuple) else self._stopped(first)
         if name in ("clone", "contiguous"):
             self.tape.bind(result, source)  # type: ignore[arg-type]
             return
@@ -320,6 +343,15 @@ class Recorder(TorchFunctionMode):
         moved = function.__get__(source) if name in ("T", "mT") else function(source, *rest, **kwargs)
         for tensor, nodes in zip(*((r if isinstance(r, tuple) else (r,)) for r in (result, moved)), strict=True):
             self.tape.bind(tensor, nodes)
+
+    def _stopped(self, tensor: Tensor) -> Tensor:
+        """A tensor's nodes; under torch.no_grad behind nodes that stop the gradient, for moving numbers makes none."""
+        nodes = self.tape.nodes(tensor)
+        if torch.is_grad_enabled() or not tensor.requires_grad:
+            return nodes
+        stopped = tensor.detach()
+        self.tape.record("detach", [[node] for node in nodes.flatten().tolist()], stopped, self.tape.where())
+        return self.tape.nodes(stopped)
 
     def _cast(self, name: str, source: Tensor, result: Tensor) -> None:
         if result is source:
@@ -360,9 +392,15 @@ def recording(tape: Tape) -> Iterator[None]:
         if event == "return" and not _is_machinery(frame):
             tape.christen(frame)
 
-    def follow(name: str) -> Callable[[Any], float]:
-        plain: Callable[[float], float] = getattr(math, name)
-        return lambda x: tape.number(name, x) if isinstance(x, Symbol) else plain(x)
+    def follow(name: str) -> Callable[..., float]:
+        plain: Callable[..., float] = getattr(math, name)
+
+        def followed(x: float, *base: float) -> float:
+            if not any(isinstance(number, Symbol) for number in (x, *base)):
+                return plain(x, *base)
+            return functools.reduce(functools.partial(tape.number, "div"), [tape.number(name, y) for y in (x, *base)])
+
+        return followed
 
     before = sys.getprofile()
     with ExitStack() as stack:

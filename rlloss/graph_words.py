@@ -1,6 +1,8 @@
 """What is written on a graph's boxes, on the page and in print: titles, formulas, numbers."""
 
-from rlloss.graph import Graph, Node
+from collections.abc import Sequence
+
+from rlloss.graph import LONG, Graph, Node
 from rlloss.graph_ops import ATOM, OPS, write
 
 SIGNS = {
@@ -18,6 +20,12 @@ def title(graph: Graph, node: Node) -> str:
     return node.name or (f"loss ({sign})" if node.id == graph.loss else sign)
 
 
+def labels(graphs: Sequence[Graph]) -> list[str]:
+    """A name for each graph: without its folders, unless that makes two the same."""
+    brief = [graph.title.rpartition("/")[2] for graph in graphs]
+    return [graph.title if brief.count(name) > 1 else name for graph, name in zip(graphs, brief, strict=True)]
+
+
 def short(graph: Graph, node: Node) -> str:
     """A node's operation on its arguments' names; an argument without one shows
     its formula, if brief, or its operation. Nothing for an input."""
@@ -30,7 +38,9 @@ def short(graph: Graph, node: Node) -> str:
         other = graph.nodes[arg]
         if other.name or other.op == "input":
             return other.name, ATOM
-        text = other.formula if other.number else short(graph, other)
+        text = other.formula
+        if not other.number and len(text) <= LONG:  # or its own arguments would be gone through again and again
+            text = short(graph, other)
         if other.number or len(text) <= BRIEF:
             return text, OPS[other.op].level
         sign = SIGNS.get(other.op, other.op)

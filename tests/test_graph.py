@@ -16,12 +16,12 @@ from rlloss import figures, tables
 from rlloss.cli import main
 from rlloss.config import ConfigError
 from rlloss.expressions import EXPRESSIONS
-from rlloss.formulation import LossError
+from rlloss.formulation import LossError, load_function
 from rlloss.graph import GraphError, replay, trace
 from rlloss.graph_figures import graph_figure, graph_table
 from rlloss.graph_layout import GAP, MARGIN, WIDTH, folds, layout
 from rlloss.graph_ops import OPS
-from rlloss.graph_words import number
+from rlloss.graph_words import number, short
 from rlloss.losses import LOSSES
 from rlloss.sequence_losses import SEQUENCE_LOSSES
 
@@ -206,6 +206,103 @@ def test_branches_on_a_setting_are_no_obstacle_but_numbers_hidden_from_the_slide
     body = "from math import log1p\n\n\n" + LOSS + "    return (logp - old_logp).clamp(max=log1p(clip_coef))\n"
     with pytest.raises(GraphError, match="does not compute what it did"):
         trace(write(body, "hidden") + ":loss")
+
+
+HIDDEN = {  # what the start does not show: another branch within the sliders' range, or a number of another origin
+    "an input's other branch": "def f(a=2.0):\n    return a * 2 if a > 2.5 else a * 1.0\n",
+    "a default of zero": "def f(w=1.0, b=0.0):\n    return w * (b.item() + 1)\n",
+    "a sign": "def f(w=1.0, b=0.0):\n    return w * 2 if b > 0.5 else w * 1.0\n",
+    "a floor on a setting": LOSS.replace("loss", "f") + "    return logp * max(clip_coef, 0.1)\n",
+    "a setting's other branch": LOSS.replace("loss", "f") + "    return logp * (2 if clip_coef > 0.3 else 3)\n",
+    "a far ratio": LOSS.replace("loss", "f")
+    + "    r = torch.exp(logp - old_logp)\n    return r * 2 if r > 10 else r * 1\n",
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_a_graph_that_is_true_at_the_start_only_is_refused(write, case):
+    with pytest.raises(GraphError, match="does not compute what it did"):
+        trace(write(HIDDEN[case]) + ":f")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("def f(x=2.0, n=3):\n    return sum(x for _ in range(n))\n", "raised TypeError"),
+        ("def f(a=1.0):\n    return a.nope()\n", "raised AttributeError"),
+        ("def f(a=float('inf')):\n    return a * 2\n", "a=inf; give a a finite default"),
+        ("def f(a=1.0):\n    return a.item()\n", "must return one number as a tensor"),
+    ],
+)
+def test_an_expression_that_fails_is_one_line(write, body, says):
+    with pytest.raises(LossError, match=says) as caught:
+        trace(write(body) + ":f")
+    assert "\n" not in str(caught.value)
+
+
+def test_expressions_of_every_kind_of_parameter(write):
+    assert trace(write("def f(a=2.0, /, b=3.0):\n    return a * b\n") + ":f").nodes[0].gradient == 3
+    bare = trace(write("def f(a=2.0):\n    return a\n", "bare") + ":f")
+    assert (bare.loss, bare.nodes[0].gradient) == (0, 1)
+    assert len(layout(bare).boxes) == 1
+    small = trace(write("def f(lr=3e-4):\n    return lr * 2\n", "small") + ":f").inputs[0]
+    assert (small.low, small.high, small.step) == (-0.001, 0.001, 0.00001)
+
+
+WAYS = {  # of writing one thing: each gives the gradient that autograd gives, and a graph that says so
+    "where as a method": "    return logp.where(advantages > 0, old_logp * logp)\n",
+    "a logarithm to a base": "    return logp * math.log(clip_coef, 2)\n",
+    "an axis": "    return torch.stack([logp, logp * advantages], 1).sum(axis=1)\n",
+    "a setting as a fill": "    return logp * torch.full_like(logp, 1 - clip_coef)\n",
+    "a clone without gradients": "    with torch.no_grad():\n        w = logp.clone()\n    return w * logp\n",
+    "a view without gradients": "    with torch.no_grad():\n        w = logp.unsqueeze(0)[0]\n    return w * logp\n",
+    "diagnostics": "    return logp * advantages, {'var': logp.detach().var(0, False), 'all': logp.detach().cpu().numpy()}\n",
+}
+
+
+@pytest.mark.parametrize("case", WAYS)
+def test_other_ways_of_writing_it_are_followed(write, case):
+    file = write(LOSS + WAYS[case])
+    graph = trace(file + ":loss")
+    values = [given.value for given in graph.inputs]
+    logp = torch.tensor([values[0]], dtype=torch.float64, requires_grad=True)
+    loss = load_function(file + ":loss")(logp, *(torch.tensor([v], dtype=torch.float64) for v in values[1:3]),
+                                         clip_coef=values[3])  # fmt: skip
+    loss = loss[0] if isinstance(loss, tuple) else loss
+    assert graph.nodes[graph.loss].value == loss.item()
+    assert graph.nodes[0].gradient == torch.autograd.grad(loss, logp)[0].item()
+    assert any(node.cut for node in graph.nodes) == ("without gradients" in case)
+
+
+def test_what_cannot_be_followed_is_refused_where_the_loss_depends_on_it(write):
+    with pytest.raises(GraphError, match=r"cannot follow std .*line 7"):
+        trace(write(LOSS + "    return logp * torch.stack([logp, old_logp]).std()\n") + ":loss")
+    with pytest.raises(GraphError, match=r"cannot follow add with alpha"):
+        trace(write(LOSS + "    return torch.add(logp, advantages, alpha=2)\n", "alpha") + ":loss")
+
+
+def test_a_comparison_without_gradients_is_no_cut(write):
+    body = "    with torch.no_grad():\n        m = logp < old_logp\n    return torch.where(m, logp, old_logp)\n"
+    assert not any(node.cut for node in trace(write(LOSS + body) + ":loss").nodes)
+
+
+def test_formulas_of_names_used_again_stay_short(write):
+    newton = (
+        "def f(a=2.0):\n    x = a * 1.0\n    for _ in range(30):\n        x = x - (x * x - a) / (2 * x)\n    return x\n"
+    )
+    graph = trace(write(newton) + ":f")
+    assert graph.nodes[graph.loss].value == pytest.approx(math.sqrt(2))
+    assert max(len(node.formula) for node in graph.nodes) < 1000
+    assert max(len(short(graph, node)) for node in graph.nodes) < 1000
+
+
+def test_files_of_one_name_stay_apart(write, tmp_path):
+    first = write(LOSS + "    return logp * 2\n", "m")
+    (tmp_path / "other").mkdir()
+    second = tmp_path / "other" / "m.py"
+    second.write_text(LOSS + "    return logp * 3\n")
+    table = graph_table([trace(f"{first}:loss"), trace(f"{second}:loss")])
+    assert list(table.columns) == ["", f"{first}:loss", f"{second}:loss"]
 
 
 def test_tracing_leaves_no_trace():
