@@ -54,13 +54,13 @@ for seed in map(int, seeds):
 
 
 GRAPH_WIDTHS = (1280, 390)  # pixels: a laptop, a telephone
-MOVES = 300  # of the first slider, all over its range, per page and round
+MOVES = 300  # of the sliders in turn, all over their ranges, per page and round
 SETTLE_MS = 1000  # after loading, before anybody could have found the slider
 DRAG = """async (moves) => {
-  const range = document.querySelector("input[type=range]"), low = Number(range.min), high = Number(range.max);
-  const times = [];
+  const ranges = [...document.querySelectorAll("input[type=range]")], times = [];
   for (let i = 0; i < moves; i++) {
     await new Promise(requestAnimationFrame); // as a pointer's moves come: one a frame
+    const range = ranges[i % ranges.length], low = Number(range.min), high = Number(range.max);
     range.value = low + ((high - low) * ((i * 61) % moves)) / moves;
     const start = performance.now();
     range.dispatchEvent(new Event("input", { bubbles: true }));

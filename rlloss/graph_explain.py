@@ -47,6 +47,8 @@ def _numbers(reference: Path) -> dict[str, str]:
         "identical": f"{pairs[0]} of {pairs[1]}",
         "clip_low": f"{runs['clip active'].min():.2%}",
         "clip_high": f"{runs['clip active'].max():.2%}",
+        "pairs": tables.number(int(pairs[1])),
+        "parted": parted["condition"],
         "first_step": tables.number(int(parted["first step that differs"])),
         "first_difference": tables.number(parted["difference then"]),
         "last_difference": tables.number(parted["difference at the end"]),

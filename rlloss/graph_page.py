@@ -75,7 +75,7 @@ def figure(graphs: Sequence[Graph], *, mode: str = "backward") -> str:
     loss = all(any(i.name.startswith("logp") for i in g.inputs) for g in graphs)
     options = {"mode": mode, "curves": ratio, "batch": loss}
     data = {"graphs": list(map(graph_data, graphs, labels(graphs))), "options": options}
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" class="rl-data">{text}</script>\n'
 
 

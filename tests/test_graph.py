@@ -256,7 +256,7 @@ WAYS = {  # of writing one thing: each gives the gradient that autograd gives, a
     "a setting as a fill": "    return logp * torch.full_like(logp, 1 - clip_coef)\n",
     "a clone without gradients": "    with torch.no_grad():\n        w = logp.clone()\n    return w * logp\n",
     "a view without gradients": "    with torch.no_grad():\n        w = logp.unsqueeze(0)[0]\n    return w * logp\n",
-    "diagnostics": "    return logp * advantages, {'var': logp.detach().var(0, False), 'all': logp.detach().cpu().numpy()}\n",
+    "diagnostics": "    seen = logp.detach()\n    return logp * advantages, seen.var(0, False), seen.cpu().numpy()\n",
 }
 
 

@@ -157,11 +157,11 @@ def test_the_browsers_operations_are_pythons(show):
     with tab as tab:
         assert sorted(tab.evaluate("Object.keys(rlloss.OPS)")) == sorted(OPS)
         for name, op in OPS.items():
-            count = {"where": 3, "clamp": 3}.get(name, 1 if op.text.count("{}") == 1 else 2)
-            for trial in range(12):
-                numbers = [round(rng.uniform(0.05, 2), 2) for _ in range(count)]
-                if trial == 0:
-                    numbers = [1.0] * count  # ties
+            count = {"where": 3, "clamp": 3}.get(name, 1 if op.text.count("{}") == 1 else 3 if "*" in op.text else 2)
+            for trial in range(24):
+                numbers = [round(rng.uniform(0.05, 2), 2) * rng.choice([1, -1][: 1 + trial % 2]) for _ in range(count)]
+                if trial < 3:
+                    numbers = [(1.0, -1.0, 0.0)[trial]] * count  # ties
                 leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in numbers]
                 value = op.apply(*leaves)
                 ours, slopes = tab.evaluate(
@@ -278,6 +278,66 @@ def test_the_ratio_jumps_to_a_bound_to_the_last_bit(show):
             assert float(tab.evaluate(READ)[0]["values"][ratio]) == target
 
 
+def test_the_ratio_jumps_to_where_pytorch_finds_that_ratio_too(show):
+    """Or says that it does not. One bit at a bound decides whether PPO's gradient is there at all."""
+    _, tab = show("ppo_clip", "reinforce")
+    with tab as tab:
+        missed = []
+        for eps in [i / 100 for i in range(1, 100, 3)]:
+            drag(tab, {"clip_coef": eps})
+            for text, target in (("1 − ε", 1 - eps), ("1 + ε", 1 + eps)):
+                tab.locator(f"[data-ratio='{text}']").click()
+                logp, old = (number(x) for x in tab.evaluate("() => ['logp', 'old_logp'].map((k) => "
+                                                             "String(rlloss.figures[0].values.get(k)))"))  # fmt: skip
+                ratio = torch.exp(torch.tensor([logp - old], dtype=torch.float64)).item()
+                if "as near as they come" in tab.locator(".rl-live").inner_text():
+                    missed.append(target)
+                    assert ratio == pytest.approx(target, rel=1e-12)
+                else:
+                    assert ratio == target, (eps, text, logp, old)
+                tab.evaluate("rlloss.figures[0].live.textContent = ''")
+        assert max(missed) < math.exp(-1), "below it, log-ratios lie further apart than ratios: there may be none"
+
+
+def test_keys_act_on_the_box_that_has_the_focus(show):
+    _, tab = show("ppo_clip", "reinforce", color_scheme="dark")
+    with tab as tab:
+        first, second = tab.locator(".rl-svg").all()
+        detail, cuts = tab.locator(".rl-detail"), "rlloss.figures[0].cuts.map((c) => c.size)"
+        before = tab.evaluate(cuts)
+        ratio = first.get_by_role("button", name="ratio, exp")
+        ratio.focus()
+        assert "ppo_clip: ratio" in detail.inner_text()
+        tab.keyboard.press("Escape")
+        assert not detail.is_visible()
+        second.get_by_role("button", name="share, ").hover()
+        assert "reinforce: share" in detail.inner_text(), "the mouse only looks"
+        tab.keyboard.press("S")
+        assert tab.evaluate(cuts) == [before[0] + 1, before[1]]
+        assert "≠" in tab.locator(".rl-banner").inner_text()
+        tab.keyboard.press("Enter")
+        assert "ppo_clip: ratio" in detail.inner_text()
+        tab.mouse.move(0, 0)
+        detail.locator("input").focus()
+        tab.keyboard.press("Escape")
+        assert not detail.is_visible()
+        assert tab.evaluate("document.activeElement.closest('.rl-node').getAttribute('aria-label')").startswith("ratio")
+        tab.keyboard.press("F")
+        assert tab.get_by_role("button", name="Forward").get_attribute("aria-pressed") == "true"
+        tab.keyboard.press(" ")
+        assert tab.get_by_role("button", name="Pause").count() == 1
+        tab.get_by_label("Every operation").check()
+        assert tab.evaluate("rlloss.figures[0].playing === null && rlloss.figures[0].at === rlloss.figures[0].steps")
+
+
+def test_a_moved_slider_says_its_result_when_it_rests(show):
+    _, tab = show("ppo_clip", "reinforce")
+    with tab as tab:
+        drag(tab, {"logp": -0.5})
+        tab.wait_for_function("document.querySelector('.rl-said').textContent !== ''")
+        assert "gradient at logp: 0 = 0 (same bits)" in tab.locator(".rl-said").text_content()
+
+
 def test_the_mean_over_n_tells_the_textbook_order_apart(show):
     losses = ("ppo_clip", "reinforce_textbook")
     graphs, tab = show(*losses)
@@ -341,10 +401,34 @@ def test_infinities_survive_the_way_to_the_page(show):
 
 
 def test_a_title_cannot_break_out_of_the_page(tmp_path, browser):
-    file = tmp_path / "it.py"
-    file.write_text("def f(a=1.0):\n    '''</script><script>alert(1)</script>'''\n    return a * 2\n")
-    graph = trace(f"{file}:f")
-    assert "</script><script>alert" not in page([graph])
+    file = tmp_path / "<!--<script>it.py"
+    file.write_text("def f(a=1.0):\n    return a * 2\n")
+    (tmp_path / "page.html").write_text(page([trace(f"{file}:f")]))
+    with opened(browser, tmp_path / "page.html") as tab:
+        assert tab.locator("figcaption b").inner_text() == "<!--<script>it.py:f"
+        assert tab.evaluate("rlloss.figures.length") == 1
+
+
+def test_a_loss_that_is_not_finite_everywhere_is_drawn_where_it_is(tmp_path, browser):
+    body = "    return (torch.exp(logp - old_logp) - 1).log() * logp\n"
+    head = "import torch\n\ndef loss(logp, old_logp, advantages, *, clip_coef):\n"
+    (tmp_path / "it.py").write_text(head + body)
+    (tmp_path / "page.html").write_text(page([trace(f"{tmp_path / 'it.py'}:loss")]))
+    with opened(browser, tmp_path / "page.html") as tab:
+        drag(tab, {"logp": -2.0})
+        paths = tab.evaluate("[...document.querySelectorAll('.rl-curve')].map((p) => p.getAttribute('d'))")
+        assert all("NaN" not in path and "Infinity" not in path and "L" in path for path in paths)
+        assert not tab.locator(".rl-dot").first.is_visible()
+
+
+def test_on_a_page_of_several_figures_one_panel_is_open(tmp_path, browser):
+    assert main(["graph", "--explain", "-o", str(tmp_path)]) == 0
+    with opened(browser, tmp_path / "explanation.html") as tab:
+        for at in (0, 1):
+            tab.locator(".rl-figure").nth(at).locator(".rl-node").first.focus()
+            assert [i for i, panel in enumerate(tab.locator(".rl-detail").all()) if panel.is_visible()] == [at]
+        tab.get_by_role("button", name="中文").click()
+        assert tab.evaluate("document.body.classList.contains('rl-open')")
 
 
 # ------------------------------------------------------------------------------------------------- the explanation
@@ -368,7 +452,7 @@ def test_the_explanation_walks_through_with_live_figures_and_the_runs_own_number
         assert tab.evaluate("[...document.querySelectorAll('article')].map((a) => a.id)") == [*order, "value"]
         assert tab.evaluate("rlloss.figures.length") == len(order) + 1
         assert tab.evaluate("rlloss.figures.map((f) => f.mode)")[:3] == ["graph", "forward", "backward"]
-        for article in tab.locator("article").all()[1:]:
+        for article in tab.locator("article").all():
             assert article.locator("p b").count() >= 1
             assert article.evaluate("(a) => a.nextElementSibling.nextElementSibling.matches('.rl-figure')")
         assert tab.evaluate(OVERLAPS) == [[], []]

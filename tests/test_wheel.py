@@ -13,7 +13,7 @@ from rlloss.runs import find_runs
 
 @pytest.mark.slow
 def test_the_wheel_trains_and_finds_its_claims_outside_the_checkout(tmp_path):
-    source, site, work = tmp_path / "source", tmp_path / "site", tmp_path / "work"
+    source, site, work = tmp_path / "source", tmp_path / "site-packages", tmp_path / "work"
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True
     )
@@ -42,5 +42,7 @@ def test_the_wheel_trains_and_finds_its_claims_outside_the_checkout(tmp_path):
     done = rlloss("train", "-m", "loss=ppo_clip,reinforce", "num_envs=2", "num_steps=50", "total_timesteps=200")
     assert done.returncode == 0, done.stderr
     assert len(find_runs([work])) == 2
+    assert rlloss("graph", "ppo_clip", "reinforce", "--table", "t.csv").returncode == 0
+    assert "logp → ratio → clip → min → loss,logp → loss; w detached" in (work / "t.csv").read_text()
     named = rlloss("report", "--claim", "x").stderr
     assert [claim for claim in experiments if claim not in named] == []

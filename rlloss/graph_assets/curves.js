@@ -1,12 +1,21 @@
 // Two small charts: each loss's value, and its gradient at logp, as the ratio crosses the clip bounds.
 
-const CHART = { width: 260, height: 132, left: 34, right: 8, top: 18, bottom: 20, low: 0.5, high: 1.6, points: 45 };
+const CHART = { width: 260, height: 132, left: 34, right: 8, top: 18, bottom: 20, low: 0.5, high: 1.6, points: 23 };
+
+// A path through points, interrupted where one is not finite.
+function line(points) {
+  const path = points.map(([x, y], i) => {
+    if (!Number.isFinite(y)) return "";
+    return `${i && Number.isFinite(points[i - 1][1]) ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
+  });
+  return path.join("");
+}
 
 class Curves {
   constructor(figure) {
     this.figure = figure;
     this.charts = ["value", "gradient"].map((kind) => this.chart(kind));
-    this.root = element("div", { class: "rl-curves", role: "img", "data-aria": "against" }, ...this.charts.map((chart) => chart.root));
+    this.root = element("div", { class: "rl-curves", role: "img", "data-aria": "charts" }, ...this.charts.map((chart) => chart.root));
   }
 
   chart(kind) {
@@ -37,9 +46,10 @@ class Curves {
     this.key = key;
     const ratios = this.ratios(epsilon), found = figure.graphs.map((graph, g) => {
       const at = graph.inputs.findIndex((given) => given.name === "logp"), inputs = figure.inputsOf(graph);
+      const marks = carriers(graph, figure.cuts[g]);
       return ratios.map((ratio) => {
         inputs[at] = old + Math.log(ratio);
-        const state = evaluate(graph, inputs, figure.cuts[g], 1 / figure.batch);
+        const state = evaluate(graph, inputs, figure.cuts[g], 1 / figure.batch, marks);
         return { value: state.values[graph.loss], gradient: state.gradients[at] ?? 0 };
       });
     });
@@ -53,6 +63,8 @@ class Curves {
     this.figure.graphs.forEach((graph, g) => {
       const state = this.figure.states[g], at = graph.inputs.findIndex((given) => given.name === "logp");
       const current = chart.kind === "value" ? state.values[graph.loss] : state.gradients[at] ?? 0;
+      chart.dots[g].style.display = Number.isFinite(current) ? "" : "none";
+      if (!Number.isFinite(current)) return;
       chart.dots[g].setAttribute("cx", chart.x(Math.min(Math.max(now, CHART.low), CHART.high)));
       chart.dots[g].setAttribute("cy", Math.min(Math.max(chart.y(current), CHART.top), CHART.height - CHART.bottom));
     });
@@ -69,7 +81,7 @@ class Curves {
     chart.bounds.setAttribute("d", [1 - epsilon, 1 + epsilon].filter((b) => b > low && b < high).map((b) => `M${x(b)} ${top}V${height - bottom}`).join(""));
     chart.zero.setAttribute("d", `M${left} ${y(0)}H${width - right}`);
     found.forEach((points, g) => {
-      chart.lines[g].setAttribute("d", points.map((p, i) => `${i ? "L" : "M"}${x(ratios[i]).toFixed(1)} ${y(p[chart.kind]).toFixed(1)}`).join(""));
+      chart.lines[g].setAttribute("d", line(points.map((p, i) => [x(ratios[i]), y(p[chart.kind])])));
     });
     [most, least].forEach((value, i) => {
       chart.ticks[i].textContent = show(value, 2);

@@ -7,7 +7,7 @@ function fact(key, ...content) {
 function showDetail(figure) {
   const { detail, selected } = figure;
   detail.hidden = !selected;
-  document.body.classList.toggle("rl-open", Boolean(selected));
+  document.body.classList.toggle("rl-open", figures.some((other) => other.selected));
   if (!selected) return;
   const { g, n } = selected, graph = figure.graphs[g], node = graph.nodes[n], state = figure.states[g];
   const key = `${g}:${n}`;
@@ -28,7 +28,7 @@ function buildDetail(figure, g, n, key) {
   const toggle = element("label", { class: "rl-cut" }, element("input", { type: "checkbox", "data-cut": key, onchange: () => figure.cut(g, n) }),
     " ", spoken("cutHere"), " ", element("small", {}, spoken("cutHint")));
   figure.detail.dataset.of = key;
-  const close = element("button", { type: "button", class: "rl-close", "data-aria": "close", onclick: () => figure.unselect() }, "×");
+  const close = element("button", { type: "button", class: "rl-close", "data-aria": "close", onclick: () => figure.close() }, "×");
   figure.detail.replaceChildren(close, element("h4", { class: `rl-colour${g % 2}` }, graph.title, ": ", node.title), node.number ? "" : toggle, element("dl"));
 }
 

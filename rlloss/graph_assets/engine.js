@@ -59,8 +59,9 @@ function localDerivatives(graph, state, n) {
   return slopes(graph.nodes[n], state.values, n, 1);
 }
 
-function evaluate(graph, inputs, cuts = new Set(graph.cuts), incoming = 1) {
-  const values = forward(graph, inputs), marks = carriers(graph, cuts);
+// `marks`: the carriers, which depend on nothing but the cuts.
+function evaluate(graph, inputs, cuts = new Set(graph.cuts), incoming = 1, marks = carriers(graph, cuts)) {
+  const values = forward(graph, inputs);
   return { values, cuts, incoming, inputs, ...marks, ...backward(graph, values, cuts, incoming, marks) };
 }
 

@@ -57,6 +57,12 @@ function exp(x) {
   return scale(sum[0], k);
 }
 
+// How far the true e^x lies from exp(x), in units of the last place.
+function expError(x) {
+  const [, sum] = expPair(x);
+  return Math.abs(sum[1]) / Math.abs(nextAfter(sum[0], Infinity) - sum[0]);
+}
+
 function expm1(x) {
   if (!(x > -37) || x > 709.7 || Math.abs(x) < 1e-10) return Math.expm1(x);
   const [k, sum] = expPair(x);

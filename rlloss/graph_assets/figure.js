@@ -2,6 +2,8 @@
 
 const MODES = ["graph", "forward", "backward"];
 const SPEEDS = [0.5, 1, 2, 4];
+const QUIET = 700; // milliseconds without a move, after which the result is said
+const figures = []; // of this page
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -56,11 +58,12 @@ class Figure {
     this.root.classList.add("rl-figure");
     this.banner = element("p", { class: "rl-banner" });
     this.live = element("p", { class: "rl-live", "aria-live": "polite", role: "status" });
+    this.said = element("p", { class: "rl-said", role: "status" });
     this.stage = element("div", { class: "rl-stage" });
     this.detail = element("div", { class: "rl-detail", "aria-live": "off" });
     this.curves = this.data.options.curves ? new Curves(this) : null;
     this.root.append(this.toolbar(), element("div", { class: "rl-top" }, this.sliders(), this.curves?.root ?? ""));
-    this.root.append(this.banner, this.live, this.stage, this.hints(), this.detail, this.table());
+    this.root.append(this.banner, this.live, this.said, this.stage, this.hints(), this.detail, this.table());
     this.root.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -75,7 +78,7 @@ class Figure {
       ...SPEEDS.map((s) => element("option", { value: s, selected: s === 1 }, `${s}×`)));
     const full = element("input", { type: "checkbox", onchange: (e) => this.setFull(e.target.checked) });
     const foldable = this.graphs.some((graph) => graph.folded.boxes.length < graph.full.boxes.length);
-    return element("div", { class: "rl-toolbar", role: "toolbar", "data-aria": "mode" },
+    return element("div", { class: "rl-toolbar", role: "toolbar", "data-aria": "controls" },
       element("div", { class: "rl-tabs", role: "group", "data-aria": "mode" }, ...this.tabs),
       element("div", { class: "rl-plays" }, this.button("back", () => this.go(-1)), this.playButton, this.button("step", () => this.go(1)),
         element("label", {}, spoken("speed"), " ", speed)),
@@ -163,6 +166,8 @@ class Figure {
     this.compute();
     if (end) this.at = this.steps;
     this.update();
+    clearTimeout(this.saying);
+    this.saying = setTimeout(() => (this.said.textContent = [...this.banner.children].map((part) => part.textContent).join("; ")), QUIET);
   }
 
   setBatch(n) {
@@ -179,6 +184,7 @@ class Figure {
   }
 
   setFull(full) {
+    this.stop();
     this.full = full;
     this.selected = null;
     this.pinned = false;
@@ -188,16 +194,22 @@ class Figure {
     this.update();
   }
 
-  // logp such that exp(logp - old_logp) is the target to the last bit; old_logp moves if its own grid is too coarse.
+  // logp and old_logp such that exp(logp - old_logp) is the target to the last bit: of those found on a few grids, the
+  // place where the true value lies nearest to the target, so that every good exp rounds to it.
   setRatio(target) {
-    for (const old of [this.values.get("old_logp"), -0.5, -1, -0.25]) {
+    let best = { error: Infinity };
+    for (const old of [this.values.get("old_logp"), -1, -0.5, -2, -0.25, -4, -0.125, -0.0625]) {
       let logp = old + log(target);
       for (let i = 0; i < 16; i++) logp = nextAfter(logp, -Infinity);
       for (let i = 0; i < 32; i++, logp = nextAfter(logp, Infinity)) {
-        if (exp(logp - old) === target) return this.set({ logp, old_logp: old });
+        if (logp > this.inputs.get("logp").high || exp(logp - old) !== target) continue;
+        const error = expError(logp - old);
+        if (error < best.error) best = { error, logp, old };
       }
     }
-    return this.set({ logp: this.values.get("old_logp") + log(target) });
+    if (best.error < 1) return this.set({ logp: best.logp, old_logp: best.old });
+    this.set({ logp: this.values.get("old_logp") + log(target) });
+    return (this.live.textContent = word("nearBound"));
   }
 
   cut(g, n) {
@@ -219,6 +231,7 @@ class Figure {
 
   // A click or the focus pins the panel; the mouse passing over only shows it.
   select(g, n, pin = true) {
+    for (const other of figures) if (other !== this && other.selected) other.unselect(); // one panel on a page
     this.pinned = pin;
     this.selected = { g, n };
     this.update();
@@ -242,7 +255,7 @@ class Figure {
   go(by) {
     if (this.mode === "graph") return this.setMode("forward");
     this.stop();
-    this.at = by > 0 && this.at === this.steps ? 1 : Math.max(0, this.at + by);
+    this.at = by > 0 && this.at === this.steps ? Math.min(1, this.steps) : Math.min(this.steps, Math.max(0, this.at + by));
     this.update();
     return this.announce();
   }
@@ -258,7 +271,7 @@ class Figure {
 
   tick() {
     this.playing = setTimeout(() => {
-      this.at += 1;
+      this.at = Math.min(this.at + 1, this.steps);
       this.announce();
       if (this.at < this.steps) this.tick();
       else this.stop();
@@ -299,14 +312,27 @@ class Figure {
   }
 
   key(event) {
-    if (event.target.matches("input, select, summary") || event.ctrlKey || event.metaKey || event.altKey) return;
-    const onNode = event.target.closest?.(".rl-node");
-    const actions = { Escape: () => this.unselect(), ArrowRight: () => this.go(1), ArrowLeft: () => this.go(-1), g: () => this.setMode("graph"),
-      f: () => this.setMode("forward"), b: () => this.setMode("backward"), s: () => onNode && this.cut(this.selected.g, this.selected.n) };
-    if (event.key === " " && !event.target.matches("button")) this.toggle();
-    else if (actions[event.key]) actions[event.key]();
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key, box = event.target.closest?.(".rl-node");
+    const g = this.drawings.findIndex((drawing) => drawing.root.contains(box)), n = Number(box?.dataset.node);
+    if (key === "Escape") this.close();
+    else if (event.target.matches("input, select, summary")) return;
+    else if (key === "ArrowRight" || key === "ArrowLeft") {
+      if (event.target.matches(".rl-scroll")) return; // which they scroll
+      this.go(key === "ArrowRight" ? 1 : -1);
+    } else if (key === "g" || key === "f" || key === "b") this.setMode(MODES.find((mode) => mode[0] === key));
+    else if (key === "s" && box) this.cut(g, n);
+    else if (key === "Enter" && box) this.select(g, n);
+    else if (key === " " && !event.target.matches("button")) this.toggle();
     else return;
     event.preventDefault();
+  }
+
+  // Where the focus was in the panel, it goes back to the panel's box.
+  close() {
+    const { selected } = this, inside = this.detail.contains(document.activeElement);
+    if (selected && inside) this.drawings[selected.g].boxAt.get(selected.n)?.group.focus({ preventScroll: true });
+    this.unselect();
   }
 
   // ------------------------------------------------------------------------------------------------- showing
@@ -345,7 +371,7 @@ class Figure {
       const label = this.inputs.get(name).label, numbers = found.map((x, g) => `<b class="rl-colour${g % 2}">${show(x, 6)}</b>`);
       if (found.length < 2) return `${word("gradientAt")} ${label}: ${numbers[0]}`;
       const same = found.every((x) => Object.is(x + 0, found[0] + 0));
-      return `${word("gradientAt")} ${label}: ${numbers.join(same ? " = " : " ≠ ")} <i class="${same ? "rl-same" : "rl-differ"}">(${same ? word("sameBits") : `${word("differBy")} ${show(Math.abs(found[0] - found[1]), 3)}`})</i>`;
+      return `${word("gradientAt")} ${label}: ${numbers.join(same ? " = " : " ≠ ")} <i class="${same ? "rl-same" : "rl-differ"}">(${same ? word("sameBits") : `${word("differBy")} ${show(Math.max(...found) - Math.min(...found), 3)}`})</i>`;
     });
     const losses = this.graphs.map((graph, g) => `<b class="rl-colour${g % 2}">${show(this.states[g].values[graph.loss])}</b>`);
     if (losses.length > 1) parts.push(`${word("valuesDiffer")}: ${losses.join(", ")}`);

@@ -1,9 +1,9 @@
 // Start every figure of the page, and the language switch.
 
-const figures = [...document.querySelectorAll("script.rl-data")].map((script, index) => {
+document.querySelectorAll("script.rl-data").forEach((script, index) => {
   const root = element("section", {});
   script.after(root);
-  return new Figure(root, JSON.parse(script.textContent), index);
+  figures.push(new Figure(root, JSON.parse(script.textContent), index));
 });
 
 const switcher = document.querySelector(".rl-language");
@@ -11,8 +11,12 @@ const switcher = document.querySelector(".rl-language");
 function setLanguage(index) {
   language = index;
   document.documentElement.dataset.language = LANGUAGES[index];
-  if (switcher) switcher.textContent = index ? "English" : "中文";
+  if (switcher) {
+    switcher.textContent = index ? "English" : "中文";
+    switcher.lang = LANGUAGES[1 - index];
+  }
   for (const figure of figures) {
+    figure.root.lang = LANGUAGES[index];
     speak(figure.root);
     figure.update();
   }
