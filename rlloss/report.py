@@ -1,9 +1,11 @@
 """Judge the claims on what has been run, and write the paper: tables, figures and one page."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import joblib
 import pandas as pd
 
 from rlloss import figures, page, stats, tables
@@ -13,6 +15,7 @@ from rlloss.graph_explain import write_explanation
 from rlloss.runs import RunFolder
 
 HOLDS, FAILS, NOT_RUN = "holds", "DOES NOT HOLD", "not run"
+FIGURES_EACH = 4  # for a process to draw, or starting it takes longer than drawing them
 UNSHOWN = ("env=", "loss=", "loss.offset=", "seed=", "total_timesteps=", "snapshot_every=")  # in a condition's name
 
 
@@ -75,8 +78,8 @@ def report_claims(
     """
     out.mkdir(parents=True, exist_ok=True)
     judged = [judge(claim, preset, run_root, (absent or {}).get(claim.name, "")) for claim in claims]
-    for one in judged:
-        write_claim(one, out)
+    processes = min(os.cpu_count() or 1, len(judged) // FIGURES_EACH + 1)
+    joblib.Parallel(n_jobs=processes)(joblib.delayed(write_claim)(one, out) for one in judged)
     verdicts = pd.DataFrame(
         [(one.claim.name, one.verdict, one.summary) for one in judged], columns=["claim", "verdict", "evidence"]
     )
