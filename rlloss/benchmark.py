@@ -132,7 +132,9 @@ def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
     contestants = [(name, workers) for workers in (1, 2) for name in (BARE_LOOP, SWEEP)]
     seconds: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in contestants}
     with tqdm(total=rounds * len(contestants), unit="sweep", disable=None) as bar:
-        for name, workers in contestants * rounds:
+        # every other round backwards: a machine that grows slower or faster steadily then wrongs none of them
+        turns = [turn for i in range(rounds) for turn in (contestants[::-1] if i % 2 else contestants)]
+        for name, workers in turns:
             with tempfile.TemporaryDirectory() as folder:
                 time_it = _sweep_seconds if name == SWEEP else _bare_seconds
                 seconds[name, workers].append(time_it(workers, timesteps, folder))

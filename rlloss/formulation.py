@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -95,11 +95,16 @@ def resolve(loss: str | Callable[..., Any]) -> Formulation:
     else:
         ours = LOSSES | SEQUENCE_LOSSES
         if loss not in ours:
-            close = difflib.get_close_matches(loss, ours, 3, 0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(ours)}"
-            raise LossError(f"LOSS={loss}: unknown; {hint} (your own: file.py:function)")
+            raise unknown(loss, ours)
         function, name = ours[loss], loss
     return Formulation(name, function, _takes_mask(function, name))
+
+
+def unknown(loss: str, known: Iterable[str]) -> LossError:
+    """The error for a name that is none of these: with those that resemble it, or else with all."""
+    close = difflib.get_close_matches(loss, list(known), 3, 0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(known)}"
+    return LossError(f"LOSS={loss}: unknown; {hint} (your own: file.py:function)")
 
 
 def _takes_mask(function: Callable[..., Any], name: str) -> bool:

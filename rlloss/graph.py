@@ -5,7 +5,6 @@ result with respect to every intermediate tensor. ``replay`` computes a graph ag
 by operation; the page does the same in the browser. A graph is checked against its function before it is handed out.
 """
 
-import difflib
 import inspect
 import math
 import random
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlloss.expressions import EXPRESSIONS
-from rlloss.formulation import Formulation, LossError, describe, load_function, resolve
+from rlloss.formulation import Formulation, LossError, describe, load_function, resolve, unknown
 from rlloss.graph_ops import ATOM, OPS, write
 from rlloss.graph_trace import Arg, GraphError, Step, Tape, recording
 from rlloss.losses import LOSSES
@@ -145,12 +144,11 @@ def trace(loss: str | Callable[..., Any], *, incoming: float = 1.0, clip_coef: f
 
 def _subject(loss: str | Callable[..., Any], clip_coef: float) -> _Subject:
     title = loss if isinstance(loss, str) else getattr(loss, "__name__", "expression")
-    if title in EXPRESSIONS and isinstance(loss, str):
-        return _expression(EXPRESSIONS[title], title)
-    if isinstance(loss, str) and ":" not in loss and not (known := LOSSES | SEQUENCE_LOSSES | EXPRESSIONS).get(loss):
-        close = difflib.get_close_matches(loss, known, 3, 0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(known)}"
-        raise LossError(f"LOSS={loss}: unknown; {hint} (your own: file.py:function)")
+    if isinstance(loss, str) and ":" not in loss:
+        if loss in EXPRESSIONS:
+            return _expression(EXPRESSIONS[loss], title)
+        if loss not in (zoo := LOSSES | SEQUENCE_LOSSES):
+            raise unknown(loss, [*zoo, *EXPRESSIONS])
     function = load_function(loss) if isinstance(loss, str) and ":" in loss else loss
     if callable(function) and _has_numbers(function):
         return _expression(function, title)

@@ -479,6 +479,7 @@ def test_json_holds_the_whole_comparison(capsys):
     assert len(json.loads(capsys.readouterr().out)["pairs"]) == len(LOSSES) - 1
 
 
+@pytest.mark.slow
 def test_pictures_and_tables_are_written_and_the_same_when_made_twice(tmp_path, capsys):
     made = []
     for folder in (tmp_path / "a", tmp_path / "b"):

@@ -110,7 +110,10 @@ TWIN_CLAIMS = {  # of conditions: the twin that takes the place of another, and 
 }
 
 
-@pytest.mark.parametrize("name", TWIN_CLAIMS)
+SLOWEST = ("mixed_precision", "constant_offset", "line_search")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOWEST)) for n in TWIN_CLAIMS])
 def test_claims_about_conditions_fail_where_the_value_does_not_matter_and_where_the_gradient_differs(name, make_run):
     """What makes the twins one run, and what makes them two everywhere: neither can bear the claim out."""
     for other in TWIN_CLAIMS[name]:

@@ -283,7 +283,7 @@ def test_the_ratio_jumps_to_where_pytorch_finds_that_ratio_too(show):
     _, tab = show("ppo_clip", "reinforce")
     with tab as tab:
         missed = []
-        for eps in [i / 100 for i in range(1, 100, 3)]:
+        for eps in [i / 100 for i in range(1, 100, 6)]:
             drag(tab, {"clip_coef": eps})
             for text, target in (("1 − ε", 1 - eps), ("1 + ε", 1 + eps)):
                 tab.locator(f"[data-ratio='{text}']").click()
