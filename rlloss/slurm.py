@@ -36,10 +36,13 @@ class Queue:
     _ids: frozenset[str] = frozenset()
     _asked: float = field(default=float("-inf"))
     _answered: bool = False
+    _seen: set[str] = field(default_factory=set)
 
     def has(self, job: str) -> bool:
         """Whether the job waits, runs or is being requeued. If Slurm does not answer: yes, until it does."""
-        if time.monotonic() - self._asked > QUEUE_SECONDS:
+        new = job not in self._seen  # a list from before it was submitted says nothing of it
+        self._seen.add(job)
+        if time.monotonic() - self._asked > QUEUE_SECONDS or (new and job not in self._ids):
             self._ask()
         return job in self._ids or not self._answered
 

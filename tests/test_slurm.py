@@ -133,7 +133,10 @@ def sweep(*arguments, cwd):
         "hydra/launcher=slurm",
         "run_root=runs",
     ]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a test run in the background ignores
+    )  # fmt: skip
 
 
 def statuses(folder):
