@@ -170,20 +170,26 @@ class Drawing {
   }
 
   mark(box, state, shown, selected) {
-    const { group, n, node } = box, gradient = state.gradients[n];
+    const { group, n, node } = box;
     group.classList.toggle("rl-carries", this.carries(n, state));
     group.classList.toggle("rl-iscut", state.cuts.has(n) && node.op !== "input");
     group.classList.toggle("rl-goal", this.graph.goals.includes(n));
     group.classList.toggle("rl-active", shown.now === n);
     group.classList.toggle("rl-selected", selected === n);
     put(group, "aria-pressed", selected === n);
-    const says = [`${node.title}`, node.formula === node.title ? "" : node.formula];
-    if (shown.values.has(n)) says.push(`${word("value")} ${show(state.values[n])}`);
-    if (shown.gradients.has(n)) {
-      says.push(state.requires[n] ? `${word("gradient")} ${show(gradient)}` : word("noGradient"));
+  }
+
+  // What a screen reader says of each box.
+  describe(state, shown) {
+    for (const { group, n, node } of this.boxes) {
+      const says = [node.title, node.formula === node.title ? "" : node.formula];
+      if (shown.values.has(n)) says.push(`${word("value")} ${show(state.values[n])}`);
+      if (shown.gradients.has(n)) {
+        says.push(state.requires[n] ? `${word("gradient")} ${show(state.gradients[n])}` : word("noGradient"));
+      }
+      if (state.cuts.has(n) && node.op !== "input") says.push(word("cut"));
+      put(group, "aria-label", says.filter(Boolean).join(", "));
     }
-    if (state.cuts.has(n) && node.op !== "input") says.push(word("cut"));
-    put(group, "aria-label", says.filter(Boolean).join(", "));
   }
 
   // The boxes in the order in which a mode plays: topological, or its reverse along the gradient.

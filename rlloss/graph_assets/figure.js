@@ -160,14 +160,20 @@ class Figure {
     this.at = Math.min(this.at ?? 0, this.steps);
   }
 
+  // What is seen changes at once; what is said, and takes as long, when the sliders rest.
   set(values) {
     for (const [name, value] of Object.entries(values)) this.values.set(name, value);
     const end = this.at === this.steps;
     this.compute();
     if (end) this.at = this.steps;
-    this.update();
+    this.paint();
     clearTimeout(this.saying);
-    this.saying = setTimeout(() => (this.said.textContent = [...this.banner.children].map((part) => part.textContent).join("; ")), QUIET);
+    this.saying = setTimeout(() => this.say(), QUIET);
+  }
+
+  say() {
+    this.describe();
+    this.said.textContent = [...this.banner.children].map((part) => part.textContent).join("; ");
   }
 
   setBatch(n) {
@@ -345,11 +351,20 @@ class Figure {
   }
 
   update() {
+    this.paint();
+    this.describe();
+  }
+
+  describe() {
+    this.drawings.forEach((drawing, g) => drawing.describe(this.states[g], this.shown(g)));
+  }
+
+  paint() {
     for (const [name, { range, number }] of this.controls) {
       const value = this.values.get(name);
       range.value = value;
       if (document.activeElement !== number) number.value = value;
-      range.setAttribute("aria-valuetext", show(value));
+      put(range, "aria-valuetext", show(value));
     }
     this.tabs.forEach((tab) => tab.setAttribute("aria-pressed", tab.dataset.mode === this.mode));
     if (this.playing) this.playButton.firstChild.firstChild.textContent = word("pause");
