@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rlloss import figures
 from rlloss.claims import Claim, Finding, Overrides
 from rlloss.runs import RunFolder
-from rlloss.twins import Condition, are_same, pairs, twin_runs
+from rlloss.twins import Condition, are_same, first_decision, pairs, twin_runs
 from rlloss.verify import compare
 
 # A learning rate that is far too large, in float16: log-densities leave its range in about half of the seeds.
@@ -33,9 +33,10 @@ def skipped(run: RunFolder) -> int:
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
-    """Holds if every pair that the guard treats unequally parts at its decision, and one of them is the same without.
+    """Holds if of the pairs that are the same without the guard, those that it treats unequally part at its decision.
 
-    The other pairs are the control: where the guard has no step to skip, it changes nothing.
+    There must be one. The other pairs are the control: where the guard has no step to skip, it changes nothing. A pair
+    that parts without the guard as well says nothing about it.
     """
     rows = []
     both = pairs(CONDITIONS, runs)
@@ -50,7 +51,7 @@ def judge(runs: Sequence[RunFolder]) -> Finding:
                 "steps skipped, PPO": skipped(c),
                 "steps skipped, REINFORCE": skipped(d),
                 "of": guarded.steps,
-                "first decision that differs": guarded.cause or "none",
+                "first decision that differs": first_decision(guarded),
             }
         )
     evidence = pd.DataFrame(rows)
@@ -59,10 +60,11 @@ def judge(runs: Sequence[RunFolder]) -> Finding:
     parted = ~evidence["the same with guard"]
     shown = unequal & named & parted & evidence["the same without guard"]
     idle = evidence.loc[~unequal]
-    holds = shown.any() and bool((named & parted)[unequal].all())
+    holds = shown.any() and bool((named & parted)[unequal & evidence["the same without guard"]].all())
     holds &= bool((idle["the same with guard"] == idle["the same without guard"]).all())
     summary = (
-        f"{unequal.sum()} of {len(evidence)} pairs part at the guard, {shown.sum()} of them identical without it"
+        f"{(named & parted).sum()} of {len(evidence)} pairs part at the guard, "
+        f"{shown.sum()} of them identical without it"
         + (f"; {evidence.loc[shown, 'first decision that differs'].iloc[0]}" if shown.any() else "")
     )
     return Finding(bool(holds), summary, evidence)

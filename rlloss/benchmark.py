@@ -20,6 +20,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from tqdm import tqdm
 
+from rlloss.runs import RunFolder
 from rlloss.schema import Config
 from rlloss.train import train
 
@@ -126,18 +127,23 @@ def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
     """Eight CartPole runs as a sweep on one worker and on two, beside bare loops over the same runs: a row each.
 
     A bare loop is a process of its own that trains and records its share and does nothing else: one process, or two at
-    once. ``seconds`` is that of the whole command, the start of Python included. ``overhead`` is the sweep's time over
-    that of as many bare loops, less 1; ``throughput`` one worker's time over that of two. Both within a round.
+    once. ``seconds`` is that of the whole command, the start of Python included; ``overhead`` the time in which workers
+    did not train, over that in which they did, which the runs themselves have measured: seconds x workers / sum of the
+    runs' seconds - 1. ``time over the bare loop's`` and ``throughput``, one worker's time over that of two, compare
+    commands that ran minutes apart, within a round: they say as much as the machine was steady.
     """
     contestants = [(name, workers) for workers in (1, 2) for name in (BARE_LOOP, SWEEP)]
     seconds: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in contestants}
+    overheads: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in contestants}
     with tqdm(total=rounds * len(contestants), unit="sweep", disable=None) as bar:
         # every other round backwards: a machine that grows slower or faster steadily then wrongs none of them
         turns = [turn for i in range(rounds) for turn in (contestants[::-1] if i % 2 else contestants)]
         for name, workers in turns:
             with tempfile.TemporaryDirectory() as folder:
                 time_it = _sweep_seconds if name == SWEEP else _bare_seconds
-                seconds[name, workers].append(time_it(workers, timesteps, folder))
+                wall = time_it(workers, timesteps, folder)
+                seconds[name, workers].append(wall)
+                overheads[name, workers].append(workers * wall / _training_seconds(folder) - 1)
             bar.update()
 
     def ratio(one: tuple[str, int], other: tuple[str, int]) -> float:
@@ -151,7 +157,8 @@ def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
             "env steps each": timesteps,
             "seconds, median": round(statistics.median(seconds[name, workers]), 1),
             "throughput over one worker": round(ratio((name, 1), (name, workers)), 3),
-            "overhead": round(ratio((name, workers), (BARE_LOOP, workers)) - 1, 3),
+            "time over the bare loop's": round(ratio((name, workers), (BARE_LOOP, workers)), 3),
+            "overhead": round(statistics.median(overheads[name, workers]), 3),
             "rounds": rounds,
         }
         for name, workers in contestants
@@ -165,6 +172,12 @@ def _sweep_seconds(workers: int, timesteps: int, folder: str) -> float:
     start = time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
+
+
+def _training_seconds(folder: str) -> float:
+    """Of all runs below ``folder`` together, as each took its own time."""
+    runs = [RunFolder(path.parent).info for path in Path(folder).rglob("run.json")]
+    return float(sum(run["env_steps"] / run["steps_per_second"] for run in runs))
 
 
 def _bare_seconds(workers: int, timesteps: int, folder: str) -> float:

@@ -129,6 +129,8 @@ def train_command(arguments: list[str]) -> int:
         print(TRAIN_USAGE.format(groups="".join(f"  {g}={'|'.join(choices(g))}\n" for g in groups())))
         return HOLDS
     if options.multirun:
+        if options.cfg:
+            raise ConfigError(f"--cfg {options.cfg}: shows one config; leave --multirun out, and name one of the runs")
         return train_sweep(options.overrides)
     config = load(options.overrides)
     if options.cfg:
@@ -422,6 +424,8 @@ def report_command(options: argparse.Namespace) -> int:
         run_readme(options.readme)
         print(f"renewed the generated parts of {options.readme}")
         return HOLDS
+    if not options.runs.is_dir():
+        raise ConfigError(f"{options.runs}: no such folder; name the one that the runs went to")
     return HOLDS if report_claims(select(options.claim), options.preset, options.runs, options.report) else FAILS
 
 

@@ -125,7 +125,10 @@ class Threshold:
 
 
 class NoImprovement:
-    """Stops once the metric has not improved on its best by more than ``min_delta`` for ``patience`` iterations."""
+    """Stops once the metric has not improved on its best by more than ``min_delta`` for over ``patience`` iterations.
+
+    As torch's ReduceLROnPlateau counts: ``patience`` iterations are let pass, the next one stops.
+    """
 
     def __init__(self, config: Config) -> None:
         assert isinstance(config.stop, NoImprovementStopConfig)
@@ -142,7 +145,7 @@ class NoImprovement:
         self.waited += 1
         if self.waited <= self.config.patience:
             return None
-        reason = f"stop: no better than {self.best:g} for {self.waited} iterations"
+        reason = f"stop: no better for {self.waited} iterations"  # without the value, in which twins may differ
         return Decision(row["iteration"], "no_improvement", self.config.monitor, value, reason)
 
 

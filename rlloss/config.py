@@ -147,6 +147,17 @@ def _check_conditions(config: Config) -> None:
         raise ConfigError(f"schedule.factor={config.schedule.factor}: must lie between 0 and 1")
     if isinstance(config.optimizer, LBFGSConfig) and config.optimizer.line_search_fn not in (None, "strong_wolfe"):
         raise ConfigError(f"optimizer.line_search_fn={config.optimizer.line_search_fn}: use strong_wolfe or null")
+    if config.precision.name == "fp16_scaled":
+        if isinstance(config.optimizer, LBFGSConfig):
+            raise ConfigError(
+                "optimizer=lbfgs precision=fp16_scaled: torch's GradScaler takes one evaluation of the loss a step, "
+                "L-BFGS needs several; use precision=fp16_autocast, or another optimizer"
+            )
+        if config.precision.loss_scale != 1:
+            raise ConfigError(
+                f"precision.loss_scale={config.precision.loss_scale} with precision=fp16_scaled: GradScaler has a "
+                "scale of its own; leave it out, or use precision=fp16_autocast"
+            )
     if not 0 < config.precision.loss_scale < math.inf or math.frexp(config.precision.loss_scale)[0] != 0.5:
         raise ConfigError(f"precision.loss_scale={config.precision.loss_scale}: must be a power of two")
     if not math.isfinite(config.loss.offset):

@@ -230,7 +230,8 @@ def _outcome(job: Job, returned: Any) -> Outcome:
 def _launch_all(launch: Launch, todo: Sequence[Job]) -> dict[Path, Outcome]:
     """Launch all; where a killed worker takes joblib's pool along, launch what is left.
 
-    The runs that it interrupted go again, one at a time, so that only the one that kills its worker fails.
+    The runs that it interrupted go again, one at a time, so that only the one that kills its worker fails. If none
+    had begun, as where memory is short already for the imports, all that are left do.
     """
     outcomes: dict[Path, Outcome] = {}
     batches = [list(todo)]
@@ -246,8 +247,7 @@ def _launch_all(launch: Launch, todo: Sequence[Job]) -> dict[Path, Outcome]:
                 continue
             interrupted = [job for job in batch if _touched(job) != before[run_folder(job.config)]]
             interrupted = [job for job in interrupted if not is_finished(job.config)]
-            if not interrupted:
-                raise
+            interrupted = interrupted or [job for job in batch if not is_finished(job.config)]
             left = [job for job in batch if job not in interrupted and not is_finished(job.config)]
             batches += [*([left] if left else []), *([job] for job in interrupted)]
     return outcomes

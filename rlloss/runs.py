@@ -88,6 +88,12 @@ class RunFolder:
     def loss(self) -> str:
         return str(self.config.get("loss.name"))
 
+    @property
+    def label(self) -> str:
+        """The loss, with the constant that is added to it, if one is."""
+        offset = self.config.get("loss.offset")
+        return f"{self.loss} {offset:+g}" if offset else self.loss
+
     @cached_property
     def digests(self) -> NDArray[np.void]:
         """[optimiser steps], 32 bytes each; a partial last record is left out."""

@@ -38,6 +38,7 @@ def mean_and_std(values: pd.Series) -> str:
 # ------------------------------------------------------------------------------------- aggregates over seeds
 
 CONFIDENCE = 0.95
+FEWEST = 5  # scores that an interval needs: the bootstrap's of two or three would be their least and greatest
 RESAMPLES = 2000
 
 
@@ -90,13 +91,11 @@ def returns_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
     of differences to test.
     """
     groups: dict[str, dict[str, dict[int, RunFolder]]] = {}
-    labels: dict[str, tuple[str, str]] = {}
+    labels: dict[str, tuple[str, str, int]] = {}
     for label, run in labelled:
         key = repr(sorted((k, v) for k, v in run.config.items() if not k.startswith("loss.") and k != "seed"))
-        offset = run.config.get("loss.offset")
-        loss = f"{run.loss} {offset:+g}" if offset else run.loss
-        groups.setdefault(key, {}).setdefault(loss, {})[run.config["seed"]] = run
-        labels.setdefault(key, (run.config["env.id"], label))
+        groups.setdefault(key, {}).setdefault(run.label, {})[run.config["seed"]] = run
+        labels.setdefault(key, (run.config["env.id"], label, run.config["total_timesteps"]))
     rows = []
     for key, group in groups.items():
         first, *others = sorted(group, key=lambda loss: (loss != REFERENCE, loss))
@@ -104,13 +103,15 @@ def returns_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
             returns = np.array([training_return(group[loss][seed]) for seed in sorted(group[loss])])
             difference = "–" if loss == first else paired_difference(group[first], group[loss])
             rows.append((*labels[key], loss, len(returns), estimate(returns), difference))
-    columns = ["env", "condition", "loss", "seeds", "return, IQM [95 %]", "difference from the first loss"]
+    columns = ["env", "condition", "env steps", "loss", "seeds", "return, IQM [95 %]", "difference from the first loss"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def estimate(scores: NDArray[np.floating]) -> str:
-    """The interquartile mean with its interval; of a single score, which has none, the score."""
-    return str(iqm_interval([scores])) if len(scores) > 1 else f"{scores[0]:.2f}"
+    """The interquartile mean with its interval, which fewer than FEWEST scores do not have; – if a score is missing."""
+    if np.isnan(scores).any():
+        return "–"
+    return str(iqm_interval([scores])) if len(scores) >= FEWEST else f"{iqm(scores):.2f}"
 
 
 def paired_difference(base: Mapping[int, RunFolder], other: Mapping[int, RunFolder]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import joblib
+from joblib.externals.loky.process_executor import BrokenProcessPool
 from tqdm import tqdm
 
 from rlloss.config import ConfigError, check_folder, run_folder
@@ -68,7 +69,13 @@ def check_all(configs: Sequence[Config], n_jobs: int) -> None:
     """
     distinct = list({repr(replace(config, seed=0, run_dir=None)): config for config in configs}.values())
     shares = [distinct[i::n_jobs] or distinct[:1] for i in range(min(n_jobs, len(configs)))]
-    joblib.Parallel(n_jobs=n_jobs, batch_size=1)(joblib.delayed(_validate)(share) for share in shares)
+    try:
+        joblib.Parallel(n_jobs=n_jobs, batch_size=1)(joblib.delayed(_validate)(share) for share in shares)
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"{n_jobs} worker processes: one was killed before the first run, as where memory is short; use fewer, "
+            "with hydra.launcher.n_jobs or --jobs"
+        ) from error
 
 
 def _validate(configs: Sequence[Config]) -> None:

@@ -61,6 +61,7 @@ LONG = 40  # characters from which on a cell is broken into lines
 SYMBOLS = {
     "–": "--", "×": r"$\times$", "·": r"$\cdot$", "±": r"$\pm$", "ρ": r"$\rho$", "π": r"$\pi$", "ε": r"$\epsilon$",
     "→": r"$\to$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$", "∞": r"$\infty$",
+    "->": r"$\to$", "<": "$<$", ">": "$>$", "|": "$|$",  # which OT1, LaTeX's default encoding, prints as others
     "²": "$^2$", "∂": r"$\partial$", "÷": r"$\div$", "≠": r"$\neq$", "√": r"$\surd$",
 }  # fmt: skip
 

@@ -106,17 +106,18 @@ def train(config: Config, folder: Path | None = None, progress: Progress | None 
 
 def decide(state: State, row: dict[str, Any], config: Config) -> tuple[list[Decision], bool, bool]:
     """What the conditions make of an iteration's metrics: their decisions, whether to stop, whether it is the best."""
-    guard = None
-    if row["skipped_steps"]:
-        who = (
-            ("grad_scaler", "grad_norm")
-            if state.scaler.is_enabled()
-            else ("guard", getattr(config.guard, "monitor", ""))
-        )
-        text = f"skip {row['skipped_steps']} optimiser steps"
-        guard = Decision(row["iteration"], *who, float(row[who[1]]), text)
+    guarded = row["guarded_steps"]
+    skips = (
+        ("guard", getattr(config.guard, "monitor", ""), guarded),
+        ("grad_scaler", "grad_norm", row["skipped_steps"] - guarded),
+    )
+    skipped = [
+        Decision(row["iteration"], who, monitor, float(row[monitor]), f"skip {n} optimiser steps")
+        for who, monitor, n in skips
+        if n
+    ]
     schedule, stop, best = (condition.after(row) for condition in (state.schedule, state.stop, state.best))
-    decisions = [decision for decision in (guard, schedule, best, stop) if decision is not None]
+    decisions = [*skipped, *(decision for decision in (schedule, best, stop) if decision is not None)]
     return decisions, stop is not None, best is not None
 
 

@@ -19,6 +19,7 @@ from rlloss.verify import Verdict, compare
 
 FORMULATIONS = ("loss=ppo_clip", "loss=reinforce")
 EXPECTED = {True: "the same", False: "parted", None: "either"}
+JUDGED = ("IDENTICAL", "ROUNDING", "DIVERGED")  # verdicts on two whole runs
 PAPER_STEPS, PAPER_SEEDS = 500_000, range(1, 11)
 
 
@@ -71,9 +72,11 @@ def are_same(verdict: Verdict) -> bool:
 
 
 def judge_twins(conditions: Conditions, runs: Sequence[RunFolder], *, decided: bool = False) -> Finding:
-    """A row per condition. Holds if every pair is as its condition expects, and where a pair parts, the cause is named.
+    """A row per condition. Holds if every pair can be judged and is as its condition expects.
 
-    ``decided``: in every condition something must have been decided, or nothing was put to the test.
+    Where a pair parts, the cause is named if it is a decision, or an optimiser's number of evaluations. ``decided``: in
+    every condition something must have been decided, or nothing was put to the test. Where a run stopped early, a
+    column says after how many iterations.
     """
     rows = []
     for name, a, b in pairs(conditions, runs):
@@ -83,13 +86,17 @@ def judge_twins(conditions: Conditions, runs: Sequence[RunFolder], *, decided: b
             {
                 "condition": name,
                 "same": same,
-                "as expected": expected is None or same == expected,
+                "judged": verdict.verdict in JUDGED,
+                "as expected": verdict.verdict in JUDGED and (expected is None or same == expected),
                 "idle": decided and not (a.decisions or b.decisions),
                 "cause": verdict.cause,
+                "first decision": first_decision(verdict),
+                "iterations": (len(a.metrics), len(b.metrics)),
+                "stopped": any(d.decision.startswith("stop") for run in (a, b) for d in run.decisions),
                 "seed": a.config["seed"],
                 "return": stats.training_return(a),
                 "return of its twin": stats.training_return(b),
-                "apart": verdict.drift[-1].max_abs if verdict.drift else 0.0,
+                "apart": distance(a, b),
             }
         )
     table = pd.DataFrame(rows)
@@ -98,7 +105,14 @@ def judge_twins(conditions: Conditions, runs: Sequence[RunFolder], *, decided: b
         {
             "the same": [f"{part['same'].sum()} of {len(part)}" for _, part in grouped],
             "expected": [EXPECTED[conditions[str(name)].same] for name, _ in grouped],
-            "first decision that differs (first seed)": [first_cause(part) for _, part in grouped],
+            "first decision that differs (first seed)": [
+                next(iter(part.loc[~part["same"], "first decision"]), "none") for _, part in grouped
+            ],
+            **(
+                {"iterations (first seed)": ["{} and {}".format(*part["iterations"].iloc[0]) for _, part in grouped]}
+                if table["stopped"].any()
+                else {}
+            ),
             "parameters apart at the end": [part["apart"].max() for _, part in grouped],
             "return": [part["return"].mean() for _, part in grouped],
             "return of its twin": [part["return of its twin"].mean() for _, part in grouped],
@@ -106,18 +120,30 @@ def judge_twins(conditions: Conditions, runs: Sequence[RunFolder], *, decided: b
         index=pd.Index([name for name, _ in grouped], name="condition"),
     ).reset_index()
     holds = bool(table["as expected"].all() and not table["idle"].any())
-    parted = table[~table["same"]]
+    parted = table[table["judged"] & ~table["same"]]
     named = int((parted["cause"] != "").sum())
     summary = f"{table['as expected'].sum()} of {len(table)} pairs as expected; {len(parted)} parted"
     if named:
         first = parted[parted["cause"] != ""].iloc[0]
         summary += f", {named} at a decision that is named; {first['condition']}: {first['cause']}"
+    if not table["judged"].all():
+        summary += f"; {int((~table['judged']).sum())} cannot be judged: a run is unfinished or not finite"
     return Finding(holds, summary, evidence)
 
 
-def first_cause(part: pd.DataFrame) -> str:
-    causes = part.loc[~part["same"], "cause"]
-    return (causes.iloc[0] or "rounding") if len(causes) else "none"
+def first_decision(verdict: Verdict) -> str:
+    """A verdict's cause, for a table; where runs part without one, the optimiser step from which they differ."""
+    if verdict.verdict not in JUDGED:
+        return f"cannot be judged: {verdict.reason}"
+    if verdict.cause or verdict.first_difference is None:
+        return verdict.cause or "none"
+    return f"none: other parameters from step {verdict.first_difference}"
+
+
+def distance(a: RunFolder, b: RunFolder) -> float:
+    """The largest difference of a parameter at the end of both runs, wherever each of them stopped."""
+    x, y = (run.snapshot(run.snapshot_steps[-1]).astype(np.float64) for run in (a, b))
+    return float(np.abs(x - y).max())
 
 
 def twin_figure(

@@ -46,7 +46,7 @@ class Step(NamedTuple):
     entropy: Tensor
     grad_norm: Tensor  # before clipping; nan if the step was skipped
     evaluations: int = 1  # of the loss; L-BFGS needs several a step
-    skipped: bool = False  # by the guard, or by GradScaler
+    skipped: str = ""  # by whom, if it was: "guard" or "grad_scaler"
 
 
 class Losses(NamedTuple):
@@ -120,9 +120,9 @@ def minibatch_step(
     logp, policy_loss, value_loss, entropy = (x.detach() for x in first[:4])
     if not passes_guard(config, policy_loss, first.total_loss):
         unknown = torch.full_like(policy_loss, math.nan)
-        return Step(minibatch, logp, policy_loss, value_loss, entropy, unknown, evaluations=1, skipped=True)
+        return Step(minibatch, logp, policy_loss, value_loss, entropy, unknown, evaluations=1, skipped="guard")
     norms: list[Tensor] = []
-    skipped = False
+    skipped = ""
 
     def backward(losses: Losses) -> Tensor:
         gradient = policy.flat.grad
@@ -147,7 +147,8 @@ def minibatch_step(
             before = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
-            skipped = scaler.get_scale() < before  # an overflow: GradScaler left the parameters alone
+            if scaler.get_scale() < before:  # an overflow: GradScaler left the parameters alone
+                skipped = "grad_scaler"
         else:
             optimizer.step()
     return Step(minibatch, logp, policy_loss, value_loss, entropy, norms[0], len(norms), skipped)
@@ -198,7 +199,8 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
     formulations' own values on the same samples. ``approx_kl`` is the k3 estimator, mean(ratio - 1 - logratio),
     ``old_approx_kl`` k1, mean(-logratio), both in nats. ``ratio_outside_frac`` counts |ratio - 1| > clip_coef,
     ``clip_active_frac`` the samples whose gradient is really cut. ``grad_norm`` is taken before clipping.
-    ``evaluations`` counts evaluations of the loss, ``skipped_steps`` those that the guard or GradScaler forbade.
+    ``evaluations`` counts evaluations of the loss, ``skipped_steps`` the optimiser steps that the guard or GradScaler
+    forbade, ``guarded_steps`` the guard's among them.
     """
     logp = at_least_float32(torch.stack([step.logp for step in steps]))
     old_logp = at_least_float32(torch.stack([step.minibatch.old_logp for step in steps]))
@@ -227,5 +229,8 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
         "grad_norm": mean("grad_norm"),
     }
     means = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
-    counts = {"evaluations": sum(s.evaluations for s in steps), "skipped_steps": sum(s.skipped for s in steps)}
-    return means | counts
+    return means | {
+        "evaluations": sum(step.evaluations for step in steps),
+        "skipped_steps": sum(bool(step.skipped) for step in steps),
+        "guarded_steps": sum(step.skipped == "guard" for step in steps),
+    }

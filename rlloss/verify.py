@@ -1,5 +1,6 @@
 """Are two runs one? Pairs twin runs and compares their trajectories, digest by digest, from the run folders alone."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -158,17 +159,25 @@ def cause(a: RunFolder, b: RunFolder, first_difference: int | None) -> str:
 
     A decision of a condition with the metric that it read and both of its values, or an optimiser that evaluated the
     loss more often in one run. Empty if there is none, or if the parameters differed before it: then it is a
-    consequence and not the cause.
+    consequence and not the cause. Keeping a checkpoint changes no parameter: where the runs themselves differ, in
+    their parameters or their lengths, it is not the cause.
     """
     differed = math.inf  # the iteration, from 1, in which parameters first differ
     if first_difference is not None:
         differed = int((a.metrics["optimizer_steps"] < first_difference).sum()) + 1
+    within = first_difference is not None and stood_still(a, first_difference) != stood_still(b, first_difference)
+    parted = first_difference is not None or len(a.digests) != len(b.digests)
     theirs = {run.path: {(d.iteration, d.condition, d.decision) for d in run.decisions} for run in (a, b)}
     alone = [d for d in a.decisions if (d.iteration, d.condition, d.decision) not in theirs[b.path]]
     alone += [d for d in b.decisions if (d.iteration, d.condition, d.decision) not in theirs[a.path]]
-    # Guard and GradScaler decide within the iteration, all others after it.
-    within = ("guard", "grad_scaler")
-    early = [d for d in alone if d.iteration < differed or (d.iteration == differed and d.condition in within)]
+    # Guard and GradScaler decide within the iteration, all others after it. A step that they forbid leaves the
+    # parameters as they were: only if the first step that differs is one of these, they are the cause.
+    early = [
+        d
+        for d in alone
+        if (d.iteration < differed or (within and d.iteration == differed and d.condition in WITHIN))
+        and not (parted and d.condition == "best")
+    ]
     if early:
         decision = min(early, key=lambda d: d.iteration)
         values = " and ".join(_value(run, decision) for run in (a, b))
@@ -179,9 +188,23 @@ def cause(a: RunFolder, b: RunFolder, first_difference: int | None) -> str:
     return _evaluations(a, b, differed)
 
 
+WITHIN = ("guard", "grad_scaler")
+
+
+def stood_still(run: RunFolder, step: int) -> bool:
+    """Whether optimiser step ``step``, from 1, left all parameters as they were."""
+    if step > 1:
+        before = run.digests[step - 2].tobytes()
+    elif 0 in run.snapshot_steps:
+        before = hashlib.sha256(run.snapshot(0).data).digest()
+    else:
+        return False
+    return bool(run.digests[step - 1].tobytes() == before)
+
+
 def _value(run: RunFolder, decision: Decision) -> str:
     there = run.metrics.loc[run.metrics["iteration"] == decision.iteration, decision.monitor]
-    return f"{there.iloc[0]:.6g} for {run.loss}" if len(there) else f"not there for {run.loss}, which had stopped"
+    return f"{there.iloc[0]:.6g} for {run.label}" if len(there) else f"not there for {run.label}, which had stopped"
 
 
 def _evaluations(a: RunFolder, b: RunFolder, differed: float) -> str:
@@ -194,7 +217,9 @@ def _evaluations(a: RunFolder, b: RunFolder, differed: float) -> str:
     if not len(unequal) or unequal[0] + 1 > differed:
         return ""
     i = int(unequal[0])
-    return f"{counts[0][i]} evaluations of {a.loss} and {counts[1][i]} of {b.loss} in iteration {i + 1}: the optimiser"
+    return (
+        f"{counts[0][i]} evaluations of {a.label} and {counts[1][i]} of {b.label} in iteration {i + 1}: the optimiser"
+    )
 
 
 def _condition(run: RunFolder) -> dict[str, Any]:
@@ -226,10 +251,8 @@ def _other_machine(a: RunFolder, b: RunFolder) -> str:
     return "not the same machine or versions: " + ", ".join(differing) if differing else ""
 
 
-def pair(
-    runs: Sequence[RunFolder], reference: str = "ppo_clip"
-) -> tuple[list[tuple[RunFolder, RunFolder]], list[RunFolder]]:
-    """Twins: runs equal in everything but the loss. In each group every run is paired with the ``reference`` loss's.
+def pair(runs: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, RunFolder]], list[RunFolder]]:
+    """Twins: runs equal in everything but the loss. In each group every run is paired with that of ``REFERENCE``.
 
     Returns: the pairs, and the runs without a twin. Two runs and no twins are a pair all the same, so that naming two
     folders always compares them.

@@ -146,6 +146,86 @@ def test_the_guard_skips_the_step_and_nothing_else(tmp_path, monkeypatch):
     assert passes_guard(load(), infinite, infinite)
 
 
+def failing_at(calls_that_fail, formulation):
+    calls = []
+
+    def loss(logp, old_logp, advantages, *, clip_coef):
+        calls.append(len(calls) + 1)
+        value = losses.LOSSES[formulation](logp, old_logp, advantages, clip_coef=clip_coef)
+        return value + (math.inf if len(calls) in calls_that_fail else 0.0)
+
+    return loss
+
+
+@pytest.mark.parametrize("first", [(1,), (5,), (2, 5)])
+def test_the_guard_is_the_cause_only_if_its_step_is_the_first_that_differs(tmp_path, monkeypatch, make_run, first):
+    shape = ["num_envs=2", "num_steps=50", "total_timesteps=200", "learning_rate=0.001"]
+    shape += ["guard=finite", "guard.monitor=policy_loss"]
+    plain = make_run(*shape)
+
+    def against(formulation):
+        monkeypatch.setitem(losses.LOSSES, "reinforce_mask", failing_at(first, formulation))
+        folder = tmp_path / formulation
+        train(load([*shape, "loss=reinforce_mask"]), folder)
+        return compare(plain, RunFolder(folder))
+
+    same, other = against("reinforce"), against("reinforce_undetached")
+    assert same.first_difference == first[0]
+    assert same.cause.startswith(f"skip {len(first)} optimiser steps, iteration 1: guard on policy_loss")
+    if first[0] > 1:
+        assert other.first_difference == 1
+        assert other.cause == "", "they had parted before the guard skipped a step"
+
+
+def test_who_skipped_a_step_is_told_apart(tmp_path, monkeypatch):
+    """GradScaler's first steps overflow; the guard forbids the sixth."""
+    monkeypatch.setitem(losses.LOSSES, "reinforce_mask", failing_at((6,), "reinforce"))
+    shape = ("num_envs=2", "num_steps=50", "total_timesteps=200", "loss=reinforce_mask", "precision=fp16_scaled")
+    train(load([*shape, "guard=finite", "guard.monitor=policy_loss"]), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    assert [d[1:3] for d in run.decisions][:2] == [("guard", "policy_loss"), ("grad_scaler", "grad_norm")]
+    assert run.metrics["guarded_steps"].tolist() == [1, 0]
+    assert run.metrics["skipped_steps"].iloc[0] > 1
+
+
+def test_keeping_a_checkpoint_is_no_cause_of_other_parameters(make_run):
+    plateau = ("schedule=plateau", "schedule.patience=0", "schedule.factor=0.5", "total_timesteps=1000")
+    pair = [make_run(*plateau, "best=metric", "learning_rate=0.003", *loss) for loss in ((), ("loss=reinforce",))]
+    kept = [[d.iteration for d in run.decisions if d.condition == "best"] for run in pair]
+    verdict = compare(*pair)
+    assert kept[0] != kept[1]
+    assert verdict.verdict != "IDENTICAL"
+    assert verdict.cause.startswith("learning rate")
+
+
+def test_two_stops_at_one_iteration_are_one_decision():
+    """Whatever the values were: the twins of a formulation read others, and decide the same."""
+
+    def decided(*values):
+        stop = STOPS["no_improvement"](load(["stop=no_improvement", "stop.patience=1"]))
+        return [stop.after({"iteration": i, "policy_loss": value}) for i, value in enumerate(values)][-1]
+
+    one, other = decided(0.5, 0.6, 0.7), decided(-3.0, -2.0, -1.0)
+    assert one[:3] == other[:3]
+    assert one.decision == other.decision == "stop: no better for 2 iterations"
+
+
+def test_a_constant_ends_a_relative_plateau_on_a_falling_sequence():
+    """science.md: on one falling sequence the final learning rate was 1.0 without the constant, 1e-8 with 5."""
+
+    def final(constant, mode):
+        config = load(["schedule=plateau", f"schedule.threshold_mode={mode}", "schedule.threshold=1e-4"])
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        schedule = make_schedule(config, optimizer)
+        for i in range(600):
+            schedule.after({"iteration": i, "policy_loss": constant + 0.1 * 0.98**i})
+        return optimizer.param_groups[0]["lr"]
+
+    assert final(0, "rel") == 1.0
+    assert final(5, "rel") == pytest.approx(1e-8)
+    assert final(0, "abs") == final(5, "abs"), "an absolute threshold sees differences alone"
+
+
 def test_an_offset_moves_the_value_and_not_a_bit_of_the_parameters(make_run):
     plain, moved = make_run(), make_run("loss.offset=5")
     assert np.array_equal(plain.digests, moved.digests)
@@ -215,6 +295,11 @@ def test_lbfgs_reads_the_value_through_its_tolerance_and_its_line_search(make_ru
         ("loss.offset=inf", "loss.offset=inf: must be a finite number"),
         ("schedule.patience=3", "schedule.patience"),
         ("precision=fp8", "precision=fp8: no such precision"),
+        (
+            "optimizer=lbfgs precision=fp16_scaled",
+            "optimizer=lbfgs precision=fp16_scaled: torch's GradScaler takes one",
+        ),
+        ("precision=fp16_scaled precision.loss_scale=4", "precision.loss_scale=4.0 with precision=fp16_scaled"),
     ],
 )
 def test_bad_settings_are_named(override, message):

@@ -111,7 +111,7 @@ def test_returns_call_identical_pairs_identical(made):
 def test_latex_escapes_aligns_and_refuses_what_it_cannot_write(made):
     text = (made[0] / "one_digest.tex").read_text()
     assert text.startswith("% rlloss reproduce --claim one_digest --preset quick\n")
-    assert r"$\rho$\_50 \% \& <b> & same & text \\" in text
+    assert r"$\rho$\_50 \% \& $<$b$>$ & same & text \\" in text
     assert r"$-$1,234,567 & yes & -- \\" in text
     assert r"\begin{tabular}{rlp{60mm}}" in text
     with pytest.raises(ValueError, match="no LaTeX for ♥: add it to"):

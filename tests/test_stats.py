@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rlloss.stats import iqm, iqm_interval, paired_difference, returns_table, training_return
+from rlloss.stats import estimate, iqm, iqm_interval, paired_difference, returns_table, training_return
 
 finite = st.floats(-1e6, 1e6)
 
@@ -57,6 +57,12 @@ def test_intervals_are_reproducible_and_narrow_with_more_seeds():
     assert many.high - many.low < few.high - few.low
 
 
+def test_an_estimate_has_an_interval_from_five_scores_on_and_none_without_all_scores():
+    assert estimate(np.array([1.0, 2.0, 6.0, 7.0])) == "4.00"
+    assert estimate(np.arange(5.0)).startswith("2.00 [")
+    assert estimate(np.array([1.0, np.nan, 3.0, 4.0, 5.0])) == "–", "a run without a finished episode is no best one"
+
+
 def test_identical_pairs_are_called_identical_and_others_get_an_interval(make_run):
     def runs(loss):
         return {seed: make_run(f"seed={seed}", f"loss={loss}") for seed in (1, 2)}
@@ -64,7 +70,7 @@ def test_identical_pairs_are_called_identical_and_others_get_an_interval(make_ru
     ppo, twin, other = runs("ppo_clip"), runs("reinforce"), runs("cispo")
     assert paired_difference(ppo, twin) == "identical"
     differences = [training_return(other[seed]) - training_return(ppo[seed]) for seed in (1, 2)]
-    assert paired_difference(ppo, other).startswith(f"{np.mean(differences):.2f} [")
+    assert paired_difference(ppo, other) == f"{np.mean(differences):.2f}", "two seeds have no interval"
     assert paired_difference(ppo, {3: ppo[1]}) == "no seed in common"
     mixed = {1: twin[1], 2: other[2]}
     assert paired_difference(ppo, mixed) != "identical", "one pair that differs is enough"
