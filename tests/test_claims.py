@@ -252,6 +252,7 @@ def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, 
     (experiments / "one_digest.py").write_text(NEW_CLAIM)
     monkeypatch.setattr("rlloss.claims.data_dir", lambda name: experiments)
     where = ["--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
+    (tmp_path / "runs").mkdir()
     assert main(["report", where[1], *where[2:]]) == 1, "not run yet"
     assert "not run" in capsys.readouterr().out
     assert main(["reproduce", "--jobs", "2", *where]) == 0

@@ -140,6 +140,7 @@ BAD = {
     "no such device": (["device=tpu"], "device=tpu: unknown; use cpu or cuda"),
     "optimizer setting": (["optimizer.betas=[2,0.9]"], "optimizer=adam"),
     "sweep of bad": (["-m", "seed=1,2", "loss=ppo_clip,nope"], "loss=nope: no such loss"),
+    "config of a sweep": (["-m", "--cfg", "job", "seed=1,2"], "--cfg job: shows one config; leave --multirun out"),
     "sweep into one folder": (["-m", "seed=1,2", "run_dir=x"], "run_dir=x: runs of this sweep share it"),
 }
 
@@ -180,7 +181,7 @@ def test_an_existing_run_with_another_config_is_kept(tmp_path, called_here):
 def test_a_path_that_cannot_be_is_one_line(tmp_path, called_here):
     (tmp_path / "file").write_text("mine")
     for arguments in (
-        ["train", *TINY, "run_dir=file/x"], ["train", *TINY, "run_root=file"], ["report", "--report", "file"],
+        ["train", *TINY, "run_dir=file/x"], ["train", *TINY, "run_root=file"], ["report", ".", "--report", "file"],
         ["report", "--readme", "nope.md"],
     ):  # fmt: skip
         done = called_here(*arguments)
@@ -212,6 +213,7 @@ def test_unknown_claims_and_sizes_are_named(tmp_path, called_here):
         (["reproduce", "--claim", "x"], "--claim=x: no such claim; use one of identical_trajectories"),
         (["reproduce", "--jobs", "0"], "--jobs=0: must be 1 or greater"),
         (["benchmark", "--timesteps", "3"], "--timesteps=3"),
+        (["report", "typo"], "typo: no such folder; name the one that the runs went to"),
     ):
         done = called_here(*arguments)
         assert done.returncode == 2

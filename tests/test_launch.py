@@ -37,14 +37,36 @@ def killed_if_seed_is_2(config):
     return sweep.run_one(config)
 
 
+def killed_at_once_if_seed_is_2(config):
+    """One that dies before it has written anything, as while torch is imported."""
+    if config.seed == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sweep.run_one(config)
+
+
 @pytest.mark.slow
-def test_a_killed_process_fails_its_run_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("killed", "left"), [(killed_if_seed_is_2, "running"), (killed_at_once_if_seed_is_2, "missing")]
+)
+def test_a_killed_process_fails_its_run_alone(tmp_path, monkeypatch, killed, left):
     jobs = launch.jobs_of([(*TINY, f"seed={seed}", f"run_root={tmp_path}") for seed in (1, 2, 3, 4)])
-    monkeypatch.setattr(launch, "run_one", killed_if_seed_is_2)
+    monkeypatch.setattr(launch, "run_one", killed)
     outcomes = launch.sweep(jobs, ["hydra.launcher.n_jobs=2"])
     assert [bool(outcome.reason) for outcome in outcomes] == [False, True, False, False]
     assert "its process was killed" in outcomes[1].reason
-    assert [RunFolder(run_folder(job.config)).status for job in jobs] == ["finished", "running", "finished", "finished"]
+    assert [RunFolder(run_folder(job.config)).status for job in jobs] == ["finished", left, "finished", "finished"]
+
+
+def dies(configs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_killed_while_it_checks_is_named_with_a_remedy(tmp_path, monkeypatch):
+    jobs = launch.jobs_of([(*TINY, f"run_root={tmp_path / 'runs'}")])
+    monkeypatch.setattr(sweep, "_validate", dies)
+    with pytest.raises(ConfigError, match=r"one was killed before the first run, as where memory is short; use fewer"):
+        launch.sweep(jobs, ["hydra.launcher.n_jobs=2"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_slurm_that_is_not_there_is_bad_input(tmp_path, monkeypatch):
