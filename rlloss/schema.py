@@ -100,7 +100,7 @@ class ThresholdStopConfig(StopConfig):
 
 @dataclass
 class NoImprovementStopConfig(StopConfig):
-    """Stop once the metric has not been better than its best by more than ``min_delta`` for ``patience`` iterations."""
+    """Stop once the metric has for over ``patience`` iterations not been better than its best by ``min_delta``."""
 
     name: str = "no_improvement"
     monitor: str = "policy_loss"  # any of MONITORS

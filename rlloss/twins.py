@@ -81,13 +81,13 @@ def judge_twins(conditions: Conditions, runs: Sequence[RunFolder], *, decided: b
     rows = []
     for name, a, b in pairs(conditions, runs):
         verdict, expected = compare(a, b), conditions[name].same
-        same = are_same(verdict)
+        same, judged = are_same(verdict), verdict.verdict in JUDGED
         rows.append(
             {
                 "condition": name,
                 "same": same,
-                "judged": verdict.verdict in JUDGED,
-                "as expected": verdict.verdict in JUDGED and (expected is None or same == expected),
+                "judged": judged,
+                "as expected": judged and (expected is None or same == expected),
                 "idle": decided and not (a.decisions or b.decisions),
                 "cause": verdict.cause,
                 "first decision": first_decision(verdict),
@@ -96,7 +96,7 @@ def judge_twins(conditions: Conditions, runs: Sequence[RunFolder], *, decided: b
                 "seed": a.config["seed"],
                 "return": stats.training_return(a),
                 "return of its twin": stats.training_return(b),
-                "apart": distance(a, b),
+                "apart": distance(a, b) if judged else np.nan,
             }
         )
     table = pd.DataFrame(rows)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rlloss.runs import Decision, RunFolder
 
 REFERENCE = "ppo_clip"
+WITHIN = ("guard", "grad_scaler")  # conditions that decide within an iteration; all others do after it
 RECORD_KEYS = ("snapshot_every", "logger.name")  # how a run is recorded does not change what it computes
 
 
@@ -170,8 +171,8 @@ def cause(a: RunFolder, b: RunFolder, first_difference: int | None) -> str:
     theirs = {run.path: {(d.iteration, d.condition, d.decision) for d in run.decisions} for run in (a, b)}
     alone = [d for d in a.decisions if (d.iteration, d.condition, d.decision) not in theirs[b.path]]
     alone += [d for d in b.decisions if (d.iteration, d.condition, d.decision) not in theirs[a.path]]
-    # Guard and GradScaler decide within the iteration, all others after it. A step that they forbid leaves the
-    # parameters as they were: only if the first step that differs is one of these, they are the cause.
+    # A step that guard or GradScaler forbids leaves the parameters as they were: only if the first step that differs
+    # is one of these, they are the cause.
     early = [
         d
         for d in alone
@@ -186,9 +187,6 @@ def cause(a: RunFolder, b: RunFolder, first_difference: int | None) -> str:
             f"which was {values}"
         )
     return _evaluations(a, b, differed)
-
-
-WITHIN = ("guard", "grad_scaler")
 
 
 def stood_still(run: RunFolder, step: int) -> bool:

@@ -170,6 +170,15 @@ def test_overflow_holds_and_fails_for_losses_that_overflow_otherwise(monkeypatch
             assert not claim.judge([]).holds, other
 
 
+def test_a_pair_that_cannot_be_judged_bears_nothing_out(make_run):
+    pair = [make_run(), make_run("loss=reinforce", "snapshot_every=7")]  # of its own, since it is spoilt here
+    (pair[1].path / "run.json").write_text('{"status": "running"}')
+    finding = judge_twins({"cut short": Condition((), same=False)}, [pair[0], RunFolder(pair[1].path)])
+    assert not finding.holds, "unfinished is not parted"
+    assert "0 parted; 1 cannot be judged" in finding.summary
+    assert "is running" in finding.evidence["first decision that differs (first seed)"][0]
+
+
 def test_a_claim_about_decisions_needs_some(make_run):
     pair = [make_run(), make_run("loss=reinforce")]
     conditions = {"nothing decides": Condition((), same=True)}
