@@ -170,7 +170,7 @@ def twin_figure(
 
 
 def draw_twins(axes: Axes, pair: tuple[RunFolder, RunFolder], metric: str, labels: Sequence[str]) -> None:
-    """A metric of both runs; where one stopped, its curve ends in a dot."""
+    """A metric of both runs; where one stopped, its curve ends in a dot, and a diamond marks the checkpoint it kept."""
     for i, run in enumerate(pair):
         label = labels[i] if labels else figures.LABELS.get(run.loss, run.loss)
         wide = {"linewidth": 2.6, "alpha": 0.45} if i == 0 else {"linewidth": 0.9, "linestyle": (0, (4, 2))}
@@ -179,6 +179,9 @@ def draw_twins(axes: Axes, pair: tuple[RunFolder, RunFolder], metric: str, label
         axes.plot(x, y, color=colour, label=label, **wide)
         if any(d.decision.startswith("stop") for d in run.decisions):
             axes.plot(x.iloc[-1], y.iloc[-1], "o", color=colour, markersize=3.5)
+        if kept := [d.iteration for d in run.decisions if d.condition == "best"]:
+            there = run.metrics["iteration"] == kept[-1]
+            axes.plot(x[there], y[there], "D", color=colour, markersize=4.5 - i, zorder=4)
     if metric == "learning_rate":
         axes.set_yscale("log")
 
