@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from rlloss.claims import Claim, Overrides
+from rlloss.claims import Claim, Overrides, seeds_of, shared_budget
 from rlloss.identity import LOSSES, figure, judge
 
 ENVS = ("cartpole", "acrobot", "mountaincar", "pendulum")
@@ -12,18 +12,11 @@ NUM_STEPS = (128, 125)  # minibatches of 128, a power of two, and of 125; the fi
 
 
 def runs(preset: str) -> list[Overrides]:
-    seeds = range(1, 11) if preset == "paper" else (1, 2)
+    seeds = seeds_of(preset, (1, 2))
     return [
-        (f"env={env}", *settings, f"num_steps={num_steps}", f"seed={seed}", f"loss={loss}", *budget(preset, env))
+        (f"env={env}", *settings, f"num_steps={num_steps}", f"seed={seed}", f"loss={loss}", *shared_budget(preset, env))
         for env, settings, num_steps, seed, loss in product(ENVS, OPTIMIZERS.values(), NUM_STEPS, seeds, LOSSES)
     ]
-
-
-def budget(preset: str, env: str) -> Overrides:
-    """CartPole runs longer in the quick preset: its returns rise within it, so that there is a curve to compare."""
-    if preset == "paper":
-        return ("total_timesteps=500000",)
-    return (f"total_timesteps={40_000 if env == 'cartpole' else 12_000}", "snapshot_every=40")
 
 
 CLAIM = Claim(

@@ -1,19 +1,22 @@
 """bfloat16 autocast and scaled float16 keep the twins identical; pure float16 parts them in subnormal halves."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from rlloss.claims import Claim, Finding, Overrides
 from rlloss.runs import RunFolder
-from rlloss.twins import Condition, judge_twins, twin_figure, twin_runs
+from rlloss.twins import Condition, judge_twins, pairs, twin_figure, twin_runs
+from rlloss.verify import first_difference
 
+PURE, SCALED = "pure fp16", "pure fp16, loss x 1024"
 FAST = ("learning_rate=0.003",)
 CONDITIONS = {
     "bf16 autocast": Condition((*FAST, "precision=bf16_autocast"), same=True),
     "fp16 autocast, GradScaler": Condition((*FAST, "precision=fp16_scaled"), same=True),
-    "pure fp16": Condition((*FAST, "precision=fp16"), same=False),
-    "pure fp16, loss x 1024": Condition((*FAST, "precision=fp16", "precision.loss_scale=1024"), same=None),
+    PURE: Condition((*FAST, "precision=fp16"), same=False),
+    SCALED: Condition((*FAST, "precision=fp16", "precision.loss_scale=1024"), same=None),
 }
 
 
@@ -22,7 +25,15 @@ def runs(preset: str) -> list[Overrides]:
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
-    return judge_twins(CONDITIONS, runs)
+    """Beside what each condition expects: in no seed does the scaled loss part as early as the unscaled."""
+    finding = judge_twins(CONDITIONS, runs)
+    first = {
+        name: [first_difference(a, b) or math.inf for condition, a, b in pairs(CONDITIONS, runs) if condition == name]
+        for name in (PURE, SCALED)
+    }
+    later = [scaled > pure for pure, scaled in zip(first[PURE], first[SCALED], strict=True)]
+    summary = f"{finding.summary}; with the loss x 1024, {sum(later)} of {len(later)} part later or never"
+    return Finding(finding.holds and all(later), summary, finding.evidence)
 
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
@@ -32,7 +43,8 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
 CLAIM = Claim(
     sentence=(
         "Under bfloat16 autocast, and under float16 autocast with GradScaler, the two formulations train to the same "
-        "bits; with pure float16 parameters the halves that PPO's minimum makes become subnormal, round, and part them."
+        "bits; with pure float16 parameters the halves that PPO's minimum makes become subnormal, round and part them; "
+        "with the loss scaled by 1,024, a power of two, they part later or never."
     ),
     runs=runs,
     judge=judge,

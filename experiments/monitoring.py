@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlloss import figures
-from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims import Claim, Finding, Overrides, seeds_of, shared_budget
 from rlloss.runs import RunFolder
 from rlloss.twins import FORMULATIONS, are_same
 from rlloss.verify import compare
@@ -20,12 +20,9 @@ APART = 0.1  # the two correlations with the return, on average over seeds
 
 def runs(preset: str) -> list[Overrides]:
     """The CartPole runs of identical_trajectories: nothing is trained for this claim."""
-    seeds, budget = (range(1, 11), ("total_timesteps=500000",)) if preset == "paper" else ((1, 2), QUICK)
     base = ("env=cartpole", "learning_rate=0.003", "num_steps=128")
-    return [(*base, f"seed={seed}", loss, *budget) for seed, loss in product(seeds, FORMULATIONS)]
-
-
-QUICK = ("total_timesteps=40000", "snapshot_every=40")
+    budget = shared_budget(preset, "cartpole")
+    return [(*base, f"seed={seed}", loss, *budget) for seed, loss in product(seeds_of(preset, (1, 2)), FORMULATIONS)]
 
 
 def correlation(run: RunFolder, metric: str) -> float:
@@ -55,8 +52,9 @@ def judge(runs: Sequence[RunFolder]) -> Finding:
     loss = evidence.set_index("metric").loc["policy_loss"]
     ppo, reinforce = (loss[f"{name}, correlation with return"] for name in ("PPO", "REINFORCE"))
     summary = (
-        f"identical runs; policy losses of unlike sign in {loss['of unlike sign']:.0%} of iterations; their "
-        f"correlation with the return is {ppo:.2f} for PPO and {reinforce:.2f} for REINFORCE"
+        f"{'identical runs' if same else 'runs that differ'}; policy losses of unlike sign in "
+        f"{loss['of unlike sign']:.0%} of iterations; their correlation with the return is {ppo:.2f} for PPO and "
+        f"{reinforce:.2f} for REINFORCE"
     )
     return Finding(same and abs(ppo - reinforce) > APART, summary, evidence)
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlloss import figures, stats
-from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims import PAPER_SEEDS, PAPER_STEPS, Claim, Finding, Overrides
 from rlloss.runs import RunFolder
 from rlloss.verify import Verdict, compare
 
@@ -27,7 +27,7 @@ COLOURS = dict(zip(CONDITIONS, (figures.GREY, figures.VERMILION, figures.BLUE, f
 
 def runs(preset: str) -> list[Overrides]:
     # Snapshots show how large the difference was at first; dense ones would fill the disk in the long runs.
-    seeds, steps, every = (range(1, 11), 500_000, 50) if preset == "paper" else ((1,), 40_000, 4)
+    seeds, steps, every = (PAPER_SEEDS, PAPER_STEPS, 50) if preset == "paper" else ((1,), 40_000, 4)
     return [
         (*overrides, f"seed={seed}", f"loss={loss}", f"total_timesteps={steps}", f"snapshot_every={every}")
         for overrides, seed, loss in product(CONDITIONS.values(), seeds, LOSSES)

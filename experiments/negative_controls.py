@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlloss import figures, stats
-from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims import Claim, Finding, Overrides, seeds_of, shared_budget
 from rlloss.runs import RunFolder
 from rlloss.twins import families
 from rlloss.verify import compare
@@ -21,18 +21,10 @@ FAST = ("learning_rate=0.003",)
 
 
 def runs(preset: str) -> list[Overrides]:
-    seeds = range(1, 11) if preset == "paper" else (1, 2)
     return [
-        (f"env={env}", *FAST, f"seed={seed}", f"loss={loss}", *budget(preset, env))
-        for env, seed, loss in product(ENVS, seeds, LOSSES)
+        (f"env={env}", *FAST, f"seed={seed}", f"loss={loss}", *shared_budget(preset, env))
+        for env, seed, loss in product(ENVS, seeds_of(preset, (1, 2)), LOSSES)
     ]
-
-
-def budget(preset: str, env: str) -> Overrides:
-    """Those of identical_trajectories, whose runs of ppo_clip serve here too."""
-    if preset == "paper":
-        return ("total_timesteps=500000",)
-    return (f"total_timesteps={40_000 if env == 'cartpole' else 12_000}", "snapshot_every=40")
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlloss import figures, stats
-from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims import Claim, Finding, Overrides, seeds_of, shared_budget
 from rlloss.runs import RunFolder
 from rlloss.twins import families
 from rlloss.verify import compare
@@ -24,18 +24,10 @@ FAST = ("learning_rate=0.003",)
 
 
 def runs(preset: str) -> list[Overrides]:
-    seeds = range(1, 11) if preset == "paper" else (1,)
     return [
-        (f"env={env}", *FAST, f"num_steps={num_steps}", f"seed={seed}", f"loss={loss}", *budget(preset, env))
-        for env, num_steps, seed, loss in product(ENVS, NUM_STEPS, seeds, LOSSES)
+        (f"env={env}", *FAST, f"num_steps={num_steps}", f"seed={seed}", f"loss={loss}", *shared_budget(preset, env))
+        for env, num_steps, seed, loss in product(ENVS, NUM_STEPS, seeds_of(preset, (1,)), LOSSES)
     ]
-
-
-def budget(preset: str, env: str) -> Overrides:
-    """Those of identical_trajectories, whose runs of the first two losses serve here too."""
-    if preset == "paper":
-        return ("total_timesteps=500000",)
-    return (f"total_timesteps={40_000 if env == 'cartpole' else 12_000}", "snapshot_every=40")
 
 
 def minibatch(run: RunFolder) -> int:

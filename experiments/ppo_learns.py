@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlloss import figures, stats
-from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims import PAPER_STEPS, Claim, Finding, Overrides, seeds_of
 from rlloss.runs import RunFolder
 
 # Mean training return over the last 100 episodes that each preset must reach, and CleanRL's published return at 500k
@@ -17,14 +17,14 @@ TARGETS = {
     "quick": {"CartPole-v1": 200.0},
 }
 CLEANRL = {"CartPole-v1": "490.04 ± 6.12", "Acrobot-v1": "-86.36 ± 1.32"}
-STEPS = {"paper": 500_000, "quick": 100_000}
+STEPS = {"paper": PAPER_STEPS, "quick": 100_000}
 ENVS = {"paper": ("cartpole", "acrobot"), "quick": ("cartpole",)}
 
 
 def runs(preset: str) -> list[Overrides]:
-    seeds = range(1, 11) if preset == "paper" else (1, 2, 3)
     return [
-        (f"env={env}", f"seed={seed}", f"total_timesteps={STEPS[preset]}") for env, seed in product(ENVS[preset], seeds)
+        (f"env={env}", f"seed={seed}", f"total_timesteps={STEPS[preset]}")
+        for env, seed in product(ENVS[preset], seeds_of(preset, (1, 2, 3)))
     ]
 
 

@@ -129,8 +129,9 @@ def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
     A bare loop is a process of its own that trains and records its share and does nothing else: one process, or two at
     once. ``seconds`` is that of the whole command, the start of Python included; ``overhead`` the time in which workers
     did not train, over that in which they did, which the runs themselves have measured: seconds x workers / sum of the
-    runs' seconds - 1. ``time over the bare loop's`` and ``throughput``, one worker's time over that of two, compare
-    commands that ran minutes apart, within a round: they say as much as the machine was steady.
+    runs' seconds - 1; ``its own`` what of that a bare loop has not, within a round: (1 + overhead) / (1 + the bare
+    loop's) - 1. ``time over the bare loop's`` and ``throughput``, one worker's time over that of two, compare commands
+    that ran minutes apart, within a round: they say as much as the machine was steady.
     """
     contestants = [(name, workers) for workers in (1, 2) for name in (BARE_LOOP, SWEEP)]
     seconds: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in contestants}
@@ -146,6 +147,10 @@ def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
                 overheads[name, workers].append(workers * wall / _training_seconds(folder) - 1)
             bar.update()
 
+    def own(name: str, workers: int) -> float:
+        pairs = zip(overheads[name, workers], overheads[BARE_LOOP, workers], strict=True)
+        return statistics.median((1 + overhead) / (1 + bare) - 1 for overhead, bare in pairs)
+
     def ratio(one: tuple[str, int], other: tuple[str, int]) -> float:
         return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
 
@@ -159,6 +164,7 @@ def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
             "throughput over one worker": round(ratio((name, 1), (name, workers)), 3),
             "time over the bare loop's": round(ratio((name, workers), (BARE_LOOP, workers)), 3),
             "overhead": round(statistics.median(overheads[name, workers]), 3),
+            "its own": round(own(name, workers), 3),
             "rounds": rounds,
         }
         for name, workers in contestants

@@ -38,6 +38,28 @@ class Claim:
     name: str = ""  # the file's name
 
 
+# --------------------------------------------------------------------------------------------------------- presets
+
+PAPER_STEPS, PAPER_SEEDS = 500_000, range(1, 11)
+
+
+def seeds_of(preset: str, quick: Sequence[int]) -> Sequence[int]:
+    return PAPER_SEEDS if preset == "paper" else quick
+
+
+def shared_budget(preset: str, env: str) -> Overrides:
+    """Of the claims about whole trajectories: equal budgets, so that one run serves all of them.
+
+    CartPole runs longer in the quick preset: its returns rise within it, so that there is a curve to compare.
+    """
+    if preset == "paper":
+        return (f"total_timesteps={PAPER_STEPS}",)
+    return (f"total_timesteps={40_000 if env == 'cartpole' else 12_000}", "snapshot_every=40")
+
+
+# ---------------------------------------------------------------------------------------------------- experiments/
+
+
 def load_claims(folder: Path | None = None) -> list[Claim]:
     """Every ``*.py`` in experiments/ that defines CLAIM, in the report's order.
 

@@ -23,7 +23,7 @@ from rlloss.graph_command import add_graph
 from rlloss.launch import Job, jobs_of, print_config, quoted, split_sweep, sweep
 from rlloss.runs import RunFolder, find_runs, to_json
 from rlloss.schema import Config
-from rlloss.sweep import Outcome, is_finished
+from rlloss.sweep import Outcome, is_finished, others_note
 from rlloss.verify import Verdict, verify
 
 HOLDS, FAILS, BAD_INPUT = 0, 1, 2
@@ -162,6 +162,7 @@ def train_one(config: Config) -> int:
     check_folder(folder, config)
     if is_finished(config):
         print("This run is finished already; remove its folder to run it again.")
+        print_note([config])
     else:
         total = config.num_iterations * config.num_samples
         with tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:]) as bar:
@@ -180,12 +181,19 @@ def train_one(config: Config) -> int:
 def train_sweep(overrides: list[str]) -> int:
     """Hydra's --multirun, failures listed at the end."""
     jobs, hydras = split_sweep(overrides)
+    print_note([job.config for job in jobs])
     failed = [outcome for outcome in sweep(jobs, hydras) if outcome.reason]
     first = jobs[0].config
     print(tables.text(run_table([RunFolder(run_folder(job.config)) for job in jobs])))
     print(f"written to {first.run_root if first.run_dir is None else 'their run_dir'}")
     report_failures(failed)
     return FAILS if failed else HOLDS
+
+
+def print_note(configs: Sequence[Config]) -> None:
+    """Runs that are kept from before may be no twins of those made now."""
+    if note := others_note(configs):
+        print(note, file=sys.stderr)
 
 
 def report_failures(outcomes: Sequence[Outcome]) -> None:
@@ -394,6 +402,7 @@ def reproduce_command(options: argparse.Namespace) -> int:
             wanted = {run_folder(job.config): job for job in jobs} | wanted
     finished = sum(is_finished(job.config) for job in wanted.values())
     print(f"{len(claims)} claims, {len(wanted)} runs, {finished} of them finished already", flush=True)
+    print_note([job.config for job in wanted.values()])
     failed = [outcome for outcome in sweep(list(wanted.values()), hydras) if outcome.reason]
     report_failures(failed)
     holds = report_claims(claims, options.preset, options.runs, options.report, absent)

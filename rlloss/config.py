@@ -107,6 +107,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"target_kl={config.target_kl}: must be greater than 0, or null for no limit")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
         raise ConfigError(f"hidden_sizes={config.hidden_sizes}: needs at least one size, each 1 or greater")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", config.device):
+        raise ConfigError(f"device={config.device}: unknown; use cpu or cuda")
     _check_conditions(config)
     if config.run_dir == "":
         raise ConfigError("run_dir='': names no folder; leave it out to have the folder named after the run")

@@ -29,6 +29,7 @@ from rlloss.runs import RunFolder
 from rlloss.schema import Config
 from rlloss.sweep import Outcome, check_all, check_folders, is_finished, progress_bar, run_one
 
+LOCAL = ("joblib", "basic", "submitit_local")  # launchers that run jobs on this machine
 SLURM = ("slurm", "submitit_slurm")  # names of the launcher in configs/ and in Hydra's plugin
 
 
@@ -82,7 +83,8 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
     todo.sort(key=lambda job: -job.config.total_timesteps)
     outcomes: dict[Path, Outcome] = {}
     if todo:
-        check_all([job.config for job in todo], cores_of(hydras) or 1)
+        here = _settings(hydras)[0] in LOCAL
+        check_all([job.config for job in todo], cores_of(hydras) or 1, here=here)
         with launcher(todo, hydras) as launch, progress_bar([job.config for job in todo]):
             outcomes = _launch_all(launch, todo)
     folders = [run_folder(job.config) for job in jobs]

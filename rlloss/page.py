@@ -20,7 +20,12 @@ FOLDED = 16  # rows from which on a table is folded away
 
 
 def write(
-    judged: "Sequence[Judged]", returns: pd.DataFrame, runs: Sequence[RunFolder], command: str, out: Path
+    judged: "Sequence[Judged]",
+    returns: pd.DataFrame,
+    aggregate: pd.DataFrame,
+    runs: Sequence[RunFolder],
+    command: str,
+    out: Path,
 ) -> None:
     """``out``/index.html, from the tables and figures that lie in ``out`` already."""
     environment = Environment(
@@ -36,6 +41,7 @@ def write(
         judged=judged,
         held=sum(one.verdict == "holds" for one in judged),
         returns=returns,
+        aggregate=aggregate,
         runs=len({run.path for run in runs}),
         steps=sum(run.info["optimizer_steps"] for run in {run.path: run for run in runs}.values()),
         machines=machines(runs),

@@ -1,14 +1,15 @@
 """The run folder: what a run leaves behind, written so that a kill at any moment leaves whole rows and whole files.
 
 - ``config.yaml``: the resolved config.
-- ``run.json``: status, counts, speed, versions, machine, final digest.
+- ``run.json``: status, counts, speed, versions, machine, final digest; see provenance.py.
 - ``metrics.csv``: a row per iteration. ``episodes.csv``: a row per finished episode.
 - ``digests.bin``: 32 bytes per optimiser step, the SHA-256 of all parameters after it.
 - ``snapshots/*.safetensors``: parameters at step 0, at every ``snapshot_every``-th step and at the end, keyed by step.
 - ``decisions.csv``: a row per decision of a condition, if there was any: what it read, and what it decided.
 - ``checkpoint.pt``: parameters, optimiser and random streams at the end.
 - ``events.out.tfevents.*``: the same for TensorBoard, with ``logger=tensorboard``.
-- ``best.pt``: the parameters that ``best=metric`` kept, with the metrics of their iteration.
+- ``best.pt``: the parameters that ``best=metric`` kept, as they are after the update of the best iteration, and its
+  metrics: the loss and the return in them are those of the policy before that update.
 """
 
 import csv
@@ -23,17 +24,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-import gymnasium
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors.numpy import save_file
 
-from rlloss import __version__
 from rlloss.config import ConfigError, check_folder, to_yaml
 from rlloss.envs import simulator_version
 from rlloss.logger import LOGGERS
 from rlloss.policy import ActorCritic
+from rlloss.provenance import versions
 from rlloss.rollout import Episode
 from rlloss.runs import Decision, RunFolder, to_json
 from rlloss.schema import Config
@@ -47,14 +47,6 @@ RESULTS = (
 
 def fingerprint(device: str, env_id: str) -> dict[str, dict[str, str]]:
     """Versions and machine: what decides whether two machines can be expected to agree to the last bit."""
-    versions = {
-        "rlloss": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "gymnasium": gymnasium.__version__,
-        **simulator_version(env_id),
-    }
     machine = {
         "architecture": platform.machine(),
         "system": platform.system(),
@@ -62,7 +54,7 @@ def fingerprint(device: str, env_id: str) -> dict[str, dict[str, str]]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
     }
-    return {"versions": versions, "machine": machine}
+    return {"versions": {**versions(), "torch": torch.__version__, **simulator_version(env_id)}, "machine": machine}
 
 
 def _cpu_model() -> str:

@@ -69,7 +69,7 @@ def report_claims(
     """Judge each claim, write the report into ``out``, and print the verdicts.
 
     - NAME.csv, .tex and .md: the evidence of a claim; NAME.pdf, .png and .svg: its figure.
-    - claims.csv and .tex: the verdicts. returns.csv and .tex: the returns over seeds.
+    - claims.csv and .tex: the verdicts. returns.csv and .tex: the returns over seeds; aggregate: over tasks, too.
     - index.html: all of it on one page, which needs no other file.
     - explanation.html, to which it links: what the claims are about, live, with their numbers, if the tables are there.
 
@@ -84,12 +84,13 @@ def report_claims(
         [(one.claim.name, one.verdict, one.summary) for one in judged], columns=["claim", "verdict", "evidence"]
     )
     finished = [run for one in judged for run in zip(one.conditions, one.runs, strict=True) if one.finding]
-    returns = stats.returns_table(finished)
+    returns, aggregate = stats.returns_table(finished), stats.aggregate_table(finished)
     command = f"rlloss reproduce --preset {preset}"
     write_table(verdicts, out / "claims", command)
     write_table(returns, out / "returns", command)
+    write_table(aggregate, out / "aggregate", command)
     write_explanation(out)
-    page.write(judged, returns, [run for _, run in finished], command, out)
+    page.write(judged, returns, aggregate, [run for _, run in finished], command, out)
     print(tables.text(verdicts[["claim", "verdict"]]))
     for one in judged:
         print(f"\n{one.claim.name}: {one.summary}")

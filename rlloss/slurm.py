@@ -19,6 +19,9 @@ POLL_SECONDS = 0.2  # between two looks for a result file
 QUEUE_SECONDS = 5.0  # between two calls of squeue, one for all jobs: it is the cluster's scheduler that answers
 LATE_SECONDS = 30.0  # within which the result of a job that ended well shows up on a network file system
 LOG_LINES = 20
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,12 @@ class Lost:
 
 @dataclass
 class Queue:
-    """The jobs that Slurm has not ended yet, as squeue last listed them."""
+    """The jobs that Slurm has not ended yet, as squeue last listed them, and how the others ended.
 
+    Slurm forgets an ended job after minutes (MinJobAge); whoever waits for a long one first would come too late to ask.
+    """
+
+    ends: dict[str, str] = field(default_factory=dict)
     _ids: frozenset[str] = frozenset()
     _asked: float = field(default=float("-inf"))
     _answered: bool = False
@@ -47,9 +54,12 @@ class Queue:
         return job in self._ids or not self._answered
 
     def _ask(self) -> None:
-        listed = _output("squeue", "--noheader", "--me", "--array", "--format=%i")
+        # --all: of hidden partitions, too, and of those that have been closed to this user since
+        listed = _output("squeue", "--noheader", "--me", "--all", "--array", "--states=all", "--format=%i %T")
         self._answered = listed is not None
-        self._ids = frozenset((listed or "").split())
+        states = dict(line.split() for line in (listed or "").splitlines())
+        self._ids = frozenset(job for job, state in states.items() if state not in ENDED)
+        self.ends |= {job: state for job, state in states.items() if state in ENDED}
         self._asked = time.monotonic()
 
 
@@ -113,7 +123,7 @@ def wait_for(job: "SlurmJob[Any]", queue: Queue) -> Any:
     """What the job returned, once it has; or a Lost if it ended without."""
     while not job.paths.result_pickle.exists():
         if not queue.has(job.job_id) and not _came_late(job):
-            return Lost(f"Slurm job {job.job_id} {_end_of(job.job_id)}", _log(job))
+            return Lost(f"Slurm job {job.job_id} {_end_of(job.job_id, queue)}", _log(job))
         time.sleep(POLL_SECONDS)
     outcome, result = job._get_outcome_and_result()
     if outcome == "error":
@@ -139,8 +149,10 @@ def _state(job: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def _end_of(job: str) -> str:
+def _end_of(job: str, queue: Queue) -> str:
     state = _state(job)
+    if "JobState" not in state and job in queue.ends:
+        state = {"JobState": queue.ends[job]}
     if "JobState" not in state:
         return "is no longer known to Slurm and left no result"
     code, _, signal = state.get("ExitCode", "0:0").partition(":")

@@ -1,6 +1,7 @@
 """Numbers from run folders: curves and summaries."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +84,11 @@ def is_same_run(a: RunFolder, b: RunFolder) -> bool:
     return np.array_equal(a.digests, b.digests) and len(a.digests) > 0 and a.episodes.equals(b.episodes)
 
 
+Seeds = Mapping[int, RunFolder]  # of one condition and loss on one task: its runs by seed
+Losses = Mapping[str, Seeds]
+Score = Callable[[RunFolder], float]
+
+
 def returns_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
     """A row per condition and loss: the return as an interquartile mean over seeds with its bootstrap interval.
 
@@ -90,35 +96,101 @@ def returns_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
     there), paired seed by seed. Where every pair is one and the same run it says "identical": there is no distribution
     of differences to test.
     """
-    groups: dict[str, dict[str, dict[int, RunFolder]]] = {}
-    labels: dict[str, tuple[str, str, int]] = {}
-    for label, run in labelled:
-        key = repr(sorted((k, v) for k, v in run.config.items() if not k.startswith("loss.") and k != "seed"))
-        groups.setdefault(key, {}).setdefault(run.label, {})[run.config["seed"]] = run
-        labels.setdefault(key, (run.config["env.id"], label, run.config["total_timesteps"]))
     rows = []
-    for key, group in groups.items():
-        first, *others = sorted(group, key=lambda loss: (loss != REFERENCE, loss))
-        for loss in (first, *others):
-            returns = np.array([training_return(group[loss][seed]) for seed in sorted(group[loss])])
-            difference = "–" if loss == first else paired_difference(group[first], group[loss])
-            rows.append((*labels[key], loss, len(returns), estimate(returns), difference))
+    for label, losses in by_task(labelled):
+        first = first_loss(losses)
+        for loss, seeds in losses.items():
+            config = next(iter(seeds.values())).config
+            difference = "–" if loss == first else paired_difference([(losses[first], seeds, training_return)])
+            returns = estimate([scores(seeds, training_return)])
+            steps = config["total_timesteps"]
+            rows.append((config["env.id"], label, steps, loss, len(seeds), returns, difference))
     columns = ["env", "condition", "env steps", "loss", "seeds", "return, IQM [95 %]", "difference from the first loss"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def estimate(scores: NDArray[np.floating]) -> str:
+def aggregate_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
+    """A row per loss and condition that was tried on several tasks: the normalised return over all of them.
+
+    A return becomes a score by its place between the lowest, 0, and the highest, 1, that any of these runs reached on
+    its environment; one on which all reached the same tells nothing, and is left out. The bootstrap is stratified: it
+    draws seeds anew within each task. Losses are compared on the tasks that both were tried on.
+    """
+    returns: dict[str, list[float]] = {}
+    for _, run in labelled:
+        values = returns.setdefault(run.config["env.id"], [])
+        values += [value for value in [training_return(run)] if not math.isnan(value)]
+    ranges = {env: (min(values), max(values)) for env, values in returns.items() if len(set(values)) > 1}
+
+    def score(run: RunFolder) -> float:
+        low, high = ranges[run.config["env.id"]]
+        return float((training_return(run) - low) / (high - low))
+
+    conditions: dict[str, list[Losses]] = {}
+    for label, losses in by_task(labelled):
+        env = next(run.config["env.id"] for seeds in losses.values() for run in seeds.values())
+        if env in ranges:
+            conditions.setdefault(label, []).append(losses)
+    rows = []
+    for label, tasks in conditions.items():
+        every = list(dict.fromkeys(loss for losses in tasks for loss in losses))
+        first = first_loss(every)
+        for loss in every:
+            tried = [losses for losses in tasks if loss in losses]
+            if len(tried) < 2:
+                continue
+            both = [(losses[first], losses[loss], score) for losses in tried if first in losses]
+            difference = "–" if loss == first else paired_difference(both)
+            strata = [scores(losses[loss], score) for losses in tried]
+            rows.append((label, loss, len(tried), sum(map(len, strata)), estimate(strata), difference))
+    columns = ["condition", "loss", "tasks", "runs", "score, IQM [95 %]", "difference from the first loss"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def by_task(labelled: Sequence[tuple[str, RunFolder]]) -> list[tuple[str, Losses]]:
+    """The condition of each task, and its runs by loss and seed, the first loss first.
+
+    A task is a config without loss and seed.
+    """
+    tasks: dict[str, dict[str, dict[int, RunFolder]]] = {}
+    labels: dict[str, str] = {}
+    for label, run in labelled:
+        task = repr(sorted((k, v) for k, v in run.config.items() if not k.startswith("loss.") and k != "seed"))
+        tasks.setdefault(task, {}).setdefault(run.label, {})[run.config["seed"]] = run
+        labels.setdefault(task, label)  # two claims may have it under two names
+    return [
+        (labels[task], {loss: losses[loss] for loss in sorted(losses, key=lambda loss: (loss != REFERENCE, loss))})
+        for task, losses in tasks.items()
+    ]
+
+
+def first_loss(losses: Iterable[str]) -> str:
+    """The one that all others are compared with: PPO's, or else the first of the alphabet."""
+    return min(losses, key=lambda loss: (loss != REFERENCE, loss))
+
+
+def scores(seeds: Seeds, score: Score) -> NDArray[np.float64]:
+    return np.array([score(seeds[seed]) for seed in sorted(seeds)])
+
+
+def estimate(strata: Sequence[NDArray[np.floating]]) -> str:
     """The interquartile mean with its interval, which fewer than FEWEST scores do not have; – if a score is missing."""
-    if np.isnan(scores).any():
+    every = np.concatenate(list(strata))
+    if np.isnan(every).any():
         return "–"
-    return str(iqm_interval([scores])) if len(scores) >= FEWEST else f"{iqm(scores):.2f}"
+    return str(iqm_interval(strata)) if len(every) >= FEWEST else f"{iqm(every):.2f}"
 
 
-def paired_difference(base: Mapping[int, RunFolder], other: Mapping[int, RunFolder]) -> str:
-    """The difference in return, seed by seed: "identical", or its interquartile mean with the bootstrap interval."""
-    seeds = sorted(set(base) & set(other))
-    if not seeds:
+def paired_difference(pairs: Sequence[tuple[Seeds, Seeds, Score]]) -> str:
+    """The difference, seed by seed within each task: "identical", or its interquartile mean with the interval.
+
+    ``pairs`` holds, per task, the runs of the first loss, those of the other, and what is compared of a run.
+    """
+    strata, same = [], True
+    for base, other, score in pairs:
+        seeds = sorted(set(base) & set(other))
+        same &= all(is_same_run(base[seed], other[seed]) for seed in seeds)
+        strata.append(np.array([score(other[seed]) - score(base[seed]) for seed in seeds]))
+    if not any(map(len, strata)):
         return "no seed in common"
-    if all(is_same_run(base[seed], other[seed]) for seed in seeds):
-        return "identical"
-    return estimate(np.array([training_return(other[seed]) - training_return(base[seed]) for seed in seeds]))
+    return "identical" if same else estimate([stratum for stratum in strata if len(stratum)])

@@ -12,6 +12,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from tqdm import tqdm
 
 from rlloss.config import ConfigError, check_folder, run_folder
+from rlloss.provenance import made_otherwise
 from rlloss.runs import DIGEST_BYTES, RunFolder
 from rlloss.schema import Config
 
@@ -29,6 +30,16 @@ class Outcome:
 
 def is_finished(config: Config) -> bool:
     return RunFolder(run_folder(config)).status == "finished"
+
+
+def others_note(configs: Sequence[Config]) -> str:
+    """Of finished runs, which are kept: how many were made by other versions, and by which. Empty if none was."""
+    runs = [RunFolder(run_folder(config)) for config in configs]
+    found = [differing for run in runs if run.status == "finished" and (differing := made_otherwise(run))]
+    if not found:
+        return ""
+    many = f"{len(found)} finished runs were" if len(found) > 1 else "a finished run was"
+    return f"note: {many} made by other versions ({'; '.join(found[0])}); remove the folders to make them again"
 
 
 def run_one(config: Config) -> Outcome:
@@ -61,12 +72,16 @@ def check_folders(configs: Sequence[Config]) -> None:
         check_folder(folder, config)
 
 
-def check_all(configs: Sequence[Config], n_jobs: int) -> None:
+def check_all(configs: Sequence[Config], n_jobs: int, *, here: bool = True) -> None:
     """Everything that ``train`` checks, for all of these before the first of them runs, in ``n_jobs`` processes.
+
+    Unless they run ``here``, device and threads are left to the jobs: a cluster's login node need not have them.
 
     Those are joblib's, which keeps them for the runs: so they import torch, which takes seconds, all at once and while
     they check, and this process needs no torch at all. Raises: ConfigError for a config that cannot be run.
     """
+    if not here:
+        configs = [replace(config, device="cpu", torch_threads=1) for config in configs]
     distinct = list({repr(replace(config, seed=0, run_dir=None)): config for config in configs}.values())
     shares = [distinct[i::n_jobs] or distinct[:1] for i in range(min(n_jobs, len(configs)))]
     try:
@@ -103,7 +118,7 @@ def progress_bar(configs: Sequence[Config]) -> Iterator[None]:
 
     def watch() -> None:
         with tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=f"{len(configs)} runs") as bar:
-            while not stop.wait(POLL_SECONDS):
+            while not stop.wait(POLL_SECONDS if not bar.disable else None):
                 show(bar)
             show(bar)
 

@@ -13,14 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlloss import figures, stats
-from rlloss.claims import Finding, Overrides
+from rlloss.claims import PAPER_STEPS, Finding, Overrides, seeds_of
 from rlloss.runs import RunFolder
 from rlloss.verify import Verdict, compare
 
 FORMULATIONS = ("loss=ppo_clip", "loss=reinforce")
 EXPECTED = {True: "the same", False: "parted", None: "either"}
 JUDGED = ("IDENTICAL", "ROUNDING", "DIVERGED")  # verdicts on two whole runs
-PAPER_STEPS, PAPER_SEEDS = 500_000, range(1, 11)
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,10 @@ def twin_runs(
 
     ``steps`` and ``seeds`` are the quick preset's; the paper preset has its own.
     """
-    seeds, budget = (PAPER_SEEDS, PAPER_STEPS) if preset == "paper" else (seeds, steps)
-    every = 500 if preset == "paper" else 20
+    budget, every = (PAPER_STEPS, 500) if preset == "paper" else (steps, 20)
     return [
         (*condition.overrides, f"seed={seed}", twin, f"total_timesteps={budget}", f"snapshot_every={every}")
-        for condition, seed, twin in product(conditions.values(), seeds, twins)
+        for condition, seed, twin in product(conditions.values(), seeds_of(preset, seeds), twins)
     ]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from rlloss.cli import main
 from rlloss.config import load, run_folder
+from rlloss.provenance import TRAINING, source
 from rlloss.runs import RunFolder, find_runs
 from rlloss.sweep import run_one
 
@@ -57,6 +58,31 @@ def test_train_writes_a_run_and_says_where(tmp_path, called_here):
     assert again.returncode == 0
     assert "finished already" in again.stdout
     assert (run.path / "run.json").stat().st_mtime_ns == before
+    assert "note:" not in again.stderr
+
+
+def test_finished_runs_of_other_versions_are_kept_and_named(tmp_path, called_here):
+    command = ("train", "--multirun", *TINY, "seed=1,2", "hydra.launcher.n_jobs=1")
+    assert called_here(*command).returncode == 0
+    first, second = (run.path / "run.json" for run in find_runs([tmp_path]))
+    info = json.loads(first.read_text())
+    info["versions"] |= {"source": "0123456789ab", "torch": info["versions"]["torch"] + "+another.build"}
+    first.write_text(json.dumps(info))
+    again = called_here(*command)
+    assert again.returncode == 0
+    now = source()
+    assert f"note: a finished run was made by other versions (source 0123456789ab, now {now});" in again.stderr
+    assert json.loads(first.read_text())["versions"]["source"] == "0123456789ab", "kept as it was"
+    second.write_text(second.read_text().replace('"source"', '"sauce"'))
+    assert "note: 2 finished runs were made" in called_here(*command).stderr
+
+
+def test_the_source_of_a_run_is_every_module_that_training_imports():
+    code = (
+        "import sys, rlloss.train; print(*(m.removeprefix('rlloss.') for m in sys.modules if m.startswith('rlloss.')))"
+    )
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(imported) - {"logger", "provenance", "record", "runs"} == set(TRAINING), "those four only record"
 
 
 def test_two_processes_train_to_the_same_bits(tmp_path, called_here):

@@ -63,7 +63,7 @@ def test_made_twice_it_is_byte_for_byte_the_same(made):
     folder, make = made
     again = make("again")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == again
-    assert len(again) == 11
+    assert len(again) == 13
 
 
 def test_what_was_not_run_is_said_to_be(made):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlloss.claims import load_claims
 from rlloss.cli import main
@@ -176,6 +177,20 @@ def test_a_failed_run_is_listed_with_its_traceback_and_leaves_the_other(slurm, t
     assert statuses(tmp_path) == ["failed", "finished"]
 
 
+def test_only_the_node_must_have_the_device(slurm, tmp_path):
+    """Where the sweep is submitted nobody asks for one; this node has none either, and says so in its job."""
+    done = sweep("total_timesteps=400", "device=cuda", cwd=tmp_path)
+    _, err = done.communicate(timeout=PATIENCE)
+    if torch.cuda.is_available():
+        assert done.returncode == 0, err
+    else:
+        assert done.returncode == 1, err
+        assert err.count("failed: ") == err.count("device=cuda: this machine or torch build has none") == 1
+    refused = sweep("total_timesteps=400", "device=tpu", cwd=tmp_path)
+    assert "device=tpu: unknown" in refused.communicate(timeout=PATIENCE)[1]
+    assert refused.returncode == 2
+
+
 def cancel(slurm):
     for job in output("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split():
         subprocess.run(["scancel", job], check=True)
@@ -267,3 +282,24 @@ def test_reproduce_runs_a_claim_on_the_cluster(slurm, tmp_path, monkeypatch, cap
     capsys.readouterr()
     assert main(["reproduce", "--launcher", "slurm", *where, "hydra.launcher.partition=nope"]) == 2
     assert "nvalid partition" in capsys.readouterr().err
+
+
+def test_how_a_job_ended_is_remembered_after_slurm_has_forgotten_it(tmp_path, monkeypatch):
+    """No real Slurm here: it forgets after a minute at the earliest, longer than this test should take."""
+    pytest.importorskip("submitit")
+    from rlloss.slurm import Queue, _end_of
+
+    for name, text in {"squeue": 'cat "$0.lists"', "scontrol": "exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("rlloss.slurm.QUEUE_SECONDS", 0)
+    lists, queue = tmp_path / "squeue.lists", Queue()
+    lists.write_text("7_0 RUNNING\n7_1 OUT_OF_MEMORY\n7_2 COMPLETING\n")
+    assert queue.has("7_0")
+    lists.write_text("7_0 RUNNING\n")
+    assert queue.has("7_0")
+    assert not queue.has("7_1")
+    assert not queue.has("7_2")
+    assert _end_of("7_1", queue) == "was killed (OUT_OF_MEMORY)"
+    assert _end_of("7_2", queue) == "is no longer known to Slurm and left no result"

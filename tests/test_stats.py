@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rlloss.stats import estimate, iqm, iqm_interval, paired_difference, returns_table, training_return
+from rlloss.stats import (
+    aggregate_table,
+    estimate,
+    iqm,
+    iqm_interval,
+    paired_difference,
+    returns_table,
+    training_return,
+)
 
 finite = st.floats(-1e6, 1e6)
 
@@ -58,23 +66,63 @@ def test_intervals_are_reproducible_and_narrow_with_more_seeds():
 
 
 def test_an_estimate_has_an_interval_from_five_scores_on_and_none_without_all_scores():
-    assert estimate(np.array([1.0, 2.0, 6.0, 7.0])) == "4.00"
-    assert estimate(np.arange(5.0)).startswith("2.00 [")
-    assert estimate(np.array([1.0, np.nan, 3.0, 4.0, 5.0])) == "–", "a run without a finished episode is no best one"
+    assert estimate([np.array([1.0, 2.0, 6.0, 7.0])]) == "4.00"
+    assert estimate([np.arange(5.0)]).startswith("2.00 [")
+    assert estimate([np.arange(2.0), np.arange(3.0)]).startswith("0.67 ["), "the scores of all tasks count"
+    missing = np.array([1.0, np.nan, 3.0, 4.0, 5.0])
+    assert estimate([missing]) == "–", "a run without a finished episode is no best one"
+
+
+def runs_of(make_run, loss, *overrides):
+    return {seed: make_run(f"seed={seed}", f"loss={loss}", *overrides) for seed in (1, 2)}
 
 
 def test_identical_pairs_are_called_identical_and_others_get_an_interval(make_run):
-    def runs(loss):
-        return {seed: make_run(f"seed={seed}", f"loss={loss}") for seed in (1, 2)}
+    ppo, twin, other = (runs_of(make_run, loss) for loss in ("ppo_clip", "reinforce", "cispo"))
 
-    ppo, twin, other = runs("ppo_clip"), runs("reinforce"), runs("cispo")
-    assert paired_difference(ppo, twin) == "identical"
+    def difference(base, others):
+        return paired_difference([(base, others, training_return)])
+
+    assert difference(ppo, twin) == "identical"
     differences = [training_return(other[seed]) - training_return(ppo[seed]) for seed in (1, 2)]
-    assert paired_difference(ppo, other) == f"{np.mean(differences):.2f}", "two seeds have no interval"
-    assert paired_difference(ppo, {3: ppo[1]}) == "no seed in common"
+    assert difference(ppo, other) == f"{np.mean(differences):.2f}", "two seeds have no interval"
+    assert difference(ppo, {3: ppo[1]}) == "no seed in common"
     mixed = {1: twin[1], 2: other[2]}
-    assert paired_difference(ppo, mixed) != "identical", "one pair that differs is enough"
+    assert difference(ppo, mixed) != "identical", "one pair that differs is enough"
     table = returns_table([("short", run) for family in (other, twin, ppo) for run in family.values()])
     assert table["loss"].tolist() == ["ppo_clip", "cispo", "reinforce"]
-    assert table["difference from the first loss"].tolist() == ["–", paired_difference(ppo, other), "identical"]
+    assert table["difference from the first loss"].tolist() == ["–", difference(ppo, other), "identical"]
     assert table["seeds"].tolist() == [2, 2, 2]
+
+
+def test_over_tasks_returns_are_placed_between_the_lowest_and_the_highest_of_their_environment(make_run):
+    """CartPole with two discounts and Pendulum are three tasks on two environments; MountainCar tells nothing."""
+    settings = {
+        "cartpole": ("num_envs=2", "num_steps=200"),
+        "discounted": ("num_envs=2", "num_steps=200", "gamma=0.9"),
+        "pendulum": ("env=pendulum", "num_envs=2", "num_steps=200"),
+        "mountaincar": ("env=mountaincar", "num_envs=2", "num_steps=200"),
+    }
+    runs = {
+        (task, loss): runs_of(make_run, loss, *overrides)
+        for task, overrides in settings.items()
+        for loss in ("ppo_clip", "reinforce")
+    }
+    runs["cartpole", "cispo"] = runs_of(make_run, "cispo", *settings["cartpole"])
+    flat = [("short", run) for seeds in runs.values() for run in seeds.values()]
+    table = aggregate_table([*flat, ("alone", make_run("num_envs=2", "num_steps=200", "gamma=0.5"))])
+    assert table["loss"].tolist() == ["ppo_clip", "reinforce"], "cispo ran on one task, the condition `alone` on one"
+    assert table["tasks"].tolist() == [3, 3]
+    assert table["runs"].tolist() == [6, 6]
+    assert table["difference from the first loss"].tolist() == ["–", "identical"]
+    returns = {"CartPole-v1": [], "Pendulum-v1": []}
+    for _, run in [*flat, ("alone", make_run("num_envs=2", "num_steps=200", "gamma=0.5"))]:
+        returns.get(run.config["env.id"], []).append(training_return(run))
+    scores = []
+    for task in ("cartpole", "discounted", "pendulum"):
+        for run in runs[task, "ppo_clip"].values():
+            low, high = (pick(returns[run.config["env.id"]]) for pick in (min, max))
+            scores.append((training_return(run) - low) / (high - low))
+    strata = [np.array(scores[i : i + 2]) for i in (0, 2, 4)]
+    assert table["score, IQM [95 %]"].tolist() == [str(iqm_interval(strata))] * 2
+    assert {0.0, 1.0} & set(scores), "an end of a range is a score of 0 or 1"
