@@ -280,7 +280,10 @@ def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, 
     assert main(["reproduce", "--jobs", "2", *where]) == 0
     assert "2 runs, 0 of them finished already" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    whole = {"index.html"} | {f"{name}.{kind}" for name in ("claims", "returns", "aggregate") for kind in ("csv", "tex")}
+    whole = {
+        "index.html",
+        *(f"{name}.{kind}" for name in ("claims", "returns", "aggregate") for kind in ("csv", "tex")),
+    }
     assert names == whole | {f"one_digest.{suffix}" for suffix in ("csv", "tex", "md", "pdf", "png", "svg")}
     runs = sorted((tmp_path / "runs").iterdir())
     shutil.rmtree(runs[0])
