@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlloss.report import Judged
 
 MIME = {".svg": "image/svg+xml", ".csv": "text/csv", ".tex": "text/plain", ".pdf": "application/pdf"}
-FOLDED = 16  # rows from which on a table is folded away
+FOLDED = 20  # rows from which on a table is folded away
 
 
 def write(

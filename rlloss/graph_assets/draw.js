@@ -72,7 +72,7 @@ class Drawing {
 
   label(link, parent) {
     const [[x0, y0], [x1, y1]] = link.points.length > 2 ? link.points.slice(1, 3) : link.points;
-    return svg("text", { x: (x0 + x1) / 2, y: (y0 + y1) / 2 + 4, class: "rl-cutlabel" }, parent);
+    return svg("text", { x: (x0 + x1) / 2, y: (y0 + y1) / 2 - 5, class: "rl-cutlabel" }, parent);
   }
 
   box(box) {
