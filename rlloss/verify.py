@@ -191,13 +191,16 @@ def cause(a: RunFolder, b: RunFolder, first_difference: int | None) -> str:
 
 def stood_still(run: RunFolder, step: int) -> bool:
     """Whether optimiser step ``step``, from 1, left all parameters as they were."""
+    after = run.digests[step - 1].tobytes()
     if step > 1:
-        before = run.digests[step - 2].tobytes()
-    elif 0 in run.snapshot_steps:
-        before = hashlib.sha256(run.snapshot(0).data).digest()
-    else:
+        return bool(run.digests[step - 2].tobytes() == after)
+    if 0 not in run.snapshot_steps:
         return False
-    return bool(run.digests[step - 1].tobytes() == before)
+    start = run.snapshot(0)
+    bytes_before = [start.tobytes()]
+    if start.dtype == np.float32:  # in which bfloat16 parameters are kept, too: it is their upper half
+        bytes_before.append((start.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+    return after in [hashlib.sha256(data).digest() for data in bytes_before]
 
 
 def _value(run: RunFolder, decision: Decision) -> str:

@@ -17,7 +17,7 @@ from rlloss.config import load
 from rlloss.record import Recorder
 from rlloss.runs import RunFolder, find_runs
 from rlloss.train import train
-from rlloss.verify import compare, first_difference, pair, ulp_distance, verify
+from rlloss.verify import compare, first_difference, pair, stood_still, ulp_distance, verify
 
 ODD = "num_steps=60"  # minibatches of 30
 
@@ -257,3 +257,12 @@ def test_damaged_files_make_a_run_incomplete_and_raise_nothing(make_run, tmp_pat
 def test_runs_are_found_below_folders_once(make_run, tmp_path):
     shutil.copytree(make_run().path, tmp_path / "deep" / "er" / "run")
     assert [run.path.name for run in find_runs([tmp_path, tmp_path / "deep"])] == ["run"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_step_that_moved_nothing_is_seen_from_the_first_on(make_run, precision):
+    """Digests are of the parameters' own bytes, snapshots of bfloat16 are in float32."""
+    common = (f"precision={precision}", "snapshot_every=0", "total_timesteps=200")
+    idle = make_run(*common, "optimizer=sgd", "learning_rate=5e-324")
+    assert [stood_still(idle, step) for step in (1, 2)] == [True, True]
+    assert not stood_still(make_run(*common), 1)
