@@ -11,6 +11,7 @@ import functools
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ BINARY = {
 SWAPPED = {"rsub": "sub", "__rsub__": "sub", "__rpow__": "pow"}
 REDUCTIONS = {"sum": "sum", "mean": "mean", "amin": "amin", "amax": "amax", "logsumexp": "logsumexp", "all": "amin",
               "any": "amax"}  # fmt: skip
+SPREADS = ("std", "var", "std_mean", "var_mean")
 LAYOUT = {
     "stack", "cat", "concat", "unsqueeze", "squeeze", "reshape", "view", "flatten", "ravel", "expand", "expand_as",
     "broadcast_to", "view_as", "reshape_as", "__getitem__", "select", "permute", "transpose", "movedim", "t", "T",
@@ -261,7 +263,10 @@ class Recorder(TorchFunctionMode):
         known = self.tape.knows([*args, *kwargs.values()])
         if known and IN_PLACE.fullmatch(name):
             raise self._unknown(f"{name} in place", "give the result a new name, as in x = x * 2")
-        result = func(*args, **kwargs)
+        with warnings.catch_warnings():
+            if name in SPREADS:  # torch's about one sample; it is refused below, if the loss depends on it
+                warnings.simplefilter("ignore")
+            result = func(*args, **kwargs)
         if known and _holds_tensor(result):
             try:
                 # the method's operands come in another order than the function's
@@ -329,6 +334,8 @@ class Recorder(TorchFunctionMode):
             return (f"a{name}" if second is None else name), (x, second)
         if name in REDUCTIONS and kwargs.get("dtype") is None:
             return REDUCTIONS[name], (x, second)
+        if name in SPREADS:
+            raise self._unknown(name, "the few samples that it shows have none; let the advantages come normalised")
         given = [key for key in kwargs if key not in ("dim", "axis", "other", "keepdim")]
         raise self._unknown(f"{name} with {', '.join(given)}" if given else name, f"it can follow {', '.join(OPS)}")
 

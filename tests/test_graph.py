@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+import warnings
 from itertools import combinations, pairwise
 
 import pandas as pd
@@ -275,8 +276,12 @@ def test_other_ways_of_writing_it_are_followed(write, case):
 
 
 def test_what_cannot_be_followed_is_refused_where_the_loss_depends_on_it(write):
-    with pytest.raises(GraphError, match=r"cannot follow std .*line 7"):
+    with pytest.raises(GraphError, match=r"cannot follow std .*line 7.* let the advantages come normalised"):
         trace(write(LOSS + "    return logp * torch.stack([logp, old_logp]).std()\n") + ":loss")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's, about the spread of one sample, would be a second line
+        with pytest.raises(GraphError, match=r"cannot follow std .*line 7"):
+            trace(write(LOSS + "    return logp * advantages / (advantages.std() + 1e-8)\n", "normalised") + ":loss")
     with pytest.raises(GraphError, match=r"cannot follow add with alpha"):
         trace(write(LOSS + "    return torch.add(logp, advantages, alpha=2)\n", "alpha") + ":loss")
 
