@@ -101,7 +101,7 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError(f"-o {output}: --explain writes into a folder; name one, as in -o results/report")
         return
     if not options.losses:
-        raise ConfigError("LOSS: none given; name one or two, as in rlloss graph ppo_clip reinforce -o page.html")
+        raise ConfigError("LOSS: none given; name one or more, as in rlloss graph ppo_clip reinforce -o page.html")
     if len(set(options.losses)) < len(options.losses):
         raise ConfigError(f"LOSS={' '.join(options.losses)}: one is named twice; name each once")
     if output is None and table is None:
