@@ -1,7 +1,7 @@
 """Numbers from run folders: curves and summaries."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +98,7 @@ def returns_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
     """
     rows = []
     for label, losses in by_task(labelled):
-        first = first_loss(losses)
+        first = min(losses, key=place)
         for loss, seeds in losses.items():
             config = next(iter(seeds.values())).config
             difference = "–" if loss == first else paired_difference([(losses[first], seeds, training_return)])
@@ -118,8 +118,8 @@ def aggregate_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
     """
     returns: dict[str, list[float]] = {}
     for _, run in labelled:
-        values = returns.setdefault(run.config["env.id"], [])
-        values += [value for value in [training_return(run)] if not math.isnan(value)]
+        if not math.isnan(value := training_return(run)):
+            returns.setdefault(run.config["env.id"], []).append(value)
     ranges = {env: (min(values), max(values)) for env, values in returns.items() if len(set(values)) > 1}
 
     def score(run: RunFolder) -> float:
@@ -134,7 +134,7 @@ def aggregate_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
     rows = []
     for label, tasks in conditions.items():
         every = list(dict.fromkeys(loss for losses in tasks for loss in losses))
-        first = first_loss(every)
+        first = min(every, key=place)
         for loss in every:
             tried = [losses for losses in tasks if loss in losses]
             if len(tried) < 2:
@@ -159,14 +159,13 @@ def by_task(labelled: Sequence[tuple[str, RunFolder]]) -> list[tuple[str, Losses
         tasks.setdefault(task, {}).setdefault(run.label, {})[run.config["seed"]] = run
         labels.setdefault(task, label)  # two claims may have it under two names
     return [
-        (labels[task], {loss: losses[loss] for loss in sorted(losses, key=lambda loss: (loss != REFERENCE, loss))})
-        for task, losses in tasks.items()
+        (labels[task], {loss: losses[loss] for loss in sorted(losses, key=place)}) for task, losses in tasks.items()
     ]
 
 
-def first_loss(losses: Iterable[str]) -> str:
-    """The one that all others are compared with: PPO's, or else the first of the alphabet."""
-    return min(losses, key=lambda loss: (loss != REFERENCE, loss))
+def place(loss: str) -> tuple[bool, str]:
+    """By which losses are sorted. The first, with which the others are compared, is PPO's if it is there."""
+    return loss != REFERENCE, loss
 
 
 def scores(seeds: Seeds, score: Score) -> NDArray[np.float64]:
