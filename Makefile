@@ -3,13 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+JS := tests/javascript
+SCRIPTS := rlloss/graph/assets/*.js
 
-.PHONY: reproduce test test-slow lint benchmark readme clean
+.PHONY: reproduce reference check test test-slow lint lint-js benchmark readme clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/rlloss reproduce $(ARGS)
 
-test: $(VENV)/.installed lint
+reference: reproduce
+	cp results/report/*.csv results/report/*.png results/reference/
+
+check: lint test
+
+test: $(VENV)/.installed
 	$(BIN)/pytest -q -n auto -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.installed
@@ -19,15 +26,26 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory lint-js; else echo "JavaScript: not linted, npm is not installed"; fi
+
+# As one script, which is what a page holds: a name that no file declares, or none uses, is an error.
+lint-js: $(JS)/node_modules/.installed
+	cat $(SCRIPTS) > $(JS)/page.js
+	cd $(JS) && node_modules/.bin/biome lint --error-on-warnings page.js
+
+$(JS)/node_modules/.installed: $(JS)/package.json $(JS)/package-lock.json
+	cd $(JS) && npm ci --no-audit --no-fund
+	touch $@
 
 benchmark: $(VENV)/.installed-benchmark
 	$(BIN)/rlloss benchmark $(ARGS)
 
 readme: $(VENV)/.installed
-	$(BIN)/rlloss report --readme README.md
+	rm -rf results/tour
+	$(BIN)/python -m rlloss.claims.readme $$(git ls-files '*README.md')
 
 clean:
-	rm -rf $(VENV) results/runs results/report
+	rm -rf $(VENV) results/runs results/report results/tour
 
 $(VENV)/.locked: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlloss needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

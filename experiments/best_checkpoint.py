@@ -5,36 +5,34 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims.twins import Setting, by_setting, judge_twins, pairs, twin_figure, twin_runs
 from rlloss.runs import RunFolder
-from rlloss.twins import Condition, judge_twins, twin_figure, twin_runs
 
 BASE = ("learning_rate=0.003", "best=metric")
-CONDITIONS = {
-    "best by policy_loss": Condition((*BASE, "best.monitor=policy_loss"), same=False),
-    "best by episodic_return": Condition((*BASE, "best.monitor=episodic_return", "best.mode=max"), same=True),
+SETTINGS = {
+    "best by policy_loss": Setting((*BASE, "best.monitor=policy_loss"), same=False),
+    "best by episodic_return": Setting((*BASE, "best.monitor=episodic_return", "best.mode=max"), same=True),
 }
 
 
 def runs(preset: str) -> list[Overrides]:
-    return twin_runs(CONDITIONS, preset)
+    return twin_runs(SETTINGS, preset)
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
-    """As for all conditions; and the iterations that were kept last, beside the final digests, which are equal."""
-    finding = judge_twins(CONDITIONS, runs, decided=True)
-    kept = {name: [] for name in CONDITIONS}  # type: dict[str, list[str]]
-    same = True
-    for i in range(0, len(runs), 2):
-        name = list(CONDITIONS)[i * len(CONDITIONS) // len(runs)]
-        a, b = runs[i : i + 2]
-        kept[name].append(f"{a.decisions[-1].iteration} and {b.decisions[-1].iteration}")
-        same &= a.info["final_digest"] == b.info["final_digest"]
-    evidence = finding.evidence.assign(**{"kept iteration, per seed": [", ".join(k) for k in kept.values()]})
+    """As for all settings; and the iterations that were kept last, beside the final digests, which are equal."""
+    finding = judge_twins(SETTINGS, runs, decided=True)
+    kept = [
+        ", ".join(f"{a.decisions[-1].iteration} and {b.decisions[-1].iteration}" for a, b in found)
+        for found in by_setting(SETTINGS, runs).values()
+    ]
+    same = all(a.info["final_digest"] == b.info["final_digest"] for a, b in pairs(runs))
+    evidence = finding.evidence.assign(**{"kept iteration, per seed": kept})
     return Finding(finding.holds and same, finding.summary, evidence)
 
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
-    return twin_figure(CONDITIONS, runs, {"policy_loss": "policy loss", "episodic_return": "return"})
+    return twin_figure(SETTINGS, runs, {"policy_loss": "policy loss", "episodic_return": "return"})
 
 
 CLAIM = Claim(

@@ -2,34 +2,39 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims.twins import Setting, judge_twins, twin_figure, twin_runs
 from rlloss.runs import RunFolder
-from rlloss.twins import Condition, judge_twins, twin_figure, twin_runs
 
 FAST = ("learning_rate=0.003",)
 PATIENT = (*FAST, "stop=no_improvement", "stop.patience=8")
-CONDITIONS = {
-    "policy loss at most -0.01": Condition((*FAST, "stop=threshold", "stop.threshold=-0.01"), same=False),
-    "policy loss no better for 8": Condition(PATIENT, same=False),
-    "return at least 100": Condition(
+SETTINGS = {
+    "policy loss at most -0.01": Setting((*FAST, "stop=threshold", "stop.threshold=-0.01"), same=False),
+    "policy loss no better for 8": Setting(PATIENT, same=False),
+    "return at least 100": Setting(
         (*FAST, "stop=threshold", "stop.monitor=episodic_return", "stop.mode=max", "stop.threshold=100"), same=True
     ),
-    "return no better for 8": Condition((*PATIENT, "stop.monitor=episodic_return", "stop.mode=max"), same=True),
+    "return no better for 8": Setting((*PATIENT, "stop.monitor=episodic_return", "stop.mode=max"), same=True),
 }
 
 
 def runs(preset: str) -> list[Overrides]:
-    return twin_runs(CONDITIONS, preset)
+    return twin_runs(SETTINGS, preset)
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
-    return judge_twins(CONDITIONS, runs, decided=True)
+    return judge_twins(SETTINGS, runs, decided=True)
 
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
-    return twin_figure(CONDITIONS, runs, {"policy_loss": "policy loss", "episodic_return": "return"})
+    return twin_figure(SETTINGS, runs, {"policy_loss": "policy loss", "episodic_return": "return"})
+
+
+def facts(evidence: pd.DataFrame) -> dict[str, str]:
+    return {"stopping": evidence.set_index("condition")["the same"]["policy loss at most -0.01"]}
 
 
 CLAIM = Claim(
@@ -41,4 +46,5 @@ CLAIM = Claim(
     judge=judge,
     figure=figure,
     order=90,
+    facts=facts,
 )

@@ -8,24 +8,24 @@ from matplotlib.figure import Figure
 
 from rlloss import figures
 from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims.twins import Setting, are_same, by_setting, first_decision, twin_runs
 from rlloss.runs import RunFolder
-from rlloss.twins import Condition, are_same, first_decision, pairs, twin_runs
-from rlloss.verify import compare
+from rlloss.verify import compare_runs
 
 # A learning rate that is far too large, in float16: log-densities leave its range in about half of the seeds.
-WILD = ("env=pendulum", "precision=fp16", "learning_rate=0.3")
+WILD = ("env=pendulum", "precision=fp16", "learning_rate=0.3", "on_nonfinite=record")
 WITHOUT, WITH = "no guard", "guard on the policy loss"
-CONDITIONS = {
-    WITHOUT: Condition(WILD, same=None),
-    WITH: Condition((*WILD, "guard=finite", "guard.monitor=policy_loss"), same=None),
+SETTINGS = {
+    WITHOUT: Setting(WILD, same=None),
+    WITH: Setting((*WILD, "guard=finite", "guard.monitor=policy_loss"), same=None),
 }
 QUICK_SEEDS = range(1, 6)
 
 
 def runs(preset: str) -> list[Overrides]:
     if preset == "paper":
-        return twin_runs(CONDITIONS, preset)
-    return twin_runs(CONDITIONS, preset, steps=3_000, seeds=QUICK_SEEDS)
+        return twin_runs(SETTINGS, preset)
+    return twin_runs(SETTINGS, preset, steps=3_000, seeds=QUICK_SEEDS)
 
 
 def skipped(run: RunFolder) -> int:
@@ -33,16 +33,15 @@ def skipped(run: RunFolder) -> int:
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
-    """Holds if of the pairs that are the same without the guard, those that it treats unequally part at its decision.
+    """Holds if every pair that is identical without the guard, but in which it skips other steps, parts at such a step.
 
-    There must be one. The other pairs are the control: where the guard has no step to skip, it changes nothing. A pair
-    that parts without the guard as well says nothing about it.
+    There must be such a pair. The other pairs are the control: where the guard has no step to skip, it changes nothing.
+    A pair that parts without the guard as well says nothing about it.
     """
     rows = []
-    both = pairs(CONDITIONS, runs)
-    seeds = len(both) // 2
-    for (_, a, b), (_, c, d) in zip(both[:seeds], both[seeds:], strict=True):
-        free, guarded = compare(a, b), compare(c, d)
+    found = by_setting(SETTINGS, runs)
+    for (a, b), (c, d) in zip(found[WITHOUT], found[WITH], strict=True):
+        free, guarded = compare_runs(a, b), compare_runs(c, d)
         rows.append(
             {
                 "seed": a.config["seed"],
@@ -72,21 +71,18 @@ def judge(runs: Sequence[RunFolder]) -> Finding:
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
     """One seed, guarded: the policy loss of each minibatch's mean, and how many steps the guard has forbidden."""
-    chosen = max(
-        (pair for pair in pairs(CONDITIONS, runs) if pair[0] == WITH), key=lambda p: abs(skipped(p[1]) - skipped(p[2]))
-    )
+    pair = max(by_setting(SETTINGS, runs)[WITH], key=lambda pair: abs(skipped(pair[0]) - skipped(pair[1])))
     drawing, axes = figures.panels(2, 1, figures.COLUMN, 3.0, sharex="col")
     top, bottom = axes[:, 0]
-    pair = chosen[1:]
     x = [run.metrics["env_steps"] for run in pair]
     losses = [run.loss for run in pair]
     figures.twin_curves(top, x, [run.metrics["policy_loss"].replace([np.inf, -np.inf], np.nan) for run in pair], losses)
     figures.twin_curves(bottom, x, [run.metrics["skipped_steps"].cumsum() for run in pair], losses)
-    for run in pair:
+    for run, colour in zip(pair, figures.colours(losses), strict=True):
         lost = run.metrics.loc[~np.isfinite(run.metrics["policy_loss"]), "env_steps"]
         if len(lost):
-            label = f"{figures.LABELS[run.loss]}: not a number"
-            top.plot(lost, 0 * lost, "x", color=figures.COLOURS[run.loss], markersize=4, label=label)
+            label = f"{figures.label(run.loss)}: not a number"
+            top.plot(lost, 0 * lost, "x", color=colour, markersize=4, label=label)
     top.set_ylabel("policy loss")
     bottom.set_ylabel("steps skipped")
     figures.steps_axis(bottom)

@@ -2,8 +2,11 @@
 
 from itertools import product
 
+import pandas as pd
+
+from rlloss import tables
 from rlloss.claims import Claim, Overrides, seeds_of, shared_budget
-from rlloss.identity import LOSSES, figure, judge
+from rlloss.claims.twins import PAIR, identity_figure, judge_identity
 
 ENVS = ("cartpole", "acrobot", "mountaincar", "pendulum")
 # Learning rates at which the clip is active within a short run, so that equality is put to the test.
@@ -15,8 +18,19 @@ def runs(preset: str) -> list[Overrides]:
     seeds = seeds_of(preset, (1, 2))
     return [
         (f"env={env}", *settings, f"num_steps={num_steps}", f"seed={seed}", f"loss={loss}", *shared_budget(preset, env))
-        for env, settings, num_steps, seed, loss in product(ENVS, OPTIMIZERS.values(), NUM_STEPS, seeds, LOSSES)
+        for env, settings, num_steps, seed, loss in product(ENVS, OPTIMIZERS.values(), NUM_STEPS, seeds, PAIR)
     ]
+
+
+def facts(evidence: pd.DataFrame) -> dict[str, str]:
+    same, pairs = evidence["identical"].str.split(" of ", expand=True).astype(int).sum()
+    return {
+        "steps": tables.number(int(evidence["steps compared"].sum())),
+        "identical": f"{same} of {pairs}",
+        "clip_low": f"{evidence['clip active'].min():.2%}",
+        "clip_high": f"{evidence['clip active'].max():.2%}",
+        "pairs": tables.number(int(pairs)),
+    }
 
 
 CLAIM = Claim(
@@ -25,7 +39,8 @@ CLAIM = Claim(
         "identical parameters after every optimiser step, to the last bit, while their loss values differ."
     ),
     runs=runs,
-    judge=judge,
-    figure=figure,
+    judge=judge_identity,
+    figure=identity_figure,
     order=10,
+    facts=facts,
 )

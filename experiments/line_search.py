@@ -5,28 +5,28 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims.twins import Setting, judge_twins, twin_figure, twin_runs
 from rlloss.runs import RunFolder
-from rlloss.twins import Condition, judge_twins, twin_figure, twin_runs
 
 LBFGS = ("optimizer=lbfgs", "learning_rate=0.1", "max_grad_norm=inf", "update_epochs=1")
 BLIND = (*LBFGS, "optimizer.tolerance_change=0")
-CONDITIONS = {
-    "no line search, tolerance 0": Condition(BLIND, same=True),
-    "no line search, torch's tolerance": Condition(LBFGS, same=None),
-    "strong Wolfe": Condition((*BLIND, "optimizer.line_search_fn=strong_wolfe"), same=False),
+SETTINGS = {
+    "no line search, tolerance 0": Setting(BLIND, same=True),
+    "no line search, torch's tolerance": Setting(LBFGS, same=None),
+    "strong Wolfe": Setting((*BLIND, "optimizer.line_search_fn=strong_wolfe"), same=False),
 }
 
 
 def runs(preset: str) -> list[Overrides]:
-    return twin_runs(CONDITIONS, preset)
+    return twin_runs(SETTINGS, preset)
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
-    return judge_twins(CONDITIONS, runs)
+    return judge_twins(SETTINGS, runs)
 
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
-    return twin_figure(CONDITIONS, runs, {"policy_loss": "policy loss", "evaluations": "evaluations"})
+    return twin_figure(SETTINGS, runs, {"policy_loss": "policy loss", "evaluations": "evaluations"})
 
 
 CLAIM = Claim(

@@ -3,41 +3,44 @@
 import math
 from collections.abc import Sequence
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims.twins import Setting, by_setting, judge_twins, twin_figure, twin_runs
 from rlloss.runs import RunFolder
-from rlloss.twins import Condition, judge_twins, pairs, twin_figure, twin_runs
 from rlloss.verify import first_difference
 
 PURE, SCALED = "pure fp16", "pure fp16, loss x 1024"
 FAST = ("learning_rate=0.003",)
-CONDITIONS = {
-    "bf16 autocast": Condition((*FAST, "precision=bf16_autocast"), same=True),
-    "fp16 autocast, GradScaler": Condition((*FAST, "precision=fp16_scaled"), same=True),
-    PURE: Condition((*FAST, "precision=fp16"), same=False),
-    SCALED: Condition((*FAST, "precision=fp16", "precision.loss_scale=1024"), same=None),
+SETTINGS = {
+    "bf16 autocast": Setting((*FAST, "precision=bf16_autocast"), same=True),
+    "fp16 autocast, GradScaler": Setting((*FAST, "precision=fp16_scaled"), same=True),
+    PURE: Setting((*FAST, "precision=fp16"), same=False),
+    SCALED: Setting((*FAST, "precision=fp16", "precision.loss_scale=1024"), same=None),
 }
 
 
 def runs(preset: str) -> list[Overrides]:
-    return twin_runs(CONDITIONS, preset, steps=10_000)
+    return twin_runs(SETTINGS, preset, steps=10_000)
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
     """Beside what each condition expects: in no seed does the scaled loss part as early as the unscaled."""
-    finding = judge_twins(CONDITIONS, runs)
-    first = {
-        name: [first_difference(a, b) or math.inf for condition, a, b in pairs(CONDITIONS, runs) if condition == name]
-        for name in (PURE, SCALED)
-    }
-    later = [scaled > pure for pure, scaled in zip(first[PURE], first[SCALED], strict=True)]
+    finding = judge_twins(SETTINGS, runs)
+    found = by_setting(SETTINGS, runs)
+    pure, scaled = ([first_difference(a, b) or math.inf for a, b in found[name]] for name in (PURE, SCALED))
+    later = [s > p for p, s in zip(pure, scaled, strict=True)]
     summary = f"{finding.summary}; with the loss x 1024, {sum(later)} of {len(later)} part later or never"
     return Finding(finding.holds and all(later), summary, finding.evidence)
 
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
-    return twin_figure(CONDITIONS, runs, {"policy_loss": "policy loss", "episodic_return": "return"})
+    return twin_figure(SETTINGS, runs, {"policy_loss": "policy loss", "episodic_return": "return"})
+
+
+def facts(evidence: pd.DataFrame) -> dict[str, str]:
+    return {"half": evidence.set_index("condition")["the same"][PURE]}
 
 
 CLAIM = Claim(
@@ -50,4 +53,5 @@ CLAIM = Claim(
     judge=judge,
     figure=figure,
     order=150,
+    facts=facts,
 )

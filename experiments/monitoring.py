@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rlloss import figures
+from rlloss import figures, tables
 from rlloss.claims import Claim, Finding, Overrides, seeds_of, shared_budget
+from rlloss.claims.twins import TWINS, are_same, pairs
 from rlloss.runs import RunFolder
-from rlloss.twins import FORMULATIONS, are_same
-from rlloss.verify import compare
+from rlloss.verify import compare_runs
 
 METRICS = {"policy_loss": "policy loss", "total_loss": "total loss", "approx_kl": "approx. KL"}
 WINDOW = 5  # iterations over which losses and returns are averaged before they are correlated
@@ -22,7 +22,7 @@ def runs(preset: str) -> list[Overrides]:
     """The CartPole runs of identical_trajectories: nothing is trained for this claim."""
     base = ("env=cartpole", "learning_rate=0.003", "num_steps=128")
     budget = shared_budget(preset, "cartpole")
-    return [(*base, f"seed={seed}", loss, *budget) for seed, loss in product(seeds_of(preset, (1, 2)), FORMULATIONS)]
+    return [(*base, f"seed={seed}", loss, *budget) for seed, loss in product(seeds_of(preset, (1, 2)), TWINS)]
 
 
 def correlation(run: RunFolder, metric: str) -> float:
@@ -34,8 +34,8 @@ def correlation(run: RunFolder, metric: str) -> float:
 def judge(runs: Sequence[RunFolder]) -> Finding:
     """Holds if the pairs are identical, and their policy losses correlate with the same return differently."""
     rows, same = [], True
-    for a, b in zip(runs[0::2], runs[1::2], strict=True):
-        same &= are_same(compare(a, b))
+    for a, b in pairs(runs):
+        same &= are_same(compare_runs(a, b))
         for metric in METRICS:
             left, right = (run.metrics[metric] for run in (a, b))
             rows.append(
@@ -71,6 +71,15 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
     return figures.finish(drawing, axes, columns=2)
 
 
+def facts(evidence: pd.DataFrame) -> dict[str, str]:
+    loss = evidence.set_index("metric").loc["policy_loss"]
+    return {
+        "ppo_loss": tables.number(loss["PPO, mean"]),
+        "reinforce_loss": tables.number(loss["REINFORCE, mean"]),
+        "unlike": f"{loss['of unlike sign']:.0%}",
+    }
+
+
 CLAIM = Claim(
     sentence=(
         "Two runs with identical parameters log policy losses of another size, sign and trend: as a measure of "
@@ -80,4 +89,5 @@ CLAIM = Claim(
     judge=judge,
     figure=figure,
     order=70,
+    facts=facts,
 )

@@ -3,7 +3,7 @@
 from itertools import product
 
 from rlloss.claims import PAPER_STEPS, Claim, Overrides, seeds_of
-from rlloss.identity import LOSSES, figure, judge
+from rlloss.claims.twins import PAIR, identity_figure, judge_identity
 
 # Learning rates at which the clip is active within a short run, and minibatches of no power of two: 125, and 50.
 VECTORS: Overrides = ("learning_rate=0.003", "num_steps=125")
@@ -23,7 +23,7 @@ def runs(preset: str) -> list[Overrides]:
     return [
         (f"env={env}", *settings, f"seed={seed}", f"loss={loss}", *budget(preset, env))
         for env, settings in ENVS.items()
-        for seed, loss in product(seeds_of(preset, QUICK_SEEDS.get(env, (1, 2))), LOSSES)
+        for seed, loss in product(seeds_of(preset, QUICK_SEEDS.get(env, (1, 2))), PAIR)
     ]
 
 
@@ -41,7 +41,7 @@ CLAIM = Claim(
         "optimiser step, to the last bit, while their loss values differ."
     ),
     runs=runs,
-    judge=judge,
-    figure=figure,
+    judge=judge_identity,
+    figure=identity_figure,
     order=20,
 )

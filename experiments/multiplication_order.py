@@ -7,22 +7,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rlloss import figures, stats
+from rlloss import figures, stats, tables
 from rlloss.claims import PAPER_SEEDS, PAPER_STEPS, Claim, Finding, Overrides
+from rlloss.claims.twins import COUNTS, by_setting, verdict_row
 from rlloss.runs import RunFolder
-from rlloss.verify import Verdict, compare
+from rlloss.verdicts import Verdict
+from rlloss.verify import RunComparison, compare_runs
 
 LOSSES = ("ppo_clip", "reinforce_textbook")
 FAST = ("learning_rate=0.001",)
-CONDITIONS: dict[str, Overrides] = {
+SETTINGS: dict[str, Overrides] = {
     "minibatch 128, float32, Adam": ("num_steps=128", *FAST),
     "minibatch 125, float32, Adam": ("num_steps=125", *FAST),
     "minibatch 125, float64, Adam": ("num_steps=125", "precision=fp64", *FAST),
     "minibatch 125, float32, SGD": ("num_steps=125", "optimizer=sgd", "learning_rate=0.03"),
 }
+COLUMNS = ["condition", "seed", "verdict", "first step that differs", "difference then", "median ulp",
+           "first iteration with other actions", "difference at the end", "as expected"]  # fmt: skip
 FEW_ULP = 4.0  # median over the parameters that differ; a loss scaled by 1.001 begins with 8 or more
 CHAOS = "minibatch 125, float32, Adam"
-COLOURS = dict(zip(CONDITIONS, (figures.GREY, figures.VERMILION, figures.BLUE, figures.ORANGE), strict=True))
+COLOURS = dict(zip(SETTINGS, (figures.GREY, figures.VERMILION, figures.BLUE, figures.ORANGE), strict=True))
 
 
 def runs(preset: str) -> list[Overrides]:
@@ -30,66 +34,48 @@ def runs(preset: str) -> list[Overrides]:
     seeds, steps, every = (PAPER_SEEDS, PAPER_STEPS, 50) if preset == "paper" else ((1,), 40_000, 4)
     return [
         (*overrides, f"seed={seed}", f"loss={loss}", f"total_timesteps={steps}", f"snapshot_every={every}")
-        for overrides, seed, loss in product(CONDITIONS.values(), seeds, LOSSES)
+        for overrides, seed, loss in product(SETTINGS.values(), seeds, LOSSES)
     ]
 
 
-def by_condition(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder, RunFolder]]:
-    seeds = len(runs) // (len(CONDITIONS) * len(LOSSES))
-    names = [name for name in CONDITIONS for _ in range(seeds)]
-    return list(zip(names, runs[0::2], runs[1::2], strict=True))
-
-
-def as_expected(name: str, verdict: Verdict) -> bool:
+def as_expected(name: str, verdict: RunComparison) -> bool:
     """Equal at 128. At 125 the difference begins as a few ulp; with float32 and Adam chaos then takes over."""
     if "minibatch 128" in name:
-        return verdict.verdict == "IDENTICAL"
+        return verdict.holds
     if not verdict.drift or verdict.drift[0].median_ulp > FEW_ULP:
         return False
-    drifted = verdict.verdict in ("ROUNDING", "DIVERGED") and verdict.onset == "small"
-    return drifted and (name != CHAOS or (verdict.verdict == "DIVERGED" and verdict.first_other_actions is not None))
+    drifted = verdict.verdict in (Verdict.ROUNDING, Verdict.DIVERGED) and verdict.onset == "small"
+    return drifted and (
+        name != CHAOS or (verdict.verdict == Verdict.DIVERGED and verdict.first_other_actions is not None)
+    )
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
-    rows, expected = [], []
-    for name, a, b in by_condition(runs):
-        verdict = compare(a, b)
-        expected.append(as_expected(name, verdict))
-        first, last = (verdict.drift[0], verdict.drift[-1]) if verdict.drift else (None, None)
-        rows.append(
-            {
-                "condition": name,
-                "seed": a.config["seed"],
-                "verdict": verdict.verdict,
-                "first step that differs": verdict.first_difference,
-                "difference then": first.max_abs if first else 0.0,
-                "median ulp": first.median_ulp if first else 0,
-                "first iteration with other actions": verdict.first_other_actions,
-                "difference at the end": last.max_abs if last else 0.0,
-                "as expected": expected[-1],
-            }
-        )
-    counts = ["first step that differs", "first iteration with other actions"]
-    evidence = pd.DataFrame(rows).astype(dict.fromkeys(counts, "Int64"))
+    rows = []
+    for name, found in by_setting(SETTINGS, runs).items():
+        for a, b in found:
+            verdict = compare_runs(a, b)
+            about = {"condition": name, "seed": a.config["seed"], "as expected": as_expected(name, verdict)}
+            rows.append({**verdict_row(verdict), **about})
+    evidence = pd.DataFrame(rows)[COLUMNS].astype(dict.fromkeys(COUNTS, "Int64"))
+    expected = evidence["as expected"]
     chaos = evidence[evidence["condition"] == CHAOS]
     summary = (
-        f"{sum(expected)} of {len(expected)} pairs as expected; float32 with Adam: "
+        f"{expected.sum()} of {len(expected)} pairs as expected; float32 with Adam: "
         f"first difference {chaos['difference then'].median():.1e}, "
         f"other actions from iteration {chaos['first iteration with other actions'].median():.0f}, "
         f"{chaos['difference at the end'].median():.2f} apart at the end"
     )
-    return Finding(all(expected), summary, evidence)
+    return Finding(bool(expected.all()), summary, evidence)
 
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
     """The growth of the difference (first seed), and the returns of the pair that chaos parts."""
     drawing, axes = figures.panels(2, 1, figures.COLUMN, 3.9, sharex="col", height_ratios=(3, 2))
     top, bottom = axes[:, 0]
-    shown: dict[str, tuple[RunFolder, RunFolder]] = {}
-    for name, a, b in by_condition(runs):
-        shown.setdefault(name, (a, b))
+    shown = {name: found[0] for name, found in by_setting(SETTINGS, runs).items()}
     for name, (a, b) in shown.items():
-        verdict = compare(a, b)
+        verdict = compare_runs(a, b)
         scale = a.info["env_steps"] / a.info["optimizer_steps"]
         steps = np.array([row.step for row in verdict.drift]) * scale
         sizes = np.array([row.max_abs for row in verdict.drift])
@@ -112,6 +98,16 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
     return figures.finish(drawing, axes, columns=1)
 
 
+def facts(evidence: pd.DataFrame) -> dict[str, str]:
+    parted = evidence[evidence["verdict"] != Verdict.IDENTICAL].iloc[0]
+    return {
+        "parted": parted["condition"],
+        "first_step": tables.number(int(parted["first step that differs"])),
+        "first_difference": tables.number(parted["difference then"]),
+        "last_difference": tables.number(parted["difference at the end"]),
+    }
+
+
 CLAIM = Claim(
     sentence=(
         "In the textbook order of multiplication, w A log pi, the REINFORCE form follows PPO to the last bit where "
@@ -122,4 +118,5 @@ CLAIM = Claim(
     judge=judge,
     figure=figure,
     order=40,
+    facts=facts,
 )

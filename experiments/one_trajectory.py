@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from itertools import product
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlloss import figures, stats
 from rlloss.claims import Claim, Finding, Overrides, seeds_of, shared_budget
-from rlloss.runs import RunFolder
-from rlloss.twins import families
-from rlloss.verify import compare
+from rlloss.claims.twins import agreement, families, verdict_row
+from rlloss.runs import RunFolder, distance
+from rlloss.verify import compare_runs
 
 REFERENCE = "ppo_clip"
 SAME = ("reinforce", "ppo_masked", "klip_matched")
@@ -40,34 +39,28 @@ def judge(runs: Sequence[RunFolder]) -> Finding:
     for family in families(runs, len(LOSSES)):
         size = minibatch(family[0])
         for loss, run in zip(LOSSES[1:], family[1:], strict=True):
-            verdict = compare(family[0], run)
-            identical = verdict.verdict == "IDENTICAL"
+            row = verdict_row(compare_runs(family[0], run))
             rows.append(
                 {
+                    **row,
                     "env": run.config["env.id"],
                     "minibatch": size,
                     "loss": loss,
-                    "identical": identical,
-                    "steps": verdict.steps,
-                    "first": verdict.first_difference,
                     "clip active": stats.mean_metric(run, "clip_active_frac"),
                     "mean value of the loss": stats.mean_metric(run, "policy_loss"),
-                    "as expected": identical == (loss in SAME or size & (size - 1) == 0),
+                    "as expected": row["identical"] == (loss in SAME or size & (size - 1) == 0),
                 }
             )
-    table = pd.DataFrame(rows)
-    grouped = table.groupby(["env", "minibatch", "loss"], sort=False)
-    evidence = grouped[["clip active", "mean value of the loss"]].mean()
-    same = grouped["identical"].agg(["sum", "size"])
-    evidence.insert(0, "identical to ppo_clip", [f"{row.sum} of {row.size}" for row in same.itertuples()])
-    evidence.insert(1, "steps compared", grouped["steps"].sum())
-    evidence.insert(2, "first step that differs", grouped["first"].min().astype("Int64"))
+    table, by = pd.DataFrame(rows), ["env", "minibatch", "loss"]
+    evidence = agreement(table, by, ["clip active", "mean value of the loss"], "identical to ppo_clip")
+    grouped = table.groupby(by, sort=False)
+    evidence.insert(2, "first step that differs", grouped["first step that differs"].min().astype("Int64"))
     evidence["as expected"] = grouped["as expected"].all()
     four = table[table["loss"] != KLIP]
     parted = table[(table["loss"] == KLIP) & ~table["identical"]]
     summary = (
         f"{four['identical'].sum()} of {len(four)} pairs of the four losses identical at all "
-        f"{four['steps'].sum():,} optimiser steps; KLip as published parts at minibatches of "
+        f"{four['steps compared'].sum():,} optimiser steps; KLip as published parts at minibatches of "
         f"{', '.join(map(str, sorted(set(parted['minibatch'])))) or 'no size'}"
     )
     clipped = bool((table["clip active"] > 0).all())
@@ -83,10 +76,9 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
     for column, size in enumerate(sizes):
         top, bottom = axes[:, column]
         top.set_title(f"minibatch {size}")
-        for run in chosen[size]:
+        for run, colour in zip(chosen[size], figures.colours(LOSSES), strict=True):
             smooth = run.metrics["policy_loss"].rolling(5, min_periods=1).mean()
-            top.plot(run.metrics["env_steps"], smooth, color=figures.COLOURS[run.loss], linewidth=0.9,
-                     label=figures.LABELS[run.loss])  # fmt: skip
+            top.plot(run.metrics["env_steps"], smooth, color=colour, linewidth=0.9, label=figures.label(run.loss))
         draw_distances(bottom, chosen[size])
         figures.steps_axis(bottom)
     axes[0, 0].set_ylabel("policy loss")
@@ -97,12 +89,10 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
 def draw_distances(axes: Axes, family: Sequence[RunFolder]) -> None:
     """Each run's largest parameter difference from the first's; runs that are identical lie on zero together."""
     reference = family[0]
-    x = np.array(reference.snapshot_steps) * reference.info["env_steps"] / reference.info["optimizer_steps"]
-    for run in family[1:]:
-        apart = [np.abs(run.snapshot(step) - reference.snapshot(step)).max() for step in reference.snapshot_steps]
+    for run, colour in list(zip(family, figures.colours(LOSSES), strict=True))[1:]:
+        x, apart = distance(run, reference)
         same = not any(apart)
-        width = 1.6 if same else 1.0
-        axes.plot(x, apart, color=figures.COLOURS[run.loss], linewidth=width, clip_on=False, zorder=4 if same else 5)
+        axes.plot(x, apart, color=colour, linewidth=1.6 if same else 1.0, clip_on=False, zorder=4 if same else 5)
     zeros = sum(run.info["final_digest"] == reference.info["final_digest"] for run in family[1:])
     axes.annotate(f"{zeros} of {len(family) - 1} exactly 0", (x[-1], 0), xytext=(0, 3), textcoords="offset points",
                   ha="right", fontsize=7)  # fmt: skip

@@ -2,32 +2,35 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from rlloss.claims import Claim, Finding, Overrides
+from rlloss.claims.twins import Setting, judge_twins, twin_figure, twin_runs
 from rlloss.runs import RunFolder
-from rlloss.twins import Condition, judge_twins, twin_figure, twin_runs
 
 BASE = ("learning_rate=0.003", "schedule=plateau", "schedule.patience=2", "schedule.factor=0.5")
-CONDITIONS = {
-    "plateau on policy_loss": Condition((*BASE, "schedule.monitor=policy_loss"), same=False),
-    "plateau on total_loss": Condition((*BASE, "schedule.monitor=total_loss"), same=None),
-    "plateau on episodic_return": Condition(
-        (*BASE, "schedule.monitor=episodic_return", "schedule.mode=max"), same=True
-    ),
+SETTINGS = {
+    "plateau on policy_loss": Setting((*BASE, "schedule.monitor=policy_loss"), same=False),
+    "plateau on total_loss": Setting((*BASE, "schedule.monitor=total_loss"), same=None),
+    "plateau on episodic_return": Setting((*BASE, "schedule.monitor=episodic_return", "schedule.mode=max"), same=True),
 }
 
 
 def runs(preset: str) -> list[Overrides]:
-    return twin_runs(CONDITIONS, preset)
+    return twin_runs(SETTINGS, preset)
 
 
 def judge(runs: Sequence[RunFolder]) -> Finding:
-    return judge_twins(CONDITIONS, runs, decided=True)
+    return judge_twins(SETTINGS, runs, decided=True)
 
 
 def figure(runs: Sequence[RunFolder]) -> Figure:
-    return twin_figure(CONDITIONS, runs, {"policy_loss": "policy loss", "learning_rate": "learning rate"})
+    return twin_figure(SETTINGS, runs, {"policy_loss": "policy loss", "learning_rate": "learning rate"})
+
+
+def facts(evidence: pd.DataFrame) -> dict[str, str]:
+    return {"plateau": evidence.set_index("condition")["the same"]["plateau on policy_loss"]}
 
 
 CLAIM = Claim(
@@ -39,4 +42,5 @@ CLAIM = Claim(
     judge=judge,
     figure=figure,
     order=80,
+    facts=facts,
 )

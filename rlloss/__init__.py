@@ -1,3 +1,30 @@
-"""rlloss: do two policy-gradient losses train alike, to the last bit? A harness that settles it by experiment."""
+"""rlloss: do two policy-gradient losses train alike, to the last bit? A harness that settles it by experiment.
 
-__version__ = "0.1.0"
+- ``train(config, folder)``: one run; ``rlloss.config.load(overrides)`` makes the config.
+- ``verify(runs)``: a verdict per pair of twin runs; ``rlloss.runs.find_runs(folders)`` finds them.
+- ``load_policy(run)``: the policy of a finished run; its ``act(obs)`` gives an action.
+- ``compare(loss, loss)``: have two losses the same gradient? ``assert_same_gradient`` is the same for test suites.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rlloss.version import __version__
+
+if TYPE_CHECKING:
+    from rlloss.check import assert_same_gradient, compare
+    from rlloss.train import load_policy, train
+    from rlloss.verify import verify
+
+__all__ = ["__version__", "assert_same_gradient", "compare", "load_policy", "train", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for. ``train`` and ``verify`` are modules that can be called (``rlloss.lazy``)."""
+    if name in ("train", "verify"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "load_policy":
+        return importlib.import_module(f"{__name__}.train.evaluation").load_policy
+    if name in ("compare", "assert_same_gradient"):
+        return getattr(importlib.import_module(f"{__name__}.check"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 import sys
 
-from rlloss.cli import main
+from rlloss.cli.main import main
 
 sys.exit(main())

@@ -20,9 +20,9 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from tqdm import tqdm
 
-from rlloss.runs import RunFolder
-from rlloss.schema import Config
-from rlloss.train import train
+from rlloss.config.schema import Config
+from rlloss.runs.reader import RunFolder
+from rlloss.train.loop import train
 
 RECORDED, UNRECORDED, BARE, SB3 = (
     "rlloss, recorded",
@@ -46,8 +46,8 @@ BARE_LOOP, SWEEP = "bare loop", "rlloss train --multirun"
 BARE_CODE = """
 import sys
 from pathlib import Path
-from rlloss.schema import Config
-from rlloss.train import train
+from rlloss.config.schema import Config
+from rlloss.train.loop import train
 folder, timesteps, *seeds = sys.argv[1:]
 for seed in map(int, seeds):
     train(Config(total_timesteps=int(timesteps), seed=seed), Path(folder) / str(seed))
@@ -126,12 +126,16 @@ def benchmark_check(rounds: int) -> pd.DataFrame:
 def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
     """Eight CartPole runs as a sweep on one worker and on two, beside bare loops over the same runs: a row each.
 
-    A bare loop is a process of its own that trains and records its share and does nothing else: one process, or two at
-    once. ``seconds`` is that of the whole command, the start of Python included; ``overhead`` the time in which workers
-    did not train, over that in which they did, which the runs themselves have measured: seconds x workers / sum of the
-    runs' seconds - 1; ``its own`` what of that a bare loop has not, within a round: (1 + overhead) / (1 + the bare
-    loop's) - 1. ``time over the bare loop's`` and ``throughput``, one worker's time over that of two, compare commands
-    that ran minutes apart, within a round: they say as much as the machine was steady.
+    A bare loop is a process that trains and records its share of the runs and does nothing else; with two workers,
+    two of them run at once.
+
+    - ``seconds``: the whole command's, the start of Python included.
+    - ``overhead``: the time in which workers did not train over the time in which they did, as the runs measured it:
+      seconds x workers / sum of the runs' seconds - 1.
+    - ``its own``: the overhead that a bare loop of the same round does not have: (1 + overhead) / (1 + the bare
+      loop's) - 1.
+    - ``time over the bare loop's``, and ``throughput``, one worker's time over that of two: these compare commands
+      that ran minutes apart in one round, so they are only as steady as the machine.
     """
     contestants = [(name, workers) for workers in (1, 2) for name in (BARE_LOOP, SWEEP)]
     seconds: dict[tuple[str, int], list[float]] = {contestant: [] for contestant in contestants}
@@ -205,13 +209,12 @@ def benchmark_graph(rounds: int) -> pd.DataFrame:
     there are 16.7 ms for it. The zoo's losses are ranked by their operations, and the largest are taken.
     Raises: ConfigError where Chromium or playwright is missing.
     """
-    from rlloss.browser import chromium
-    from rlloss.graph import trace
-    from rlloss.graph_page import page
-    from rlloss.losses import LOSSES
-    from rlloss.sequence_losses import SEQUENCE_LOSSES
+    from rlloss.graph.browser import chromium
+    from rlloss.graph.graph import trace
+    from rlloss.graph.page import page
+    from rlloss.losses.formulation import ZOO
 
-    zoo = sorted((trace(name) for name in [*LOSSES, *SEQUENCE_LOSSES]), key=lambda graph: -len(graph.nodes))
+    zoo = sorted((trace(name) for name in ZOO), key=lambda graph: -len(graph.nodes))
     subjects = [(trace("ppo_clip"), trace("reinforce")), *((graph,) for graph in zoo[:2])]
     rows = []
     total = len(subjects) * len(GRAPH_WIDTHS) * rounds

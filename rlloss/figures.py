@@ -12,10 +12,10 @@ from matplotlib.ticker import EngFormatter
 
 COLUMN, TEXT, PAGE = 3.25, 5.5, 6.75  # inches: a column of ICML, the text width of NeurIPS, both columns of ICML
 
-# Okabe and Ito's palette, told apart under every common colour-vision deficiency. One colour per formulation.
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, GREY = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#8C8C8C",
-)  # fmt: skip
+# Okabe and Ito's palette, told apart under every common colour-vision deficiency.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = PALETTE
+GREY = "#8C8C8C"
 COLOURS = {
     "ppo_clip": BLUE,
     "reinforce": VERMILION,
@@ -118,12 +118,29 @@ def steps_axis(axes: Axes, label: str | None = "environment steps") -> None:
         axes.set_xlabel(label)
 
 
-def twin_curves(axes: Axes, x: Sequence[Any], y: Sequence[Any], losses: Sequence[str]) -> None:
+def label(loss: str) -> str:
+    """What a legend calls a loss: the name itself if it has no label here."""
+    return LABELS.get(loss, loss)
+
+
+def colours(losses: Sequence[str]) -> list[str]:
+    """A colour for each loss of a figure: its own, unless an earlier one has it; else the next that is free."""
+    chosen: list[str] = []
+    for loss in losses:
+        own = COLOURS.get(loss)
+        taken = {*chosen, *(COLOURS.get(other) for other in losses)}
+        free = [colour for colour in PALETTE if colour not in taken] or [c for c in PALETTE if c not in chosen]
+        chosen.append(own if own and own not in chosen else (free or [GREY])[0])
+    return chosen
+
+
+def twin_curves(
+    axes: Axes, x: Sequence[Any], y: Sequence[Any], losses: Sequence[str], labels: Sequence[str] = ()
+) -> None:
     """Curves that may coincide: the first wide and pale, the second thin and dashed on top, so both are seen."""
-    for i, loss in enumerate(losses):
+    for i, (colour, name) in enumerate(zip(colours(losses), labels or map(label, losses), strict=True)):
         wide = {"linewidth": 3.0, "alpha": 0.45} if i == 0 else {"linewidth": 0.9, "linestyle": (0, (4, 2))}
-        named: dict[str, Any] = {"color": COLOURS.get(loss, GREY), "label": LABELS.get(loss, loss)}
         point: dict[str, Any] = (
             {"marker": "o", "markersize": 5 - 2.5 * i} if len(x[i]) == 1 else {}
         )  # which no line would show
-        axes.plot(x[i], y[i], solid_capstyle="butt", **named, **wide, **point)
+        axes.plot(x[i], y[i], solid_capstyle="butt", color=colour, label=name, **wide, **point)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rlloss.runs import LAST_EPISODES, RunFolder
+from rlloss.runs.reader import LAST_EPISODES, RunFolder
 from rlloss.verify import REFERENCE
 
 
@@ -35,8 +35,6 @@ def mean_and_std(values: pd.Series) -> str:
     """``mean ± standard deviation`` (over seeds; n - 1), as reference tables print it."""
     return f"{values.mean():.2f} ± {values.std():.2f}"
 
-
-# ------------------------------------------------------------------------------------- aggregates over seeds
 
 CONFIDENCE = 0.95
 FEWEST = 5  # scores that an interval needs: the bootstrap's of two or three would be their least and greatest
@@ -84,17 +82,17 @@ def is_same_run(a: RunFolder, b: RunFolder) -> bool:
     return np.array_equal(a.digests, b.digests) and len(a.digests) > 0 and a.episodes.equals(b.episodes)
 
 
-Seeds = Mapping[int, RunFolder]  # of one condition and loss on one task: its runs by seed
-Losses = Mapping[str, Seeds]
+BySeed = Mapping[int, RunFolder]  # of one setting and loss on one task: its runs by seed
+ByLoss = Mapping[str, BySeed]
 Score = Callable[[RunFolder], float]
 
 
 def returns_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
-    """A row per condition and loss: the return as an interquartile mean over seeds with its bootstrap interval.
+    """A row per setting and loss: the return as an interquartile mean over seeds with its bootstrap interval.
 
-    ``labelled`` names each run's condition. The difference is that from the condition's first loss (PPO's, if it is
-    there), paired seed by seed. Where every pair is one and the same run it says "identical": there is no distribution
-    of differences to test.
+    ``labelled`` names each run's setting, which the table calls its condition. The difference is that from the
+    setting's first loss (PPO's, if it is there), paired seed by seed. Where every pair is one and the same run it says
+    "identical": there is no distribution of differences to test.
     """
     rows = []
     for label, losses in by_task(labelled):
@@ -110,7 +108,7 @@ def returns_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
 
 
 def aggregate_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
-    """A row per loss and condition that was tried on several tasks: the normalised return over all of them.
+    """A row per loss and setting that was tried on several tasks: the normalised return over all of them.
 
     A return becomes a score by its place between the lowest, 0, and the highest, 1, that any of these runs reached on
     its environment; one on which all reached the same tells nothing, and is left out. The bootstrap is stratified: it
@@ -126,13 +124,13 @@ def aggregate_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
         low, high = ranges[run.config["env.id"]]
         return float((training_return(run) - low) / (high - low))
 
-    conditions: dict[str, list[Losses]] = {}
+    settings: dict[str, list[ByLoss]] = {}
     for label, losses in by_task(labelled):
         env = next(run.config["env.id"] for seeds in losses.values() for run in seeds.values())
         if env in ranges:
-            conditions.setdefault(label, []).append(losses)
+            settings.setdefault(label, []).append(losses)
     rows = []
-    for label, tasks in conditions.items():
+    for label, tasks in settings.items():
         every = list(dict.fromkeys(loss for losses in tasks for loss in losses))
         first = min(every, key=place)
         for loss in every:
@@ -147,8 +145,8 @@ def aggregate_table(labelled: Sequence[tuple[str, RunFolder]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def by_task(labelled: Sequence[tuple[str, RunFolder]]) -> list[tuple[str, Losses]]:
-    """The condition of each task, and its runs by loss and seed, the first loss first.
+def by_task(labelled: Sequence[tuple[str, RunFolder]]) -> list[tuple[str, ByLoss]]:
+    """The setting of each task, and its runs by loss and seed, the first loss first.
 
     A task is a config without loss and seed.
     """
@@ -168,7 +166,7 @@ def place(loss: str) -> tuple[bool, str]:
     return loss != REFERENCE, loss
 
 
-def scores(seeds: Seeds, score: Score) -> NDArray[np.float64]:
+def scores(seeds: BySeed, score: Score) -> NDArray[np.float64]:
     return np.array([score(seeds[seed]) for seed in sorted(seeds)])
 
 
@@ -180,7 +178,7 @@ def estimate(strata: Sequence[NDArray[np.floating]]) -> str:
     return str(iqm_interval(strata)) if len(every) >= FEWEST else f"{iqm(every):.2f}"
 
 
-def paired_difference(pairs: Sequence[tuple[Seeds, Seeds, Score]]) -> str:
+def paired_difference(pairs: Sequence[tuple[BySeed, BySeed, Score]]) -> str:
     """The difference, seed by seed within each task: "identical", or its interquartile mean with the interval.
 
     ``pairs`` holds, per task, the runs of the first loss, those of the other, and what is compared of a run.

@@ -1,19 +1,21 @@
 """Are two runs one? Pairs twin runs and compares their trajectories, digest by digest, from the run folders alone."""
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlloss.runs import Decision, RunFolder
+from rlloss.cause import cause, other_machine
+from rlloss.lazy import callable_as
+from rlloss.runs.reader import RunFolder, common_snapshots, natural
+from rlloss.verdicts import Verdict
 
 REFERENCE = "ppo_clip"
-WITHIN = ("guard", "grad_scaler")  # conditions that decide within an iteration; all others do after it
-RECORD_KEYS = ("snapshot_every", "logger.name")  # how a run is recorded does not change what it computes
+RECORD_KEYS = ("snapshot_every", "logger.name", "env.check", "on_nonfinite")  # they change no bit of what is computed
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,17 @@ class Drift:
 
     step: int
     max_abs: float  # largest difference of one parameter
-    median_ulp: float  # over the parameters that differ, representable numbers from one to the other
+    median_ulp: float  # over the parameters that differ, representable numbers from one to the other; nan: two dtypes
     parameters: int  # how many parameters differ
     relative: float  # |a - b| / |a - a_0| (L2): the difference over the distance that training has covered
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What comparing two runs came to.
+class RunComparison:
+    """What comparing two runs found.
 
-    - IDENTICAL: both finished, and every digest of all parameters is equal.
+    - IDENTICAL: both finished, and every digest of all parameters is equal. ``tested`` says whether they could have
+      differed: runs whose ratios never left the clip's interval are identical under almost any loss.
     - ROUNDING: some digest differs, but at every snapshot the difference, relative to the distance that training has
       covered, is below the square root of the dtype's epsilon: at least half of the digits agree. This is a size and
       not a cause: Adam makes a loss that is scaled by 1.001 look as close.
@@ -40,12 +43,12 @@ class Verdict:
     - INCOMPLETE: a run is unfinished, its files disagree with each other, or its parameters are not finite numbers.
     """
 
-    verdict: str
+    verdict: Verdict
     run_a: str
     run_b: str
     loss_a: str
     loss_b: str
-    condition: dict[str, Any]
+    common_config: dict[str, Any]
     steps: int  # optimiser steps compared
     first_difference: int | None = None  # first optimiser step (from 1) after which parameters differ
     first_other_actions: int | None = None  # first iteration (from 1) whose actions differ
@@ -53,10 +56,21 @@ class Verdict:
     drift: list[Drift] = field(default_factory=list)  # at the snapshots from the first difference on
     differing_keys: list[str] = field(default_factory=list)
     cause: str = ""  # the first decision of a condition that one run took and the other did not
+    not_recorded: list[str] = field(default_factory=list)  # columns that a comparison reads and that one run lacks
     reason: str = ""
+    put_to: dict[str, Any] = field(default_factory=dict)  # what the runs went through: ``what_was_reached``
+    tested: bool | None = None  # whether the pair could have differed; None if that is not known
+    untested: str = ""  # why the pair could not have differed, or why that is not known
+
+    @property
+    def holds(self) -> bool:
+        """Whether the runs are one, though they went where their losses differ or, if these are one, where they cut."""
+        return self.verdict == Verdict.IDENTICAL and self.tested is True
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON, where the config that both runs share has been called ``condition`` from the first."""
+        document = asdict(self)
+        return {"condition": document.pop("common_config"), **document}
 
 
 def ulp_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.uint64]:
@@ -85,145 +99,150 @@ def first_difference(a: RunFolder, b: RunFolder) -> int | None:
 
 
 def first_other_actions(a: RunFolder, b: RunFolder) -> int | None:
-    """The first iteration, counted from 1, in which the two runs acted differently."""
+    """The first iteration, counted from 1, in which the two runs acted differently. None also if not recorded."""
     iterations = min(len(a.metrics), len(b.metrics))
-    if not iterations:
+    if not iterations or not_recorded(a, b):
         return None
     columns = (run.metrics["actions_digest"].to_numpy()[:iterations] for run in (a, b))
     differs = np.flatnonzero(np.not_equal(*columns))
     return int(differs[0]) + 1 if len(differs) else None
 
 
+def not_recorded(a: RunFolder, b: RunFolder) -> list[str]:
+    """What a comparison would look at and one of the runs has no column for."""
+    return [name for name in ("actions_digest",) if any(name not in run.metrics for run in (a, b))]
+
+
 def drift(a: RunFolder, b: RunFolder, since: int = 0) -> list[Drift]:
     """The difference at every snapshot that both runs have, from optimiser step ``since`` on."""
-    common = sorted(set(a.snapshot_steps) & set(b.snapshot_steps))
-    if not common:
-        return []
-    start = a.snapshot(common[0])
-    rows = []
-    for step in common:
+    rows, start = [], None
+    for step, x, y in common_snapshots(a, b):
+        start = x if start is None else start
         if step < since:
             continue
-        x, y = a.snapshot(step), b.snapshot(step)
-        difference = x.astype(np.float64) - y.astype(np.float64)
-        covered = float(np.linalg.norm(x.astype(np.float64) - start.astype(np.float64)))
-        apart = float(np.linalg.norm(difference))
+        covered, apart = float(np.linalg.norm(x - start)), float(np.linalg.norm(x - y))
         relative = apart / covered if covered else (0.0 if apart == 0 else math.inf)
-        ulp = ulp_distance(x, y)
-        typical = float(np.median(ulp[ulp > 0])) if ulp.any() else 0.0
-        rows.append(Drift(step, float(np.abs(difference).max()), typical, int((x != y).sum()), relative))
+        rows.append(
+            Drift(
+                step,
+                float(np.abs(x - y).max()),
+                _typical_ulp(a.snapshot(step), b.snapshot(step)),
+                int((x != y).sum()),
+                relative,
+            )
+        )
     return rows
 
 
-def compare(a: RunFolder, b: RunFolder) -> Verdict:
+def _typical_ulp(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+    """The median distance of the numbers that differ; nan between runs of two precisions."""
+    if x.dtype != y.dtype:
+        return math.nan
+    ulp = ulp_distance(x, y)
+    return float(np.median(ulp[ulp > 0])) if ulp.any() else 0.0
+
+
+def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     """The verdict on one pair of runs."""
-    left, right = _condition(a), _condition(b)
+    left, right = common_config(a), common_config(b)
     differing = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-    common = {key: value for key, value in left.items() if key not in differing}
+    verdict = partial(
+        RunComparison,
+        run_a=str(a.path),
+        run_b=str(b.path),
+        loss_a=a.loss,
+        loss_b=b.loss,
+        common_config={key: value for key, value in left.items() if key not in differing},
+    )
+    if damage := a.damage or b.damage:
+        return verdict(Verdict.INCOMPLETE, steps=0, reason=damage)
     steps = min(len(a.digests), len(b.digests))
-    about = (str(a.path), str(b.path), a.loss, b.loss, common, steps)
-    for run, condition in ((a, left), (b, right)):
-        if not condition:
-            return Verdict("INCOMPLETE", *about, reason=f"{run.path.name}/config.yaml is not readable")
+    first, acted = first_difference(a, b), first_other_actions(a, b)
+    verdict = partial(verdict, steps=steps, not_recorded=not_recorded(a, b), put_to=what_was_reached(a, b))
     if differing:
-        return Verdict("INCOMPARABLE", *about, differing_keys=differing, reason="differ in " + ", ".join(differing))
-    first = first_difference(a, b)
-    acted = first_other_actions(a, b)
-    problem = _incomplete(a) or _incomplete(b)
-    if problem:
-        return Verdict("INCOMPLETE", *about, first_difference=first, first_other_actions=acted, reason=problem)
-    parted = cause(a, b, first)
+        reason = "differ in " + ", ".join(f"{key} ({left.get(key)} | {right.get(key)})" for key in differing)
+        apart = [] if _incomplete(a) or _incomplete(b) or _unlike_snapshots(a, b) else drift(a, b, since=first or 0)
+        return verdict(
+            Verdict.INCOMPARABLE,
+            first_difference=first,
+            first_other_actions=acted,
+            drift=apart,
+            differing_keys=differing,
+            reason="; ".join(filter(None, (reason, other_machine(a, b)))),
+        )
+    if problem := _incomplete(a) or _incomplete(b) or _unlike_snapshots(a, b):
+        return verdict(Verdict.INCOMPLETE, first_difference=first, first_other_actions=acted, reason=problem)
+    verdict = partial(verdict, cause=cause(a, b, first))
     if first is None and acted is None:
         if len(a.digests) == len(b.digests):
-            return Verdict("IDENTICAL", *about, cause=parted, reason=_other_machine(a, b))
-        lengths = (
-            f"identical for {steps} optimiser steps, then one stopped: {len(a.digests)} and {len(b.digests)} steps"
-        )
-        return Verdict("DIVERGED", *about, cause=parted, reason=lengths)
+            tested, untested = power(a, b)
+            return verdict(Verdict.IDENTICAL, reason=other_machine(a, b), tested=tested, untested=untested)
+        lengths = f"{len(a.digests)} and {len(b.digests)} steps"
+        reason = f"identical for {steps} optimiser steps, then one stopped: {lengths}"
+        return verdict(Verdict.DIVERGED, reason=reason, tested=True)
     drifts = drift(a, b, since=first or 0)
     bound = float(np.sqrt(np.finfo(a.snapshot(a.snapshot_steps[0]).dtype).eps)) if drifts else 0.0
     small = [row.relative <= bound for row in drifts]
-    return Verdict(
-        "ROUNDING" if small and all(small) else "DIVERGED",
-        *about,
+    return verdict(
+        tested=True,
+        verdict=Verdict.ROUNDING if small and all(small) else Verdict.DIVERGED,
         first_difference=first,
         first_other_actions=acted,
         onset=("small" if small[0] else "large") if small else None,
         drift=drifts,
-        cause=parted,
-        reason=_other_machine(a, b),
+        reason=other_machine(a, b),
     )
 
 
-def cause(a: RunFolder, b: RunFolder, first_difference: int | None) -> str:
-    """Why two runs parted, as far as their conditions tell: the first decision that one took and the other did not.
+def what_was_reached(a: RunFolder, b: RunFolder) -> dict[str, Any]:
+    """What two runs were put to, as they recorded it; empty if one of them did not.
 
-    A decision of a condition with the metric that it read and both of its values, or an optimiser that evaluated the
-    loss more often in one run. Empty if there is none, or if the parameters differed before it: then it is a
-    consequence and not the cause. Keeping a checkpoint changes no parameter: where the runs themselves differ, in
-    their parameters or their lengths, it is not the cause.
+    ``clip_active_frac`` of the samples, ``clip_active_steps`` of the ``optimizer_steps`` and ``clip_active_epochs`` of
+    the ``epochs`` had a sample whose gradient the clip cuts: the greater of both runs' numbers. ``positive_ratio`` and
+    ``negative_ratio``: the least and the greatest ratio of a sample with A > 0, and with A < 0.
     """
-    differed = math.inf  # the iteration, from 1, in which parameters first differ
-    if first_difference is not None:
-        differed = int((a.metrics["optimizer_steps"] < first_difference).sum()) + 1
-    within = first_difference is not None and stood_still(a, first_difference) != stood_still(b, first_difference)
-    parted = first_difference is not None or len(a.digests) != len(b.digests)
-    theirs = {run.path: {(d.iteration, d.condition, d.decision) for d in run.decisions} for run in (a, b)}
-    alone = [d for d in a.decisions if (d.iteration, d.condition, d.decision) not in theirs[b.path]]
-    alone += [d for d in b.decisions if (d.iteration, d.condition, d.decision) not in theirs[a.path]]
-    # A step that guard or GradScaler forbids leaves the parameters as they were: only if the first step that differs
-    # is one of these, they are the cause.
-    early = [
-        d
-        for d in alone
-        if (d.iteration < differed or (within and d.iteration == differed and d.condition in WITHIN))
-        and not (parted and d.condition == "best")
-    ]
-    if early:
-        decision = min(early, key=lambda d: d.iteration)
-        values = " and ".join(_value(run, decision) for run in (a, b))
-        return (
-            f"{decision.decision}, iteration {decision.iteration}: {decision.condition} on {decision.monitor}, "
-            f"which was {values}"
-        )
-    return _evaluations(a, b, differed)
+    columns = ["clip_active_frac", "clip_active_steps", "clip_active_epochs"]
+    ratios = {sign: [f"{sign}_ratio_min", f"{sign}_ratio_max"] for sign in ("positive", "negative")}
+    runs = [run.metrics for run in (a, b)]
+    if not all(len(rows) and {*columns, *ratios["positive"], *ratios["negative"]} <= set(rows) for rows in runs):
+        return {}
+    steps, minibatches = max(len(run.digests) for run in (a, b)), a.config.get("num_minibatches")
+    if type(minibatches) is not int or not 0 < minibatches <= steps:  # of a trainer that counts otherwise
+        return {}
+    return {
+        "clip_active_frac": max(float(rows["clip_active_frac"].mean()) for rows in runs),
+        "clip_active_steps": max(int(rows["clip_active_steps"].sum()) for rows in runs),
+        "optimizer_steps": steps,
+        "clip_active_epochs": max(int(rows["clip_active_epochs"].sum()) for rows in runs),
+        "epochs": steps // minibatches,
+        **{
+            f"{sign}_ratio": (
+                min(float(rows[low].min()) for rows in runs),
+                max(float(rows[high].max()) for rows in runs),
+            )
+            for sign, (low, high) in ratios.items()
+        },
+    }
 
 
-def stood_still(run: RunFolder, step: int) -> bool:
-    """Whether optimiser step ``step``, from 1, left all parameters as they were."""
-    after = run.digests[step - 1].tobytes()
-    if step > 1:
-        return bool(run.digests[step - 2].tobytes() == after)
-    if 0 not in run.snapshot_steps:
-        return False
-    start = run.snapshot(0)
-    bytes_before = [start.tobytes()]
-    if start.dtype == np.float32:  # in which bfloat16 parameters are kept, too: it is their upper half
-        bytes_before.append((start.view(np.uint32) >> 16).astype(np.uint16).tobytes())
-    return after in [hashlib.sha256(data).digest() for data in bytes_before]
+def power(a: RunFolder, b: RunFolder) -> tuple[bool | None, str]:
+    """Whether two runs could have differed, and why not: by what ``rlloss check`` knows of their losses.
+
+    A run and its repetition could: they test whether training is deterministic.
+    """
+    reached, clip_coef = what_was_reached(a, b), a.config.get("clip_coef")
+    if a.loss == b.loss:
+        return True, ""
+    if not reached or not isinstance(clip_coef, float):
+        return None, "not known: the ratios were not recorded"
+    try:
+        from rlloss.check.power import put_to_the_test  # here, since it needs torch: reading and comparing runs do not
+    except ImportError as error:
+        return None, f"not known: {error}"
+    return put_to_the_test(a.loss, b.loss, clip_coef, {s: reached[f"{s}_ratio"] for s in ("positive", "negative")})
 
 
-def _value(run: RunFolder, decision: Decision) -> str:
-    there = run.metrics.loc[run.metrics["iteration"] == decision.iteration, decision.monitor]
-    return f"{there.iloc[0]:.6g} for {run.label}" if len(there) else f"not there for {run.label}, which had stopped"
-
-
-def _evaluations(a: RunFolder, b: RunFolder, differed: float) -> str:
-    """An optimiser that reads the loss's value, as L-BFGS does, shows it by how often it evaluates the loss."""
-    iterations = min(len(a.metrics), len(b.metrics))
-    if not iterations or "evaluations" not in a.metrics or "evaluations" not in b.metrics:
-        return ""
-    counts = [run.metrics["evaluations"].to_numpy()[:iterations] for run in (a, b)]
-    unequal = np.flatnonzero(counts[0] != counts[1])
-    if not len(unequal) or unequal[0] + 1 > differed:
-        return ""
-    i = int(unequal[0])
-    return (
-        f"{counts[0][i]} evaluations of {a.label} and {counts[1][i]} of {b.label} in iteration {i + 1}: the optimiser"
-    )
-
-
-def _condition(run: RunFolder) -> dict[str, Any]:
+def common_config(run: RunFolder) -> dict[str, Any]:
     """Everything in which twins must be equal."""
     return {key: value for key, value in run.config.items() if not key.startswith("loss.") and key not in RECORD_KEYS}
 
@@ -232,24 +251,30 @@ def _incomplete(run: RunFolder) -> str:
     """Why a run cannot be judged as a whole; empty if it can."""
     if run.status != "finished":
         return f"{run.path.name} is {run.status}" + (f" ({run.info['error']})" if "error" in run.info else "")
-    if len(run.digests) != run.info.get("optimizer_steps"):
-        return f"{run.path.name} has {len(run.digests)} digests for {run.info.get('optimizer_steps')} steps"
-    if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info.get("final_digest"):
-        return f"{run.path.name}: the last digest is not the final digest"
+    for key in ("optimizer_steps", "final_digest"):
+        if key not in run.info:
+            return f"{run.path.name}/run.json has no {key}"
+    if len(run.digests) != run.info["optimizer_steps"]:
+        steps = run.info["optimizer_steps"]
+        return f"{run.path.name}: digests.bin has {len(run.digests)} digests, run.json says {steps} optimiser steps"
+    if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info["final_digest"]:
+        return f"{run.path.name}: the last digest of digests.bin is not the final_digest of run.json"
     if not run.snapshot_steps or run.snapshot_steps[-1] != len(run.digests):
-        return f"{run.path.name} has no snapshot of its last step"
+        return f"{run.path.name}: snapshots/ has none of the last of the steps in digests.bin"
     if not np.isfinite(run.snapshot(run.snapshot_steps[-1])).all():
         return f"{run.path.name} ended with parameters that are not finite numbers"
     return ""
 
 
-def _other_machine(a: RunFolder, b: RunFolder) -> str:
-    """Versions and hardware that differ: they alone can part two equal runs. Empty if none does."""
-    differing = []
-    for part in ("versions", "machine"):
-        left, right = a.info.get(part, {}), b.info.get(part, {})
-        differing += [f"{key} {left.get(key)} | {right.get(key)}" for key in left if left.get(key) != right.get(key)]
-    return "not the same machine or versions: " + ", ".join(differing) if differing else ""
+def _unlike_snapshots(a: RunFolder, b: RunFolder) -> str:
+    """Snapshots that cannot be subtracted, though the configs are equal; empty if they can."""
+    for step in sorted(set(a.snapshot_steps) & set(b.snapshot_steps)):
+        x, y = a.snapshot(step), b.snapshot(step)
+        if x.shape != y.shape or (
+            x.dtype != y.dtype and a.config.get("precision.name") == b.config.get("precision.name")
+        ):
+            return f"snapshots of {len(x)} {x.dtype} and {len(y)} {y.dtype} parameters at step {step}"
+    return ""
 
 
 def pair(runs: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, RunFolder]], list[RunFolder]]:
@@ -260,10 +285,10 @@ def pair(runs: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, RunFolder]], 
     """
     groups: dict[str, list[RunFolder]] = {}
     for run in runs:
-        groups.setdefault(repr(sorted(_condition(run).items())), []).append(run)
+        groups.setdefault(repr(sorted(common_config(run).items())), []).append(run)
     pairs, alone = [], []
     for members in groups.values():
-        members.sort(key=lambda run: (run.loss != REFERENCE, run.loss, run.path))
+        members.sort(key=lambda run: (run.loss != REFERENCE, run.loss, natural(run.path)))
         pairs += [(members[0], other) for other in members[1:]]
         alone += members if len(members) == 1 else []
     if len(runs) == 2 and not pairs:
@@ -271,7 +296,10 @@ def pair(runs: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, RunFolder]], 
     return pairs, alone
 
 
-def verify(runs: Iterable[RunFolder]) -> tuple[list[Verdict], list[RunFolder]]:
+def verify(runs: Iterable[RunFolder]) -> tuple[list[RunComparison], list[RunFolder]]:
     """A verdict per pair of twins, and the runs that have no twin."""
     pairs, alone = pair(list(runs))
-    return [compare(a, b) for a, b in pairs], alone
+    return [compare_runs(a, b) for a, b in pairs], alone
+
+
+callable_as(__name__, "verify")

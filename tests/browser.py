@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rlloss import browser
-from rlloss.config import ConfigError
+from rlloss.errors import ConfigError
+from rlloss.graph import browser
 
 
 @contextmanager

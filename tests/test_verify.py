@@ -8,42 +8,43 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rlloss.cause import stood_still
 from rlloss.cli import main
 from rlloss.config import load
-from rlloss.record import Recorder
 from rlloss.runs import RunFolder, find_runs
 from rlloss.train import train
-from rlloss.verify import compare, first_difference, pair, stood_still, ulp_distance, verify
+from rlloss.train.recording import FolderRecorder
+from rlloss.verify import compare_runs, first_difference, pair, ulp_distance, verify
 
 ODD = "num_steps=60"  # minibatches of 30
 
 
 def test_the_two_formulations_are_identical(make_run):
-    verdict = compare(make_run(), make_run("loss=reinforce"))
+    verdict = compare_runs(make_run(), make_run("loss=reinforce"))
     assert verdict.verdict == "IDENTICAL"
     assert verdict.steps == 96
     assert verdict.first_difference is None
+    assert verdict.reason == "", "the loss is no part of what twins must share, its source neither"
     assert make_run().metrics["policy_loss"].ne(make_run("loss=reinforce").metrics["policy_loss"]).all()
 
 
 @pytest.mark.parametrize("step", [1, 37, 96])
 def test_one_ulp_in_one_weight_is_found_at_its_step(make_run, tmp_path, monkeypatch, step):
-    reference, original = make_run(), Recorder.step  # made before anything is patched: other tests share it
+    reference, original = make_run(), FolderRecorder.step  # made before anything is patched: other tests share it
 
     def nudged(self):
-        if self.optimizer_steps + 1 == step:
+        if self.writer.optimizer_steps + 1 == step:
             with torch.no_grad():
                 weight = self.policy.flat[123]
                 weight.copy_(torch.nextafter(weight, torch.tensor(torch.inf)))
         original(self)
 
-    monkeypatch.setattr(Recorder, "step", nudged)
+    monkeypatch.setattr(FolderRecorder, "step", nudged)
     train(make_config("loss=reinforce"), tmp_path / "run")
-    verdict = compare(reference, RunFolder(tmp_path / "run"))
+    verdict = compare_runs(reference, RunFolder(tmp_path / "run"))
     assert verdict.verdict in ("ROUNDING", "DIVERGED")
     assert verdict.first_difference == step
     assert verdict.onset == "small"
@@ -53,13 +54,13 @@ def test_one_ulp_in_one_weight_is_found_at_its_step(make_run, tmp_path, monkeypa
 
 
 def make_config(*overrides):
-    from conftest import SHORT
+    from tests.helpers import SHORT
 
     return load([*SHORT, *overrides])
 
 
 def test_textbook_order_begins_as_a_few_ulp(make_run):
-    verdict = compare(make_run(ODD, "optimizer=sgd"), make_run(ODD, "optimizer=sgd", "loss=reinforce_textbook"))
+    verdict = compare_runs(make_run(ODD, "optimizer=sgd"), make_run(ODD, "optimizer=sgd", "loss=reinforce_textbook"))
     assert verdict.verdict == "ROUNDING"
     assert verdict.onset == "small"
     assert verdict.first_difference is not None
@@ -69,45 +70,45 @@ def test_textbook_order_begins_as_a_few_ulp(make_run):
     assert first.median_ulp <= 4
 
 
-def test_another_update_is_diverged_and_not_mistaken_for_rounding(make_run, monkeypatch):
+def test_another_update_is_diverged_and_not_mistaken_for_rounding(make_run, tmp_path, monkeypatch):
     import rlloss.losses
     from rlloss.losses import LOSSES
 
     def doubled(logp, old_logp, advantages, *, clip_coef):
         return 2 * rlloss.losses.ppo_clip(logp, old_logp, advantages, clip_coef=clip_coef)
 
-    other = make_run("loss=reinforce_mask", "seed=9")
-    assert compare(make_run("seed=9"), other).verdict == "IDENTICAL"  # the control: same machinery, right loss
+    reference, right = make_run(), make_run("loss=reinforce_mask")
+    assert compare_runs(reference, right).verdict == "IDENTICAL"  # the control: same machinery, right loss
     monkeypatch.setitem(LOSSES, "reinforce_mask", doubled)
-    wrong = make_run("loss=reinforce_mask", "seed=8")
-    verdict = compare(make_run("seed=8"), wrong)
+    train(make_config("loss=reinforce_mask"), tmp_path / "run")
+    verdict = compare_runs(reference, RunFolder(tmp_path / "run"))
     assert verdict.verdict == "DIVERGED"
     assert verdict.onset == "large"
     assert verdict.first_difference == 1
 
 
 def test_different_conditions_are_incomparable_and_the_keys_are_named(make_run):
-    verdict = compare(make_run(), make_run("loss=reinforce", "gamma=0.9"))
+    verdict = compare_runs(make_run(), make_run("loss=reinforce", "gamma=0.9"))
     assert verdict.verdict == "INCOMPARABLE"
     assert verdict.differing_keys == ["gamma"]
-    assert compare(make_run(), make_run("snapshot_every=0", "loss=reinforce")).verdict == "IDENTICAL"
+    assert compare_runs(make_run(), make_run("snapshot_every=0", "loss=reinforce")).verdict == "IDENTICAL"
 
 
 def test_runs_that_went_nan_are_not_called_identical(tmp_path):
     for loss in ("ppo_clip", "reinforce"):
         config = make_config(f"loss={loss}")
-        config.learning_rate = 1e38
+        config.learning_rate, config.on_nonfinite = 1e38, "record"
         train(config, tmp_path / loss)
     a, b = RunFolder(tmp_path / "ppo_clip"), RunFolder(tmp_path / "reinforce")
     assert not np.isfinite(a.snapshot(96)).all()
-    assert compare(a, b).verdict == "INCOMPLETE"
-    assert "not finite numbers" in compare(a, b).reason
+    assert compare_runs(a, b).verdict == "INCOMPLETE"
+    assert "not finite numbers" in compare_runs(a, b).reason
 
 
 def test_other_versions_are_mentioned(make_run, tmp_path):
     other = make_run("loss=reinforce")
     versions = other.info["versions"] | {"torch": "9.9"}
-    verdict = compare(make_run(), copy_of(other, tmp_path / "run", versions=versions))
+    verdict = compare_runs(make_run(), copy_of(other, tmp_path / "run", versions=versions))
     assert verdict.verdict == "IDENTICAL"
     assert "| 9.9" in verdict.reason
 
@@ -122,15 +123,15 @@ def copy_of(run, folder, **changes):
 def test_unfinished_and_inconsistent_runs_are_incomplete(make_run, tmp_path):
     whole = make_run()
     running = copy_of(make_run("loss=reinforce"), tmp_path / "a", status="running")
-    assert compare(whole, running).verdict == "INCOMPLETE"
+    assert compare_runs(whole, running).verdict == "INCOMPLETE"
     cut = copy_of(make_run("loss=reinforce"), tmp_path / "b")
     (cut.path / "digests.bin").write_bytes(whole.digests.tobytes()[:-32])
-    verdict = compare(whole, cut)
+    verdict = compare_runs(whole, cut)
     assert verdict.verdict == "INCOMPLETE"
-    assert "95 digests for 96 steps" in verdict.reason
+    assert "digests.bin has 95 digests, run.json says 96 optimiser steps" in verdict.reason
     assert verdict.first_difference is None
     forged = copy_of(make_run("loss=reinforce"), tmp_path / "c", final_digest="00" * 32)
-    assert compare(whole, forged).verdict == "INCOMPLETE"
+    assert compare_runs(whole, forged).verdict == "INCOMPLETE"
 
 
 def test_a_forged_digest_is_found_at_its_step(make_run, tmp_path):
@@ -146,7 +147,7 @@ def test_actions_that_differ_are_dated(make_run, tmp_path):
     table = other.metrics.copy()
     table.loc[3, "actions_digest"] = "0" * 16
     table.to_csv(other.path / "metrics.csv", index=False)
-    verdict = compare(make_run(), RunFolder(other.path))
+    verdict = compare_runs(make_run(), RunFolder(other.path))
     assert verdict.first_other_actions == 4
     assert verdict.verdict != "IDENTICAL"
 
@@ -213,13 +214,20 @@ def test_command_exit_codes_table_and_json(make_run, tmp_path, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_analysis_does_not_import_torch_or_the_trainer(make_run):
+def test_analysis_needs_no_torch_and_never_the_trainer(make_run):
+    """What ``rlloss check`` knows of the losses is asked for identical pairs alone; without torch it is not known."""
     code = (
         "import sys; from pathlib import Path; from rlloss.runs import find_runs; from rlloss.verify import verify;"
-        f"verify(find_runs([Path({str(make_run().path)!r}), Path({str(make_run('loss=reinforce').path)!r})]));"
-        "sys.exit(bool({'torch', 'rlloss.train', 'hydra'} & set(sys.modules)))"
+        "sys.modules['torch'] = None;"
+        f"folders = map(Path, {[str(make_run().path), str(make_run('loss=reinforce').path)]});"
+        "[pair], _ = verify(find_runs(folders));"
+        "print(pair.verdict, pair.tested, pair.untested);"
+        "print({'rlloss.train', 'hydra'} & set(sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    verdict, loaded = done.stdout.splitlines()
+    assert verdict.startswith("IDENTICAL None not known: import of torch halted")
+    assert loaded == "set()"
 
 
 def test_json_is_standard_where_numbers_are_not_finite(make_run, tmp_path, capsys):
@@ -246,14 +254,6 @@ def test_a_run_killed_at_its_start_is_incomplete_and_not_overlooked(make_run, tm
     assert [v.verdict for v in verdicts] == ["INCOMPLETE"]
 
 
-@pytest.mark.parametrize(("name", "content"), [("config.yaml", "a: [1"), ("config.yaml", "- 1"), ("metrics.csv", "")])
-def test_damaged_files_make_a_run_incomplete_and_raise_nothing(make_run, tmp_path, name, content):
-    copy = copy_of(make_run("loss=reinforce"), tmp_path / "run")
-    (copy.path / name).write_text(content)
-    assert compare(make_run(), RunFolder(copy.path)).verdict in ("INCOMPLETE", "IDENTICAL")
-    assert main(["verify", str(make_run().path), str(copy.path)]) in (0, 1)
-
-
 def test_runs_are_found_below_folders_once(make_run, tmp_path):
     shutil.copytree(make_run().path, tmp_path / "deep" / "er" / "run")
     assert [run.path.name for run in find_runs([tmp_path, tmp_path / "deep"])] == ["run"]
@@ -266,3 +266,102 @@ def test_a_step_that_moved_nothing_is_seen_from_the_first_on(make_run, precision
     idle = make_run(*common, "optimizer=sgd", "learning_rate=5e-324")
     assert [stood_still(idle, step) for step in (1, 2)] == [True, True]
     assert not stood_still(make_run(*common), 1)
+
+
+QUIET = "learning_rate=1e-5"  # no ratio comes near a bound
+
+
+@pytest.mark.parametrize("loss", ["reinforce", "cispo", "ppo_unclipped", "dual_clip"])
+def test_identical_where_nothing_could_differ_is_not_put_to_the_test(make_run, tmp_path, capsys, loss):
+    for name in ("ppo_clip", loss):
+        shutil.copytree(make_run(QUIET, f"loss={name}").path, tmp_path / name)
+    assert main(["verify", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "1 IDENTICAL (not put to the test) of 1 pairs" in out
+    assert "not put to the test: no ratio left 0.8 … 1.2" in out
+    assert main(["verify", "--tested", str(tmp_path)]) == 1
+    capsys.readouterr()
+    assert main(["verify", "--json", str(tmp_path)]) == 0
+    (pair,) = json.loads(capsys.readouterr().out)["pairs"]
+    assert (pair["verdict"], pair["tested"]) == ("IDENTICAL", False)
+    assert pair["put_to"]["clip_active_steps"] == 0
+
+
+def test_a_pair_that_went_beyond_the_bounds_is_put_to_the_test(make_run, tmp_path, capsys):
+    for loss in ("ppo_clip", "reinforce"):
+        shutil.copytree(make_run(f"loss={loss}").path, tmp_path / loss)
+    assert main(["verify", "--tested", str(tmp_path)]) == 0
+    assert "clip active in" in capsys.readouterr().out
+    (verdict,), _ = verify(find_runs([tmp_path]))
+    assert verdict.tested is True
+    put = verdict.put_to
+    assert 0 < put["clip_active_steps"] < put["optimizer_steps"] == 96
+    assert 0 < put["clip_active_epochs"] <= put["epochs"] == 24
+    assert put["positive_ratio"][1] > 1.2 or put["negative_ratio"][0] < 0.8
+    assert (put["clip_active_frac"] > 0) == (put["clip_active_steps"] > 0)
+
+
+def test_a_loss_that_differs_only_far_out_is_not_tested_by_clipping(make_run):
+    """dual_clip differs from ppo_clip at A < 0 and ratio > 3 alone, where these runs never went."""
+    verdict = compare_runs(make_run(), make_run("loss=dual_clip"))
+    assert verdict.verdict == "IDENTICAL"
+    assert verdict.put_to["clip_active_frac"] > 0
+    assert verdict.tested is False
+    assert "the losses differ at A < 0: ratio > 3 alone" in verdict.untested
+
+
+def test_a_run_and_its_repetition_test_whether_training_is_deterministic(make_run, tmp_path):
+    verdict = compare_runs(make_run(QUIET), copy_of(make_run(QUIET), tmp_path / "again"))
+    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", True)
+
+
+def test_runs_that_did_not_record_their_ratios_are_not_known_to_be_tested(make_run, tmp_path):
+    other = copy_of(make_run("loss=reinforce"), tmp_path / "run")
+    other.metrics.drop(columns="negative_ratio_min").to_csv(other.path / "metrics.csv", index=False)
+    verdict = compare_runs(make_run(), RunFolder(other.path))
+    assert verdict.tested is None
+    assert verdict.untested == "not known: the ratios were not recorded"
+
+
+@pytest.mark.parametrize("key", ["torch_threads=2", "precision=fp64", "gamma=0.9"])
+def test_two_named_runs_are_compared_with_numbers_whatever_they_differ_in(make_run, capsys, key):
+    a, b = make_run(), make_run(key)
+    assert main(["verify", str(a.path), str(b.path)]) == 1
+    out = capsys.readouterr().out
+    assert "INCOMPARABLE" in out
+    assert f"differ in {key.split('=')[0]}" in out
+    verdict = compare_runs(a, b)
+    if key != "torch_threads=2":
+        assert verdict.first_difference == 1
+        assert verdict.drift[-1].max_abs > 0
+
+
+def test_many_pairs_are_counted_and_what_fell_short_comes_first(make_run, tmp_path, capsys):
+    for i in range(1, 12):
+        for loss in ("ppo_clip", "reinforce"):
+            target = shutil.copytree(make_run(f"loss={loss}").path, tmp_path / f"seed-{i}" / loss)
+            config = (target / "config.yaml").read_text().replace("seed: 1\n", f"seed: {i}\n")
+            (target / "config.yaml").write_text(config)
+    for i in (10, 2):
+        (tmp_path / f"seed-{i}" / "reinforce" / "episodes.csv").unlink()
+    assert main(["verify", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["INCOMPLETE", "INCOMPLETE"]
+    assert "reinforce/episodes.csv is missing" in lines[2]
+    assert "2 INCOMPLETE, 9 IDENTICAL of 11 pairs" in lines
+    assert sum(line.startswith("IDENTICAL  ") for line in lines) == 0
+    assert main(["verify", "--all", str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("IDENTICAL  ") for line in lines) == 9
+    found = [run.path.parent.name for run in find_runs([tmp_path])]
+    assert found == [f"seed-{i}" for i in range(1, 12) for _ in range(2)]
+
+
+@pytest.mark.parametrize("value", ["word", "0", "[1]", "1000000"])
+def test_a_config_of_another_trainer_says_nothing_of_epochs(make_run, tmp_path, value):
+    a, b = (copy_of(make_run(f"loss={loss}"), tmp_path / loss) for loss in ("ppo_clip", "reinforce"))
+    for run in (a, b):
+        config = run.path / "config.yaml"
+        config.write_text(config.read_text().replace("num_minibatches: 4", f"num_minibatches: {value}"))
+    verdict = compare_runs(RunFolder(a.path), RunFolder(b.path))
+    assert (verdict.verdict, verdict.tested, verdict.put_to) == ("IDENTICAL", None, {})

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import assert_identical_though_clipped
 
 from rlloss.config import load
 from rlloss.train import train
-from rlloss.verify import compare
+from rlloss.verify import compare_runs
+from tests.helpers import assert_identical_though_clipped
 
 ENVS = ("cartpole", "acrobot", "mountaincar", "pendulum")
 
@@ -23,7 +23,7 @@ def test_formulations_are_identical_in_every_environment(make_run, env, optimize
     "settings", [("precision=fp64",), ("clip_vloss=false", "norm_adv=false"), ("target_kl=0.001",)]
 )
 def test_formulations_are_identical_under_other_settings(make_run, settings):
-    assert compare(make_run(*settings), make_run(*settings, "loss=reinforce")).verdict == "IDENTICAL"
+    assert compare_runs(make_run(*settings), make_run(*settings, "loss=reinforce")).verdict == "IDENTICAL"
 
 
 def test_both_values_are_recorded_whichever_loss_is_trained(make_run):
@@ -37,7 +37,7 @@ def test_both_values_are_recorded_whichever_loss_is_trained(make_run):
 @pytest.mark.parametrize(("num_steps", "verdict"), [(64, "IDENTICAL"), (60, "not")])
 def test_textbook_order_is_identical_at_powers_of_two_only(make_run, num_steps, verdict):
     runs = (make_run(f"num_steps={num_steps}", *loss) for loss in ((), ("loss=reinforce_textbook",)))
-    assert (compare(*runs).verdict == "IDENTICAL") is (verdict == "IDENTICAL")
+    assert (compare_runs(*runs).verdict == "IDENTICAL") is (verdict == "IDENTICAL")
 
 
 def test_seeds_give_different_runs(make_run):
@@ -68,7 +68,7 @@ def test_global_switches_of_torch_are_put_back():
 def test_cuda_is_refused_where_there_is_none():
     import torch
 
-    from rlloss.config import ConfigError
+    from rlloss.errors import ConfigError
 
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
@@ -80,6 +80,6 @@ def test_cuda_is_refused_where_there_is_none():
 @pytest.mark.parametrize("env", ENVS)
 def test_formulations_stay_identical_over_a_long_run(make_run, env):
     settings = (f"env={env}", "total_timesteps=50000", "num_envs=4", "num_steps=125", "snapshot_every=0")
-    verdict = compare(make_run(*settings), make_run(*settings, "loss=reinforce"))
+    verdict = compare_runs(make_run(*settings), make_run(*settings, "loss=reinforce"))
     assert verdict.verdict == "IDENTICAL"
     assert verdict.steps == 1600

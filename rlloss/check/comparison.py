@@ -1,0 +1,320 @@
+"""Are two losses one gradient? Settled without training: point by point, batch by batch, then through a network."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlloss.check import counterexample
+from rlloss.check.measure import Array, Contrast, Measurement, array, contrast, describe, measure
+from rlloss.check.probes import Probe, random_batch, random_sequences, sample_probes, sequence_probes
+from rlloss.check.result import Comparison, Part, Values
+from rlloss.errors import LossError
+from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name, resolve
+from rlloss.verdicts import Verdict
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+CLIP_COEF = 0.2
+
+AnyLoss = str | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One loss on every probe of every dtype, and its parameter gradients in a small network."""
+
+    loss: Formulation
+    probes: list[Probe]
+    measurements: list[Measurement]
+    networks: list[Tensor]
+
+
+def survey(loss: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], seed: int) -> Survey:
+    """Measure a loss everywhere. Raises: LossError; also for NaN on ordinary samples, and for random results."""
+    probes = [p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, sequence=loss.sequence)]
+    measurements = [measure(loss, probe, clip_coef) for probe in probes]
+    for probe, measured in zip(probes, measurements, strict=True):
+        # One sample alone has no standard deviation: losses that normalise advantages themselves are NaN there.
+        if not probe.extreme and probe.logp.numel() > 1 and not np.isfinite(measured.gradient).all():
+            raise LossError(f"{loss.name}: {_not_finite(probe, measured)}")
+    again = measure(loss, probes[0], clip_coef)
+    if not np.array_equal(again.gradient, measurements[0].gradient):
+        raise LossError(f"{loss.name} gives another gradient when called again; a random loss cannot be compared")
+    return Survey(loss, probes, measurements, [network_gradient(loss, probe, clip_coef) for probe in networks(probes)])
+
+
+def probes_of(dtype: torch.dtype, clip_coef: float, seed: int, *, sequence: bool) -> Iterator[Probe]:
+    return sequence_probes(dtype, seed) if sequence else sample_probes(dtype, clip_coef, seed)
+
+
+def _not_finite(probe: Probe, measured: Measurement) -> str:
+    i = int(np.flatnonzero(~np.isfinite(measured.gradient))[0])
+    ratio, A = float(array(probe.ratio)[i]), float(array(probe.sample_advantages)[i])
+    return (
+        f"its gradient is {measured.gradient[i]} on an ordinary batch of {describe_inputs(probe.logp)}, "
+        f"at ratio {ratio:.6g}, A = {A:.6g}"
+    )
+
+
+def networks(probes: Sequence[Probe]) -> list[Probe]:
+    """The probes that are also run through a network: a power of two and another, on- and off-policy."""
+    return [p for p in probes if p.name in ("N = 64", "N = 100") or p.name.startswith(("4 x 16", "3 x 7"))]
+
+
+def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Tensor:
+    """The gradient of all parameters of a small softmax policy whose actions have the probe's advantages.
+
+    ``old_logp`` comes from the same network with its weights moved a little, or not at all if on-policy.
+    """
+    generator = torch.Generator().manual_seed(probe.logp.numel())
+    shape = probe.logp.shape
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(probe.dtype)
+
+    obs, weights = draw(*shape, 6), [draw(6, 16) / 2, draw(16, 4) / 2]
+    actions = torch.randint(0, 4, (*shape, 1), generator=generator)
+
+    def logp(layers: Sequence[Tensor]) -> Tensor:
+        logits = torch.tanh(obs @ layers[0]) @ layers[1]
+        return torch.log_softmax(logits, -1).gather(-1, actions).squeeze(-1)
+
+    old_logp = logp([w + (0 if probe.on_policy else 0.2) * draw(*w.shape) for w in weights])
+    leaves = [w.requires_grad_() for w in weights]
+    batch = Probe(probe.name, probe.on_policy, probe.logp, old_logp.detach(), probe.advantages, probe.mask)
+    gradients = torch.autograd.grad(batch.loss(loss, logp(leaves), clip_coef).mean(), leaves)
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def compare(
+    f: AnyLoss,
+    g: AnyLoss,
+    *,
+    clip_coef: float = CLIP_COEF,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the gradients of two losses: IDENTICAL, EQUAL or DIFFERENT, and everything said in ``Comparison``.
+
+    - IDENTICAL: equal to the last bit on everything tried where both are finite.
+    - EQUAL: not that, but never further apart than rounding explains; ``ulp`` says how far.
+    - DIFFERENT: further apart somewhere; ``regions`` and ``example`` say where.
+
+    Args: two losses, each a name of the zoo (``rlloss check --list``), ``file.py:function``,
+        ``module:function``, or a function ``(logp, old_logp, advantages, *, clip_coef)`` that returns per-sample
+        losses or their mean (with ``mask`` after ``advantages``: a sequence loss); ``clip_coef``, handed to both; the
+        dtypes to try, the first of which decides the regions; the seed of the random batches.
+    Raises: LossError (a ValueError) for a loss that cannot be used, in one line that names it.
+    """
+    left, right = resolve(f), resolve(g)
+    check_kinds(left, right)
+    check_settings(clip_coef, dtypes)
+    a, b = (survey(loss, clip_coef, dtypes, seed) for loss in (left, right))
+    contrasts = contrast_all(a, b)
+    parts = {on: part(contrasts, a, b, on_policy=on) for on in (True, False)}
+    found = counterexample.search(left, right, clip_coef, dtypes, contrasts)
+    if found is not None:
+        on = found.probe.on_policy
+        parts[on] = part([*contrasts, found], a, b, on_policy=on)
+    return Comparison(
+        a=left.name,
+        b=right.name,
+        clip_coef=clip_coef,
+        dtypes=tuple(map(dtype_name, dtypes)),
+        on_policy=parts[True],
+        off_policy=parts[False],
+        regions=counterexample.regions(left, right, contrasts, clip_coef),
+        edges=counterexample.edges(contrasts),
+        factor=factor(a, b, contrasts),
+        example=counterexample.example(left, right, found, clip_coef) if found is not None else None,
+        values=values(a, b, clip_coef),
+        not_finite=not_finite(a, b, contrasts),
+        tried=tried(a.probes),
+        seed=seed,
+    )
+
+
+def tried(probes: Sequence[Probe]) -> tuple[str, ...]:
+    """In words: what a verdict rests on."""
+    if probes[0].mask is not None:
+        shapes = ", ".join(dict.fromkeys(probe.name.split(",")[0] for probe in probes if not probe.extreme))
+        batches = (
+            f"batches of {shapes} tokens, of equal and unequal lengths, on- and off-policy; a sequence without a token"
+        )
+    else:
+        points = next(probe.logp.numel() for probe in probes if probe.grid)
+        sizes = ", ".join(map(str, sorted({probe.logp.numel() for probe in probes if probe.name.startswith("N")})))
+        batches = (
+            f"a grid of {points:,} (ratio, A) with both bounds and their neighbours, ratio 1, A = 0, rounding ties; "
+            f"ratios from 0 to inf; log-probabilities of 0 and less; random batches of N = {sizes}"
+        )
+    return (batches, "through a network of two layers to its parameters; and Hypothesis searched for an example")
+
+
+def check_kinds(left: Formulation, right: Formulation) -> None:
+    if left.sequence != right.sequence:
+        one, other = (left, right) if left.sequence else (right, left)
+        raise LossError(
+            f"{one.name} is a sequence loss, on [batch, tokens] with a mask, and {other.name} is per sample; "
+            "compare two of a kind"
+        )
+
+
+def check_settings(clip_coef: float, dtypes: Sequence[torch.dtype]) -> None:
+    if not 0 < clip_coef < 1:
+        raise LossError(f"--clip-coef={clip_coef}: must lie between 0 and 1")
+    if not dtypes:
+        raise LossError("dtypes: needs at least one")
+
+
+def contrast_all(a: Survey, b: Survey) -> list[Contrast]:
+    return [contrast(x, y) for x, y in zip(a.measurements, b.measurements, strict=True)]
+
+
+def part(contrasts: Iterable[Contrast], a: Survey, b: Survey, *, on_policy: bool) -> Part:
+    """The verdict on one half, from all that was tried there."""
+    half = [c for c in contrasts if c.probe.on_policy == on_policy]
+    worst = max(half, key=lambda c: c.ulp.max())
+    furthest, moved = _network(a, b, on_policy=on_policy)
+    differing = sum(int(c.real.sum()) for c in half)
+    unequal = tuple(f"{dtype_name(c.probe.dtype)} {c.probe.name}" for c in half if c.unequal)
+    close = Verdict.EQUAL if unequal or furthest else Verdict.IDENTICAL
+    return Part(
+        verdict=Verdict.DIFFERENT if differing or moved else close,
+        samples=sum(int((~c.not_finite).sum()) for c in half),
+        differing=differing,
+        edges=sum(int(c.edge.sum()) for c in half),
+        subnormal=sum(int(c.subnormal.sum()) for c in half),
+        ulp=int(worst.ulp.max()),
+        where=describe(worst.probe, int(worst.ulp.argmax())) if worst.ulp.any() else "",
+        unequal=unequal,
+        network=furthest,
+    )
+
+
+def _network(a: Survey, b: Survey, *, on_policy: bool) -> tuple[float, bool]:
+    """The largest relative difference of the parameters' gradients, and whether it is more than half of the digits."""
+    furthest, moved = 0.0, False
+    for probe, x, y in zip(networks(a.probes), a.networks, b.networks, strict=True):
+        if probe.on_policy == on_policy and not torch.equal(x, y):
+            norm = max(float(x.double().norm()), float(y.double().norm()))
+            relative = float((x.double() - y.double()).norm()) / norm
+            furthest, moved = max(furthest, relative), moved or relative > math.sqrt(torch.finfo(probe.dtype).eps)
+    return furthest, moved
+
+
+def factor(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> str | None:
+    """The multiple that b's gradient is of a's, if it is one everywhere: a number, or N. None if equal or neither."""
+    if not any(c.real.any() for c in contrasts):
+        return None
+    multiples: list[tuple[int, Array]] = []
+    for c, x, y in zip(contrasts, a.measurements, b.measurements, strict=True):
+        moving = np.isfinite(x.gradient) & np.isfinite(y.gradient) & ((x.gradient != 0) | (y.gradient != 0))
+        moving &= x.terms < 1e3 * np.abs(x.gradient)  # a residue of rounding has no ratio worth the name
+        if c.probe.dtype == contrasts[0].probe.dtype and not c.probe.extreme and moving.any():
+            multiples.append((c.probe.logp.numel(), y.gradient[moving] / x.gradient[moving]))
+    tolerance = 1e3 * torch.finfo(contrasts[0].probe.dtype).eps
+    for divide in (False, True) if multiples else ():
+        scaled = np.concatenate([m / n if divide else m for n, m in multiples])
+        if np.ptp(scaled) <= tolerance * np.abs(scaled).max():
+            number = float(np.median(scaled))
+            if not divide and abs(number - 1) <= tolerance:
+                return None  # where they differ, a multiple does not explain it
+            if not divide:
+                return f"{number:.10g}"
+            return "N" if math.isclose(number, 1, rel_tol=tolerance) else f"{number:.10g} N"
+    return None
+
+
+def not_finite(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> tuple[str, ...]:
+    """In words: where one gradient is not a finite number and the other is, or is another one; for A > 0 and A < 0."""
+    found: dict[str, list[str]] = {}
+    for c, x, y in zip(contrasts, a.measurements, b.measurements, strict=True):
+        if not c.not_finite.any():
+            continue
+        ratio, A = array(c.probe.ratio), array(c.probe.sample_advantages)
+        for sign in (1, -1):
+            for i in np.flatnonzero(c.not_finite & (np.sign(A) == sign))[:1]:
+                gradients = (f"{g + 0.0:.4g} for {s.loss.name}" for g, s in ((x.gradient[i], a), (y.gradient[i], b)))
+                batch = "" if c.probe.extreme else f", {c.probe.name}"
+                text = f"at ratio {ratio[i]:.4g}, A = {A[i]:.4g}{batch} the gradient is {' and '.join(gradients)}"
+                found.setdefault(text, []).append(dtype_name(c.probe.dtype))
+    return tuple(f"{text} ({', '.join(dtypes)})" for text, dtypes in found.items())
+
+
+def values(a: Survey, b: Survey, clip_coef: float) -> Values:
+    """How the values differ, and what each is on a first minibatch."""
+    widest, apart, sizes = a.probes[0].dtype, [], [1.0]
+    for probe, x, y in zip(a.probes, a.measurements, b.measurements, strict=True):
+        if probe.dtype == widest and not probe.grid and not probe.extreme:
+            same = x.values.shape == y.values.shape
+            apart.append(np.atleast_1d(y.values - x.values if same else y.values.mean() - x.values.mean()))
+            sizes += [float(np.abs(x.values).max()), float(np.abs(y.values).max())]
+    difference, rounding = np.concatenate(apart), 64 * torch.finfo(widest).eps * max(sizes)
+    constant = float(np.median(difference)) if np.ptp(difference) <= rounding else None
+    first = [first_minibatch(s.loss, widest, clip_coef) for s in (a, b)]
+    return Values(
+        batch=(float(a.measurements[0].values.mean()), float(b.measurements[0].values.mean())),
+        first_minibatch=(first[0][0], first[1][0]),
+        gradient_norm=(first[0][1], first[1][1]),
+        constant=0.0 if constant is not None and abs(constant) <= rounding else constant,
+        true_loss=(is_true_loss(a.loss, clip_coef), is_true_loss(b.loss, clip_coef)),
+    )
+
+
+def first_minibatch(loss: Formulation, dtype: torch.dtype, clip_coef: float) -> tuple[float, float]:
+    """Mean loss and gradient norm where every ratio is 1 and the advantages have mean 0 and variance 1."""
+    generator = torch.Generator().manual_seed(1)
+    if loss.sequence:
+        probe = random_sequences((8, 32), dtype, generator, 0.0, ragged=False)
+    else:
+        probe = random_batch(128, dtype, generator, 0.0)
+    A = probe.advantages.double()
+    normalised = ((A - A.mean()) / A.std()).to(dtype)
+    probe = Probe(probe.name, True, probe.logp, probe.old_logp, normalised, probe.mask)
+    measured = measure(loss, probe, clip_coef)
+    return float(measured.values.mean()), float(np.linalg.norm(measured.gradient))
+
+
+def is_true_loss(loss: Formulation, clip_coef: float, h: float = 1e-6) -> bool | None:
+    """Whether autograd's gradient is the slope of the loss's value: central differences along random directions.
+
+    False for a surrogate, whose stop-gradient hides part of the value from autograd. None if it takes no float64.
+    """
+    probe = next(probes_of(torch.float64, clip_coef, 7, sequence=loss.sequence))
+    generator = torch.Generator().manual_seed(7)
+    try:
+        gradient = torch.from_numpy(measure(loss, probe, clip_coef).gradient).view(probe.logp.shape)
+        for _ in range(8):
+            along = torch.randn(probe.logp.shape, generator=generator, dtype=torch.float64)
+            ends = [probe.loss(loss, (probe.logp + s * h * along).requires_grad_(), clip_coef).mean() for s in (1, -1)]
+            slope = float((ends[0] - ends[1]).detach()) / (2 * h)
+            terms = gradient * along
+            if abs(slope - float(terms.sum())) > 1e-5 * float(terms.abs().sum()) + 1e-8:
+                return False
+    except LossError:
+        return None
+    return True
+
+
+def assert_same_gradient(
+    f: AnyLoss,
+    g: AnyLoss,
+    *,
+    bitwise: bool = False,
+    clip_coef: float = CLIP_COEF,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> None:
+    """For test suites: raises AssertionError, with the short report, if the losses' gradients are DIFFERENT.
+
+    ``bitwise=True`` also rejects EQUAL. The arguments are those of ``compare``.
+    """
+    from rlloss.check.text import text  # which needs pandas, and a test that passes does not
+
+    result = compare(f, g, clip_coef=clip_coef, dtypes=dtypes)
+    if not result.holds or (bitwise and result.verdict != Verdict.IDENTICAL):
+        raise AssertionError("\n" + text(result))

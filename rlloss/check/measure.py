@@ -1,0 +1,182 @@
+"""A loss on a probe: its gradient, bit by bit; and two gradients beside each other: equal, or unequal for what reason.
+
+Where bits differ, the difference is held against the rounding of the terms that autograd summed: the sum of their
+absolute values (``Measurement.terms``), not what was left of them. Where terms cancel, an ulp of the rest says nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlloss.check.probes import Probe, ulps_from
+from rlloss.errors import LossError
+from rlloss.losses.formulation import Formulation, dtype_name
+
+# What counts as rounding, of which no more is meant than: not told apart from rounding. Each is relative to the terms.
+ULPS_OF_ROUNDING = 4  # units in the last place: eight operations that round to half a unit, which no loss here exceeds
+LOGP_ROUNDINGS = 16  # times (1 + |logp| + |old_logp|) * eps: exp turns a log-probability's rounding into the ratio's,
+# and a loss that forms the ratio by other operations (of both logs, of sums over a sequence) makes a few of them
+COARSE = 1 / 16  # of the terms, where 16 such roundings would be more: bfloat16 and float16 have too few digits for 16
+COARSEST = 1 / 2  # of the terms, where even one would: half of a gradient is never called rounding
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A loss on a probe. On a grid the gradient is that of the sum (the mean times N, a power of two).
+
+    What only unequal losses need, ``nearby`` and ``terms``, is measured when first asked for.
+    """
+
+    loss: Formulation
+    probe: Probe
+    clip_coef: float
+    gradient: Array  # d loss / d logp, exactly as autograd returned it
+    values: Array  # per-sample losses, or the one scalar
+
+    @cached_property
+    def nearby(self) -> tuple[Array, Array]:
+        """The gradient with every logp an ulp lower, and an ulp higher (``nudge``)."""
+        below, above = (
+            gradient_of(self.loss, self.probe, nudge(self.probe, side), self.clip_coef)[0] for side in (-1, 1)
+        )
+        return below, above
+
+    @cached_property
+    def terms(self) -> Array:
+        """The gradient as a sum over all paths to logp, every term with its absolute value; 0 where that overflows."""
+        _, total, logp, _ = gradient_of(self.loss, self.probe, self.probe.logp, self.clip_coef)
+        for node in _nodes(total.grad_fn):
+            node.register_hook(_absolute)
+        (terms,) = torch.autograd.grad(total, logp)
+        return np.nan_to_num(array(terms.abs()), nan=0.0, posinf=0.0)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two measurements on one probe, element by element: equal, or unequal for one of five reasons."""
+
+    probe: Probe
+    ulp: Array  # the rounding, in units in the last place of the terms; 0 for all others
+    edge: NDArray[np.bool_]  # one gradient jumps within an ulp of logp: a clip bound, a rounding tie
+    subnormal: NDArray[np.bool_]  # the gradient is subnormal on its way, and loses digits
+    not_finite: NDArray[np.bool_]  # a gradient is infinite or NaN
+    real: NDArray[np.bool_]  # explained by nothing
+
+    @property
+    def unequal(self) -> bool:
+        """Whether any bit differs where both gradients are finite."""
+        return bool(self.ulp.any() or self.edge.any() or self.subnormal.any() or self.real.any())
+
+
+def measure(loss: Formulation, probe: Probe, clip_coef: float) -> Measurement:
+    """The loss's gradient and values on a probe. Raises: LossError if the loss cannot be used."""
+    gradient, _, _, result = gradient_of(loss, probe, probe.logp, clip_coef)
+    return Measurement(loss, probe, clip_coef, gradient, array(result))
+
+
+def gradient_of(loss: Formulation, probe: Probe, at: Tensor, clip_coef: float) -> tuple[Array, Tensor, Tensor, Tensor]:
+    """The gradient at logp = ``at``; and what it is the gradient of, the leaf and the result, with their graph."""
+    logp = at.clone().requires_grad_()
+    result = probe.loss(loss, logp, clip_coef)
+    total = result.mean() * logp.numel() if probe.grid else result.mean()
+    try:
+        (gradient,) = torch.autograd.grad(total, logp, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        raise LossError(f"{loss.name}: autograd raised {' '.join(str(error).split())}") from error
+    if gradient is None:
+        raise LossError(f"{loss.name} has no gradient with respect to logp; it depends on something else alone")
+    return array(gradient), total, logp, result
+
+
+def nudge(probe: Probe, side: int) -> Tensor:
+    """logp moved down or up by one ulp, and by at least two ulp of the ratio."""
+    moved = probe.logp + side * 2 * torch.finfo(probe.dtype).eps
+    neighbour = ulps_from(probe.logp, side)
+    return torch.minimum(moved, neighbour) if side < 0 else torch.maximum(moved, neighbour)
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    """Every node of an autograd graph, once."""
+    seen, todo = {root}, [root]
+    while todo:
+        node = todo.pop()
+        yield node
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+
+
+def _absolute(grad_inputs: tuple[Tensor | None, ...], _: object) -> tuple[Tensor | None, ...]:
+    """A hook that keeps terms from cancelling where autograd adds them up."""
+    return tuple(None if g is None else g.abs() for g in grad_inputs)
+
+
+def array(x: Tensor) -> Array:
+    return x.detach().double().numpy().ravel()
+
+
+def contrast(a: Measurement, b: Measurement) -> Contrast:
+    """Tell rounding from an edge, and both from a real difference, element by element."""
+    x, y, probe = a.gradient, b.gradient, a.probe
+    unequal = (x != y) & ~(np.isnan(x) & np.isnan(y))
+    none = np.zeros_like(unequal)
+    if not unequal.any():
+        return Contrast(probe=probe, ulp=none.astype(float), edge=none, subnormal=none, not_finite=none, real=none)
+    not_finite = unequal & ~(np.isfinite(x) & np.isfinite(y))
+    terms = np.fmax(np.fmax(np.abs(x), np.abs(y)), np.fmax(a.terms, b.terms))
+    subnormal = unequal & ~not_finite & _underflows(probe, terms)
+    unequal &= ~(not_finite | subnormal)
+    rounding, ulp = _rounding(x, y, terms, probe)
+    edge, unexplained = none, unequal & ~rounding
+    if unexplained.any():
+        for left, right in ((a.nearby[0], y), (a.nearby[1], y), (x, b.nearby[0]), (x, b.nearby[1])):
+            edge = edge | _rounding(left, right, terms, probe)[0]
+    return Contrast(
+        probe=probe,
+        ulp=np.where(unequal & rounding, ulp, 0.0),
+        edge=unexplained & edge,
+        subnormal=subnormal,
+        not_finite=not_finite,
+        real=unexplained & ~edge,
+    )
+
+
+def _rounding(x: Array, y: Array, terms: Array, probe: Probe) -> tuple[NDArray[np.bool_], Array]:
+    """Whether x - y is no more than rounding, and its size in units in the last place of the terms."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(x - y)
+        ulp = np.ceil(apart / spacing(terms, probe.dtype))
+    unit = (1 + array(probe.logp.abs() + probe.old_logp.abs())) * torch.finfo(probe.dtype).eps
+    margin = np.minimum(np.maximum(unit, np.minimum(LOGP_ROUNDINGS * unit, COARSE)), COARSEST) * terms
+    return (ulp <= ULPS_OF_ROUNDING) | (apart <= margin), ulp
+
+
+def spacing(x: Array, dtype: torch.dtype) -> Array:
+    """One unit in the last place of |x| in ``dtype``; below the normal range, the smallest subnormal."""
+    info = torch.finfo(dtype)
+    _, exponent = np.frexp(np.maximum(x, info.smallest_normal))
+    unit: Array = np.ldexp(info.eps, exponent - 1)
+    return unit
+
+
+def _underflows(probe: Probe, terms: Array) -> NDArray[np.bool_]:
+    """Where the gradient, or A/N on its way to it, loses digits because it is subnormal (float16: often)."""
+    smallest = 4 * torch.finfo(probe.dtype).smallest_normal
+    incoming = np.abs(array(probe.sample_advantages)) / (1 if probe.grid else probe.logp.numel())
+    lost: NDArray[np.bool_] = ((incoming != 0) & (incoming < smallest)) | (terms < smallest)
+    return lost
+
+
+def describe(probe: Probe, i: int) -> str:
+    """Element ``i`` of a probe in words."""
+    ratio, A = float(array(probe.ratio)[i]), float(array(probe.sample_advantages)[i])
+    return f"{dtype_name(probe.dtype)}, {probe.name}, ratio {ratio:.6g}, A = {A:.4g}"

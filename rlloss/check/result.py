@@ -1,0 +1,86 @@
+"""What a comparison of two losses found, as records: below everything that makes them or prints them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rlloss.verdicts import Verdict
+
+
+@dataclass(frozen=True)
+class Part:
+    """The verdict on the on-policy half (logp equals old_logp) or on the off-policy half of what was tried."""
+
+    verdict: Verdict
+    samples: int  # samples compared: both gradients finite, or the same
+    differing: int  # samples with another gradient: neither rounding, nor an edge, nor subnormal
+    edges: int  # samples that differ because one gradient jumps within an ulp of logp: a clip bound, a rounding tie
+    subnormal: int  # samples that differ because the gradient is subnormal on its way to logp
+    ulp: int  # the largest rounding difference of the others, in units in the last place of the terms
+    where: str  # the place of the largest rounding difference
+    unequal: tuple[str, ...]  # batches that are not equal to the last bit, with their dtype
+    network: float  # the largest relative difference of a network's parameter gradients
+
+
+@dataclass(frozen=True)
+class Values:
+    """What differs although gradients may agree. Pairs are (a, b)."""
+
+    batch: tuple[float, float]  # the mean loss on a batch off-policy
+    first_minibatch: tuple[float, float]  # the mean loss on-policy, with advantages of mean 0 and variance 1
+    gradient_norm: tuple[float, float]  # on that minibatch
+    constant: float | None  # b's value minus a's, if that is one number everywhere
+    true_loss: tuple[bool | None, bool | None]  # whether the value's slope is the gradient; None: takes no float64
+
+
+@dataclass(frozen=True)
+class Example:
+    """The smallest sample found on which the gradients differ: ``n`` copies of it in a batch; or a few sequences."""
+
+    why: str  # different, edge, rounding or subnormal: as in ``Contrast``
+    dtype: str
+    n: int
+    ratio: float
+    advantage: float
+    logp: float
+    old_logp: float
+    gradients: tuple[float, float]
+    sequences: tuple[tuple[float, ...], ...] = ()  # the ratios of the sequences' tokens
+    token: tuple[int, int] = (0, 0)  # the sequence and its token, each from 1, whose numbers these are
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found. ``verdict`` is the worse of the two halves'; ``holds`` unless that is DIFFERENT."""
+
+    a: str
+    b: str
+    clip_coef: float
+    dtypes: tuple[str, ...]
+    on_policy: Part
+    off_policy: Part
+    regions: tuple[str, ...]  # of the (ratio, A) plane in which they really differ
+    edges: tuple[float, ...]  # ratios at which one jumps an ulp before the other
+    factor: str | None  # if one gradient is a multiple of the other: the multiple
+    example: Example | None
+    values: Values
+    not_finite: tuple[str, ...]
+    tried: tuple[str, ...]
+    seed: int
+
+    @property
+    def verdict(self) -> Verdict:
+        return worse(self.on_policy.verdict, self.off_policy.verdict)
+
+    @property
+    def holds(self) -> bool:
+        return self.verdict != Verdict.DIFFERENT
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, "holds": self.holds, **asdict(self)}
+
+
+ORDER = (Verdict.IDENTICAL, Verdict.EQUAL, Verdict.DIFFERENT)
+
+
+def worse(*verdicts: Verdict) -> Verdict:
+    return max(verdicts, key=ORDER.index)

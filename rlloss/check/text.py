@@ -1,0 +1,138 @@
+"""A comparison in words: for the terminal, and for the message of a failed assertion."""
+
+import textwrap
+from collections.abc import Sequence
+
+import pandas as pd
+
+from rlloss import tables
+from rlloss.check.result import Comparison, Example, Part
+from rlloss.verdicts import Verdict
+
+LABEL, WIDTH = 13, 118  # characters: of the column of labels, of a line
+VERBOSE = ("subnormal", "not bitwise")  # labels that only the whole report has
+MEANING = {
+    Verdict.IDENTICAL: "equal to the last bit on everything tried where both are finite",
+    Verdict.EQUAL: "never further apart than rounding explains",
+    Verdict.DIFFERENT: "further apart than rounding explains",
+}
+
+
+def text(c: Comparison) -> str:
+    """The report on one pair, short: the verdict, the evidence, an example, and in one line what was tried."""
+    shown = {label: entries for label, entries in details(c).items() if label not in VERBOSE}
+    report = _report(c, {**shown, "not finite": _first(c.not_finite), "tried": []})
+    return f"{report}\n{'tried':<{LABEL}}{_settings(c)}"
+
+
+def full_text(c: Comparison) -> str:
+    """The whole report on one pair: also every batch that is not bitwise equal, and everything that was tried."""
+    return _report(c, details(c))
+
+
+def _report(c: Comparison, labelled: dict[str, list[str]]) -> str:
+    lines = [f"{c.a} and {c.b}: {c.verdict} ({MEANING[c.verdict]})", "", tables.text(part_table(c)), ""]
+    for label, entries in labelled.items():
+        for i, entry in enumerate(entries):
+            first = f"{label if i == 0 else '':<{LABEL}}"
+            lines += textwrap.wrap(entry, WIDTH, initial_indent=first, subsequent_indent=" " * LABEL)
+    return "\n".join(lines)
+
+
+def _first(entries: Sequence[str]) -> list[str]:
+    """The first entry, and how many more there are."""
+    more = f"; {len(entries) - 1} more" if len(entries) > 1 else ""
+    return [entries[0].rpartition(" (")[0] + more] if entries else []
+
+
+def _settings(c: Comparison) -> str:
+    samples = c.on_policy.samples + c.off_policy.samples
+    settings = f"{', '.join(c.dtypes)}; clip_coef {c.clip_coef:g}; seed {c.seed}"
+    return f"{samples:,} samples, a network, a search; {settings} (--verbose: more)"
+
+
+def part_table(c: Comparison) -> pd.DataFrame:
+    def row(name: str, part: Part) -> dict[str, object]:
+        close = part.verdict == Verdict.EQUAL
+        return {
+            "gradients": name,
+            "verdict": part.verdict,
+            "samples": part.samples,
+            "different": part.differing,
+            "at an edge": f"{part.edges:,}" if close else "–",
+            "rounding": f"{part.ulp} ulp" if close else "–",
+        }
+
+    return pd.DataFrame([row("on-policy", c.on_policy), row("off-policy", c.off_policy)])
+
+
+def details(c: Comparison) -> dict[str, list[str]]:
+    """The whole report's labelled lines; a label without entries is left out."""
+    return {
+        "differ at": list(c.regions),
+        "factor": [f"{c.b}'s gradient is {c.factor} times {c.a}'s, everywhere"] if c.factor else [],
+        **(_closeness(c) if c.verdict == Verdict.EQUAL else {}),
+        "example": _example(c, c.example) if c.example else [],
+        "values": _values(c),
+        "kind": _kinds(c),
+        "not finite": list(c.not_finite),
+        "tried": [f"{', '.join(c.dtypes)}; clip_coef {c.clip_coef:g}; seed {c.seed}", *c.tried],
+    }
+
+
+def _closeness(c: Comparison) -> dict[str, list[str]]:
+    """For EQUAL losses: how far apart, where, and in which batches they are not equal to the last bit."""
+    worst = max(c.on_policy, c.off_policy, key=lambda part: part.ulp)
+    small = c.on_policy.subnormal + c.off_policy.subnormal
+    jumps = " and ".join(f"{edge:g}" for edge in c.edges)
+    batches: dict[str, dict[str, None]] = {}
+    for name in (*c.on_policy.unequal, *c.off_policy.unequal):
+        dtype, batch = name.split(" ", 1)
+        batches.setdefault(dtype, {})[batch.removeprefix("N = ")] = None
+    return {
+        "edges": [f"at ratio {jumps}: there one gradient jumps an ulp of logp before the other"] if c.edges else [],
+        "rounding": [f"at most {worst.ulp} ulp of the terms that are summed: {worst.where}"] if worst.ulp else [],
+        "subnormal": [f"{small:,} samples differ whose gradient is subnormal on its way to logp"] if small else [],
+        "not bitwise": [f"N = {', '.join(sorted(names, key=_by_size))} ({d})" for d, names in batches.items()],
+    }
+
+
+def _by_size(name: str) -> tuple[bool, int, str]:
+    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+
+
+def _example(c: Comparison, e: Example) -> list[str]:
+    exact = e.why != "different"
+
+    def number(x: float) -> str:
+        """Six digits, but all of them where the last one is the point. Never a negative zero."""
+        short = f"{x + 0.0:.6g}"
+        return f"{x!r}" if exact and float(short) != x else short
+
+    gradients = f"gradient {number(e.gradients[0])} for {c.a}, {number(e.gradients[1])} for {c.b}"
+    if e.sequences:
+        sequences = " and ".join(f"({', '.join(map(number, ratios))})" for ratios in e.sequences)
+        where = f"sequences with the ratios {sequences}, A = {number(e.advantage)} ({e.dtype})"
+        return [where, f"{e.why}: in sequence {e.token[0]}, token {e.token[1]}, {gradients}"]
+    where = f"ratio {number(e.ratio)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype}, N = {e.n})"
+    return [where, f"{e.why}: {gradients}"]
+
+
+def _values(c: Comparison) -> list[str]:
+    v = c.values
+    if v.constant is None:
+        first = f"differ: {v.batch[0]:.4f} and {v.batch[1]:.4f} on a batch off-policy"
+    else:
+        first = f"differ by a constant, {v.constant:.6g}" if v.constant else "the same"
+    losses = " and ".join(f"{0.0 if abs(x) < 5e-5 else x:.4f}" for x in v.first_minibatch)
+    norms = " and ".join(f"{x:.4f}" for x in v.gradient_norm)
+    return [first, f"first minibatch, advantages normalised: {losses}; norm of the gradient {norms}"]
+
+
+def _kinds(c: Comparison) -> list[str]:
+    words = {
+        True: "is a true loss: the slope of its value is its gradient",
+        False: "is a surrogate: the slope of its value is not its gradient",
+        None: "takes no float64: true loss or surrogate was not tried",
+    }
+    return [f"{name} {words[kind]}" for name, kind in zip((c.a, c.b), c.values.true_loss, strict=True)]

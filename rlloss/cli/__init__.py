@@ -1,0 +1,3 @@
+"""The ``rlloss`` command."""
+
+from rlloss.cli.main import main

@@ -1,0 +1,120 @@
+"""``rlloss check``: have two losses the same gradient?"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rlloss import figures, tables
+from rlloss.check.comparison import compare
+from rlloss.check.figures import matrix_figure, pair_figure
+from rlloss.check.matrix import against_zoo, classes, formulas, matrix
+from rlloss.check.text import full_text, text
+from rlloss.cli.exits import Exit
+from rlloss.errors import ConfigError
+from rlloss.losses.formulation import ZOO
+from rlloss.runs.reader import to_json
+from rlloss.verdicts import Verdict
+
+
+def run(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    dtypes = tuple(getattr(torch, name) for name in dict.fromkeys(options.dtype or ("float64", "float32", "bfloat16")))
+    settings = {"clip_coef": options.clip_coef, "dtypes": dtypes, "seed": options.seed}
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        raise ConfigError(f"-o {options.output}: is a file; name a folder")
+    enough = (Verdict.IDENTICAL,) if options.bitwise else (Verdict.IDENTICAL, Verdict.EQUAL)
+    torch.set_num_threads(1)
+    if options.list:
+        print(formulas())
+        return Exit.HOLDS
+    if len(options.losses) == 2:
+        return check_pair(options, settings, enough)
+    return check_many(options, settings, enough)
+
+
+def parser() -> argparse.ArgumentParser:
+    check = argparse.ArgumentParser(
+        prog="rlloss check",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="""\
+Compares losses' gradients, bit by bit, without training anything.
+
+  rlloss check ppo_clip mine.py:loss     two losses: IDENTICAL, EQUAL (up to rounding) or DIFFERENT, and why
+  rlloss check mine.py:loss              one loss against every loss of the zoo
+  rlloss check                           the zoo, every loss against every other
+
+A LOSS is a name of the zoo, file.py:function or module:function; the function takes
+(logp, old_logp, advantages, *, clip_coef) and returns per-sample losses or their mean,
+or (logp, old_logp, advantages, mask, *, clip_coef) on [batch, tokens] and returns a scalar.
+
+Exit code: 0 the gradients agree (one loss: with one of the zoo at least), 1 they differ, 2 bad input.""",
+    )
+    check.add_argument("losses", nargs="*", metavar="LOSS")
+    check.add_argument("--dtype", action="append", choices=("float64", "float32", "bfloat16", "float16"),
+                       help="try this dtype; may be repeated (default: float64, float32, bfloat16)")  # fmt: skip
+    check.add_argument("--clip-coef", type=float, default=0.2, metavar="X", help="handed to the losses (default: 0.2)")
+    check.add_argument("--seed", type=int, default=0, help="of the random batches (default: 0)")
+    check.add_argument("--bitwise", action="store_true", help="EQUAL is not enough: exit 0 for IDENTICAL alone")
+    check.add_argument("-v", "--verbose", action="store_true",
+                       help="two losses: also batches that are not bitwise equal, and all that was tried")  # fmt: skip
+    check.add_argument("--json", action="store_true", help="the result for programs, on standard output")
+    check.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write tables and figures there")
+    check.add_argument("--list", action="store_true", help="the zoo: every name with its formula")
+    return check
+
+
+def check_pair(options: argparse.Namespace, settings: dict[str, Any], enough: Sequence[str]) -> int:
+    result = compare(*options.losses, **settings)
+    if options.json:
+        print(to_json(result.to_dict()))
+    else:
+        print(full_text(result) if options.verbose else text(result))
+    if options.output is not None:
+        stem = options.output / "__".join(re.sub(r"[^\w.-]+", "-", name) for name in options.losses)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        stem.with_name(stem.name + ".txt").write_text(full_text(result) + "\n")
+        with figures.style():
+            figures.save(pair_figure(*options.losses, clip_coef=options.clip_coef), stem)
+        print(f"written to {stem}.txt, .pdf, .png and .svg", file=sys.stderr)
+    return Exit.HOLDS if result.verdict in enough else Exit.FAILS
+
+
+def check_many(options: argparse.Namespace, settings: dict[str, Any], enough: Sequence[str]) -> int:
+    """One loss against the zoo, or all of some losses, or of the zoo, against each other."""
+    names = options.losses if len(options.losses) > 1 else list(ZOO)
+    table = against_zoo(options.losses[0], **settings) if len(options.losses) == 1 else matrix(names, **settings)
+    agree = table["on-policy"].isin(enough) & table["off-policy"].isin(enough)
+    groups = None if len(options.losses) == 1 else classes(table, names)
+    if options.json:
+        print(to_json({"pairs": table.to_dict("records")}))
+    elif groups is None:
+        print(tables.text(table.drop(columns="a").rename(columns={"b": options.losses[0]})))
+    else:
+        if options.losses:
+            print(tables.text(table), end="\n\n")
+        for rule, rows in groups.groupby("same gradient", sort=False):
+            print(f"same gradient {rule}:", *(f"  {members}" for members in rows["losses"]), sep="\n")
+    if options.output is not None:
+        write_many(options.output, table, groups, names)
+    if not options.losses:
+        return Exit.HOLDS
+    return Exit.HOLDS if (agree.any() if groups is None else agree.all()) else Exit.FAILS
+
+
+def write_many(folder: Path, table: pd.DataFrame, groups: pd.DataFrame | None, names: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if groups is None:
+        table.to_csv(folder / "against_zoo.csv", index=False)
+        print(f"written to {folder}/against_zoo.csv", file=sys.stderr)
+        return
+    table.to_csv(folder / "equivalence_matrix.csv", index=False)
+    groups.to_csv(folder / "equivalence_classes.csv", index=False)
+    with figures.style():
+        figures.save(matrix_figure(table, names), folder / "equivalence_matrix")
+    print(f"written to {folder}/equivalence_matrix.csv, .pdf, .png, .svg and equivalence_classes.csv", file=sys.stderr)

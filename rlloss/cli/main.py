@@ -1,0 +1,69 @@
+"""The ``rlloss`` command: its verbs, and what becomes of errors. A verb's module is loaded when it is called."""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from rlloss.cli.exits import Exit
+from rlloss.errors import ConfigError, RunFailed
+
+VERBS = {  # each is a module of this package with a function run(arguments)
+    "train": "one run, or with --multirun a sweep",
+    "verify": "do twin runs have identical parameters at every optimiser step?",
+    "evaluate": "play a trained policy: returns, and a video",
+    "check": "have two losses the same gradient? without training anything",
+    "graph": "the computation graphs of losses, live: forward, backward, stop-gradient",
+    "reproduce": "run every claim's experiments, judge them, draw the figures",
+    "report": "judge and draw the claims from what has been run",
+    "benchmark": "speed: of training beside its peers, checks, sweeps, graph pages",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Bad input is one line on standard error; a programming error keeps its traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        verb = parser().parse_args(arguments[:1]).verb
+        code: int = importlib.import_module(f"rlloss.cli.{verb}").run(arguments[1:])
+        return code
+    except ConfigError as error:
+        print(f"rlloss: {error}", file=sys.stderr)
+        return Exit.BAD_INPUT
+    except RunFailed as error:
+        print(f"rlloss: the run failed: {error}", file=sys.stderr)
+        return Exit.FAILS
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.HOLDS
+    except KeyboardInterrupt:
+        print("rlloss: interrupted; finished runs are kept; the same command runs the rest", file=sys.stderr)
+        return Exit.INTERRUPTED
+    except OSError as error:
+        if error.filename is None:
+            return crashed()
+        print(f"rlloss: {error.filename}: {error.strerror}; name another path", file=sys.stderr)
+        return Exit.BAD_INPUT
+    except Exception:
+        return crashed()
+
+
+def crashed() -> int:
+    """A fault of this program: its traceback, and an exit code of its own, since 1 means "does not hold"."""
+    traceback.print_exc()
+    return Exit.CRASHED
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="rlloss",
+        description="Do two policy-gradient losses train alike, to the last bit?",
+        epilog="`rlloss COMMAND --help` says more. Exit code: 0 holds, 1 does not hold, 2 bad input, "
+        "3 a fault of this program.",
+    )
+    verbs = top.add_subparsers(title="commands", required=True, dest="verb", metavar="COMMAND")
+    for verb, text in VERBS.items():
+        verbs.add_parser(verb, help=text, add_help=False)
+    return top

@@ -1,0 +1,66 @@
+"""``rlloss reproduce``: run the claims' experiments, judge them, draw the figures."""
+
+import argparse
+from pathlib import Path
+
+from rlloss.claims.claim import select
+from rlloss.claims.report import report_claims
+from rlloss.cli.exits import Exit
+from rlloss.cli.report import add_claims, print_verdicts
+from rlloss.cli.train import print_note, report_failures
+from rlloss.errors import ConfigError
+from rlloss.runs.place import run_folder
+from rlloss.sweep.launchers import Job, jobs_of, quoted, sweep
+from rlloss.sweep.run import is_finished
+from rlloss.train.envs import missing_extra
+
+
+def run(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    hydras = launcher_settings(options)
+    claims = select(options.claim)
+    where = quoted("run_root", str(options.runs))
+    wanted: dict[Path, Job] = {}
+    absent: dict[str, str] = {}  # claim -> what it needs and is not installed here; the others run all the same
+    for claim in claims:
+        jobs = jobs_of([[*overrides, where] for overrides in claim.runs(options.preset)])
+        if needed := missing_extra(job.config.env for job in jobs):
+            absent[claim.name] = needed
+        else:
+            wanted = {run_folder(job.config): job for job in jobs} | wanted
+    finished = sum(is_finished(job.config) for job in wanted.values())
+    print(f"{len(claims)} claims, {len(wanted)} runs, {finished} of them finished already", flush=True)
+    print_note([job.config for job in wanted.values()])
+    failed = [outcome for outcome in sweep(list(wanted.values()), hydras) if outcome.reason]
+    report_failures(failed)
+    holds = print_verdicts(report_claims(claims, options.preset, options.runs, options.report, absent), options.report)
+    return Exit.HOLDS if holds and not failed else Exit.FAILS
+
+
+def parser() -> argparse.ArgumentParser:
+    verb = argparse.ArgumentParser(
+        prog="rlloss reproduce", description="Run every claim's experiments, judge them, draw the figures."
+    )
+    add_claims(verb)
+    verb.add_argument("--runs", type=Path, default=Path("results/runs"), metavar="DIR", help="where runs go")
+    verb.add_argument("--launcher", choices=("joblib", "slurm"), default="joblib",
+                      help="where to run: on this machine's cores, or as Slurm jobs (default: joblib)")  # fmt: skip
+    verb.add_argument("--jobs", type=int, metavar="N",
+                      help="runs at a time (default: joblib all cores, slurm as many as the cluster lets)")  # fmt: skip
+    verb.add_argument("settings", nargs="*", metavar="hydra.launcher.KEY=VALUE",
+                      help="the launcher's settings: --launcher slurm hydra.launcher.partition=cpu")  # fmt: skip
+    return verb
+
+
+def launcher_settings(options: argparse.Namespace) -> list[str]:
+    """Hydra's overrides for --launcher, --jobs and the settings."""
+    for setting in options.settings:
+        if not setting.lstrip("+").startswith("hydra.launcher."):
+            raise ConfigError(f"{setting}: the claims say what runs; only hydra.launcher.KEY=VALUE can be set here")
+    settings = [f"hydra/launcher={options.launcher}"]
+    if options.jobs is not None:
+        if options.jobs < 1:
+            raise ConfigError(f"--jobs={options.jobs}: must be 1 or greater")
+        key = "n_jobs" if options.launcher == "joblib" else "array_parallelism"
+        settings.append(f"hydra.launcher.{key}={options.jobs}")
+    return settings + list(options.settings)

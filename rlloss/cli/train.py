@@ -1,0 +1,153 @@
+"""``rlloss train``: one run, or with --multirun a sweep."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from rlloss import tables
+from rlloss.cli.exits import Exit
+from rlloss.config.choices import choices, groups
+from rlloss.config.compose import SEARCHPATH, load, searchpath_of
+from rlloss.config.schema import Config
+from rlloss.errors import ConfigError
+from rlloss.runs.place import check_folder, run_folder
+from rlloss.runs.reader import RunFolder
+from rlloss.sweep.launchers import config_text, split_sweep, sweep
+from rlloss.sweep.run import Outcome, is_finished, kept, others_note
+
+USAGE = """\
+usage: rlloss train [key=value ...] [--multirun] [--cfg job]
+
+One run; with --multirun, a sweep over comma-separated values, on all cores. A finished run is not run again.
+
+  rlloss train loss=reinforce seed=3
+  rlloss train --multirun loss=ppo_clip,reinforce env=cartpole,acrobot seed=1,2,3
+  rlloss train --multirun seed=1,2,3 hydra/launcher=slurm hydra.launcher.partition=cpu     on a Slurm cluster
+  rlloss train --cfg job            every key with its value
+  rlloss train env.id=my_module:My-v0 env.kwargs.size=8 loss=mine.py:my_loss     what is yours
+  rlloss train --config-dir conf env=mine +experiment=long                       your own configs beside ours
+
+groups:
+{groups}
+Keys, defaults and units: rlloss/config/schema.py. Exit code: 0 finished, 1 a run failed, 2 bad input."""
+
+
+def run(arguments: list[str]) -> int:
+    options, unknown = parser().parse_known_intermixed_args(arguments)
+    if options.config_dir:
+        options.overrides.append(searchpath_of([Path(folder) for folder in options.config_dir]))
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: unknown option; keys have no dashes: key=value")
+    if options.help:
+        print(USAGE.format(groups="".join(f"  {g}={'|'.join(choices(g))}\n" for g in groups())))
+        return Exit.HOLDS
+    if options.multirun:
+        if options.cfg:
+            raise ConfigError(f"--cfg {options.cfg}: shows one config; leave --multirun out, and name one of the runs")
+        return train_sweep(options.overrides)
+    config = load(options.overrides)
+    if options.cfg:
+        print(config_text(options.cfg, options.overrides), end="")
+        return Exit.HOLDS
+    hydras = [text for text in options.overrides if text.lstrip("+").startswith(("hydra.", "hydra/"))]
+    if hydras := [text for text in hydras if not text.lstrip("+").startswith(SEARCHPATH)]:
+        raise ConfigError(f"{hydras[0]}: Hydra's own keys steer a sweep; add --multirun, or leave it out")
+    return train_one(config)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Those of Hydra's flags that make sense here; its overrides may stand before or after them."""
+    train = argparse.ArgumentParser(prog="rlloss train", add_help=False)
+    train.add_argument("overrides", nargs="*")
+    train.add_argument("-m", "--multirun", action="store_true")
+    train.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    train.add_argument("-cd", "--config-dir", metavar="DIR", action="append", default=[])
+    train.add_argument("-h", "--help", action="store_true")
+    return train
+
+
+def train_one(config: Config) -> int:
+    """One run in this process, with a bar of its own; errors that are not the user's keep their traceback."""
+    from rlloss.train.loop import train  # here, so that a sweep's parent process does without torch
+
+    folder = run_folder(config)
+    check_folder(folder, config)
+    if is_finished(config):
+        if reason := kept(folder).reason:
+            raise ConfigError(reason)
+        print("This run is finished already; remove its folder to run it again.")
+        print_note([config])
+    else:
+        total = config.num_iterations * config.num_samples
+        with tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:]) as bar:
+
+            def progress(row: dict[str, object]) -> None:
+                bar.update(config.num_samples)
+                if row["episodes"]:
+                    bar.set_postfix_str(f"return {tables.number(row['episodic_return'])}")
+
+            train(config, folder, progress)
+    print(tables.text(run_table([RunFolder(folder)])))
+    print_remarks([RunFolder(folder)])
+    print(f"written to {folder}")
+    return Exit.HOLDS
+
+
+def train_sweep(overrides: list[str]) -> int:
+    """Hydra's --multirun, failures listed at the end."""
+    jobs, hydras = split_sweep(overrides)
+    print_note([job.config for job in jobs])
+    failed = [outcome for outcome in sweep(jobs, hydras) if outcome.reason]
+    first = jobs[0].config
+    runs = [RunFolder(run_folder(job.config)) for job in jobs]
+    print(tables.text(run_table(runs)))
+    print_remarks(runs)
+    print(f"written to {first.run_root if first.run_dir is None else 'their run_dir'}")
+    report_failures(failed)
+    return Exit.FAILS if failed else Exit.HOLDS
+
+
+def print_remarks(runs: Sequence[RunFolder]) -> None:
+    """What a user would want to know of runs that have finished, each remark once."""
+    for remark in dict.fromkeys(remark for run in runs if run.status == "finished" for remark in remarks(run)):
+        print(remark)
+
+
+def remarks(run: RunFolder) -> Iterator[str]:
+    if flattened := run.info.get("flattened"):
+        yield f"observations: {flattened}"
+    for group in ("schedule", "stop", "best"):
+        monitor = run.config.get(f"{group}.monitor")
+        if monitor in run.metrics and run.metrics[monitor].isna().all():
+            choice = run.config[f"{group}.name"]
+            yield f"note: {group}={choice} never decided anything: {monitor} was never a number in this run"
+
+
+def print_note(configs: Sequence[Config]) -> None:
+    """Runs that are kept from before may be no twins of those made now."""
+    if note := others_note(configs):
+        print(note, file=sys.stderr)
+
+
+def report_failures(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        print(f"failed: {outcome.folder}: {outcome.reason}\n{outcome.traceback}".rstrip(), file=sys.stderr)
+
+
+def run_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
+    """What came of some runs: a row each. The return is the mean over the last 100 episodes."""
+    return pd.DataFrame(
+        {
+            "status": run.status,
+            "env steps": run.info.get("env_steps"),
+            "steps/s": run.info.get("steps_per_second"),
+            "return": run.info.get("episodic_return"),
+            "final digest": run.info.get("final_digest", "")[:12],
+            "run": run.path.name,
+        }
+        for run in runs
+    )

@@ -1,0 +1,402 @@
+"""Structured configs: every key, its default and unit. The keys are CleanRL's family, the defaults its ``ppo.py``'s.
+
+Each group checks its own keys, in its method ``validate``; Config checks what concerns several. A check needs no
+environment and no machine: what these refuse is refused by ``rlloss.train``.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from rlloss.config.metrics import MONITORS
+from rlloss.errors import ConfigError
+
+MISSING: Any = "???"  # as OmegaConf spells a value that has to be given
+MODES = ("min", "max")
+
+
+def one_of(key: str, value: object, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}={value}: unknown; use one of {', '.join(choices)}")
+
+
+class Group:
+    """A config group. ``validate`` raises ConfigError for a value of this group that no run can have."""
+
+    def validate(self) -> None:
+        """Nothing to check, unless a group says otherwise."""
+
+
+def patient(group: str, patience: int) -> None:
+    if patience < 0:
+        raise ConfigError(f"{group}.patience={patience}: must be 0 or greater")
+
+
+class Monitoring(Group):
+    """A condition that reads a metric, ``monitor``, and wants it low or high, ``mode``."""
+
+    group = ""
+    monitor: str
+    mode: str
+
+    def validate(self) -> None:
+        one_of(f"{self.group}.monitor", self.monitor, MONITORS)
+        one_of(f"{self.group}.mode", self.mode, MODES)
+
+
+@dataclass
+class LossConfig(Group):
+    name: str = MISSING  # an entry of rlloss.losses.LOSSES
+    offset: float = 0.0  # a constant added to the policy loss: another value, the same gradient
+
+    def validate(self) -> None:
+        if not math.isfinite(self.offset):
+            raise ConfigError(f"loss.offset={self.offset}: must be a finite number")
+
+
+@dataclass
+class EnvConfig(Group):
+    id: str = MISSING  # Gymnasium's environment id
+    kwargs: dict[str, Any] = field(default_factory=dict)  # passed to gymnasium.make
+    # entries of rlloss.train.wrappers.WRAPPERS, module:Wrapper, or {wrapper: module:Wrapper, argument: value}; the
+    # innermost first
+    wrappers: list[Any] = field(default_factory=list)
+    check: bool = True  # ask an environment that is not Gymnasium's own, before the run, whether it answers twice alike
+
+
+@dataclass
+class OptimizerConfig(Group):
+    """``name`` is the config group's choice; every other key is passed to the torch.optim class as it stands."""
+
+    name: str = MISSING
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    name: str = "adam"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-5  # PPO's customary value; torch's own default is 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass
+class SGDConfig(OptimizerConfig):
+    name: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+
+@dataclass
+class RMSpropConfig(OptimizerConfig):
+    name: str = "rmsprop"
+    alpha: float = 0.99  # smoothing constant of the squared gradient
+    eps: float = 1e-5
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+@dataclass
+class LBFGSConfig(OptimizerConfig):
+    name: str = "lbfgs"
+    max_iter: int = 4  # iterations per optimiser step
+    max_eval: int | None = None  # evaluations of the loss per optimiser step; null: 1.25 * max_iter
+    tolerance_grad: float = 1e-7
+    tolerance_change: float = 1e-9
+    history_size: int = 10
+    line_search_fn: str | None = None  # or strong_wolfe, which reads the loss's value
+
+    def validate(self) -> None:
+        if self.line_search_fn not in (None, "strong_wolfe"):
+            raise ConfigError(f"optimizer.line_search_fn={self.line_search_fn}: use strong_wolfe or null")
+
+
+@dataclass
+class ScheduleConfig(Group):
+    name: str = MISSING  # constant; linear: learning_rate falls to 0 over the run; plateau
+
+
+@dataclass
+class PlateauConfig(Monitoring, ScheduleConfig):
+    """torch's ReduceLROnPlateau, stepped once per iteration; its own defaults."""
+
+    group = "schedule"
+
+    name: str = "plateau"
+    monitor: str = "policy_loss"  # any of MONITORS
+    mode: str = "min"  # or max
+    factor: float = 0.1
+    patience: int = 10  # iterations
+    threshold: float = 1e-4
+    threshold_mode: str = "rel"  # or abs
+    cooldown: int = 0  # iterations
+    min_lr: float = 0.0
+    eps: float = 1e-8
+
+    def validate(self) -> None:
+        super().validate()
+        one_of("schedule.threshold_mode", self.threshold_mode, ("rel", "abs"))
+        patient("schedule", self.patience)
+        if not 0 < self.factor < 1:
+            raise ConfigError(f"schedule.factor={self.factor}: must lie between 0 and 1")
+
+
+@dataclass
+class StopConfig(Group):
+    name: str = MISSING  # never, threshold, no_improvement
+
+
+@dataclass
+class ThresholdStopConfig(Monitoring, StopConfig):
+    """Stop after the first iteration whose metric is at or beyond ``threshold``."""
+
+    group = "stop"
+
+    name: str = "threshold"
+    monitor: str = "policy_loss"  # any of MONITORS
+    mode: str = "min"  # stop at or below the threshold; max: at or above it
+    threshold: float = 0.0
+
+
+@dataclass
+class NoImprovementStopConfig(Monitoring, StopConfig):
+    """Stop once the metric has for over ``patience`` iterations not been better than its best by ``min_delta``."""
+
+    group = "stop"
+
+    name: str = "no_improvement"
+    monitor: str = "policy_loss"  # any of MONITORS
+    mode: str = "min"  # or max
+    patience: int = 10  # iterations
+    min_delta: float = 0.0
+
+    def validate(self) -> None:
+        super().validate()
+        patient("stop", self.patience)
+
+
+@dataclass
+class GuardConfig(Group):
+    name: str = MISSING  # none, finite
+
+
+@dataclass
+class FiniteGuardConfig(GuardConfig):
+    """Skip an optimiser step whose loss is not a finite number."""
+
+    name: str = "finite"
+    monitor: str = "total_loss"  # or policy_loss
+
+    def validate(self) -> None:
+        one_of("guard.monitor", self.monitor, ("policy_loss", "total_loss"))
+
+
+@dataclass
+class BestConfig(Group):
+    name: str = MISSING  # none, metric
+
+
+@dataclass
+class MetricBestConfig(Monitoring, BestConfig):
+    """Keep the parameters after the iteration whose metric is the best of the run, as best.safetensors."""
+
+    group = "best"
+
+    name: str = "metric"
+    monitor: str = "policy_loss"  # any of MONITORS
+    mode: str = "min"  # or max
+
+
+@dataclass
+class PrecisionConfig(Group):
+    # fp32, fp64, bf16, fp16: all of it; *_autocast: the forward pass alone; fp16_scaled: with torch's GradScaler
+    name: str = MISSING
+    loss_scale: float = 1.0  # the loss is multiplied by it before backward, the gradient divided after; a power of two
+
+    def validate(self) -> None:
+        if not 0 < self.loss_scale < math.inf or math.frexp(self.loss_scale)[0] != 0.5:
+            raise ConfigError(f"precision.loss_scale={self.loss_scale}: must be a power of two")
+
+
+@dataclass
+class LoggerConfig(Group):
+    name: str = MISSING  # none, tensorboard
+
+
+GROUPS = ("loss", "env", "optimizer", "schedule", "precision", "stop", "guard", "best", "logger")
+POSITIVE = (
+    "total_timesteps", "num_envs", "num_steps", "update_epochs", "num_minibatches", "learning_rate", "max_grad_norm",
+    "torch_threads",
+)  # fmt: skip
+NON_NEGATIVE = ("seed", "vf_coef", "ent_coef", "clip_coef", "snapshot_every")
+FRACTION = ("gamma", "gae_lambda")
+
+
+@dataclass
+class Config:
+    """One run. Sizes are counts, ``total_timesteps`` counts environment steps summed over all environments."""
+
+    loss: LossConfig = field(default_factory=lambda: LossConfig("ppo_clip"))
+    env: EnvConfig = field(default_factory=lambda: EnvConfig("CartPole-v1"))
+    optimizer: OptimizerConfig = field(default_factory=AdamConfig)
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("linear"))
+    precision: PrecisionConfig = field(default_factory=lambda: PrecisionConfig("fp32"))
+    stop: StopConfig = field(default_factory=lambda: StopConfig("never"))
+    guard: GuardConfig = field(default_factory=lambda: GuardConfig("none"))
+    best: BestConfig = field(default_factory=lambda: BestConfig("none"))
+    logger: LoggerConfig = field(default_factory=lambda: LoggerConfig("none"))
+
+    seed: int = 1  # parent of every random stream of the run
+    total_timesteps: int = 500_000  # environment steps; whole iterations only, the remainder is not run
+    num_envs: int = 4
+    num_steps: int = 128  # steps per environment and iteration; the batch is num_envs * num_steps
+    update_epochs: int = 4  # passes over the batch per iteration
+    num_minibatches: int = 4  # minibatches per epoch; must divide the batch
+    learning_rate: float = 2.5e-4
+    gamma: float = 0.99  # discount per step
+    gae_lambda: float = 0.95
+    clip_coef: float = 0.2  # half-width of the ratio's clip interval, and of the value clip
+    vf_coef: float = 0.5
+    ent_coef: float = 0.01
+    max_grad_norm: float = 0.5  # global L2 norm; inf switches clipping off
+    norm_adv: bool = True  # normalise advantages per minibatch
+    clip_vloss: bool = True
+    on_nonfinite: str = "fail"  # end the run at the first number that is not finite; record: go on
+    target_kl: float | None = None  # stop an iteration's epochs once the epoch's mean approx_kl exceeds it
+    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])  # actor's and critic's, tanh; not for images
+
+    device: str = "cpu"  # or cuda
+    torch_threads: int = 1  # more threads rarely help at these sizes, and change the bits
+    snapshot_every: int = 500  # optimiser steps between parameter snapshots; 0: the first and the last only
+    run_root: str = "results/runs"  # where runs without a run_dir go
+    run_dir: str | None = None  # this run's folder; without it the name says what ran
+
+    @property
+    def num_samples(self) -> int:
+        """Samples per iteration (the batch)."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def minibatch_samples(self) -> int:
+        return self.num_samples // self.num_minibatches
+
+    @property
+    def num_iterations(self) -> int:
+        return self.total_timesteps // self.num_samples
+
+    def validate(self) -> None:
+        """Everything that needs no environment.
+
+        Raises: ConfigError for values out of range, minibatches that do not divide the batch, a budget below one
+            iteration.
+        """
+        self._check_ranges()
+        for group in GROUPS:
+            getattr(self, group).validate()
+        self._check_scaling()
+        self._check_batch()
+
+    def _check_ranges(self) -> None:
+        for key in POSITIVE:
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"{key}={getattr(self, key)}: must be greater than 0")
+        for key in NON_NEGATIVE:
+            if not getattr(self, key) >= 0:
+                raise ConfigError(f"{key}={getattr(self, key)}: must be 0 or greater")
+        for key in {*POSITIVE, *NON_NEGATIVE} - {"max_grad_norm"}:
+            if not math.isfinite(getattr(self, key)):
+                raise ConfigError(f"{key}={getattr(self, key)}: must be a finite number")
+        for key in FRACTION:
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"{key}={getattr(self, key)}: must lie between 0 and 1")
+        if self.target_kl is not None and not self.target_kl > 0:
+            raise ConfigError(f"target_kl={self.target_kl}: must be greater than 0, or null for no limit")
+        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
+            raise ConfigError(f"hidden_sizes={self.hidden_sizes}: needs at least one size, each 1 or greater")
+        one_of("on_nonfinite", self.on_nonfinite, ("fail", "record"))
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device={self.device}: unknown; use cpu or cuda")
+        if self.run_dir == "":
+            raise ConfigError("run_dir='': names no folder; leave it out to have the folder named after the run")
+
+    def _check_scaling(self) -> None:
+        if self.precision.name != "fp16_scaled":
+            return
+        if isinstance(self.optimizer, LBFGSConfig):
+            raise ConfigError(
+                "optimizer=lbfgs precision=fp16_scaled: torch's GradScaler takes one evaluation of the loss a step, "
+                "L-BFGS needs several; use precision=fp16_autocast, or another optimizer"
+            )
+        if self.precision.loss_scale != 1:
+            raise ConfigError(
+                f"precision.loss_scale={self.precision.loss_scale} with precision=fp16_scaled: GradScaler has a "
+                "scale of its own; leave it out, or use precision=fp16_autocast"
+            )
+
+    def _check_batch(self) -> None:
+        batch = self.num_samples
+        of_what = f"{batch} = num_envs {self.num_envs} x num_steps {self.num_steps}"
+        if batch % self.num_minibatches:
+            divisors = ", ".join(str(n) for n in range(1, min(batch, 64) + 1) if batch % n == 0)
+            raise ConfigError(
+                f"num_minibatches={self.num_minibatches} does not divide the batch of {of_what}; use one of {divisors}"
+            )
+        if self.norm_adv and self.minibatch_samples < 2:
+            fewer = "use a larger num_steps" if batch < 2 else f"use num_minibatches={batch // 2 or 1} or fewer"
+            raise ConfigError(
+                f"num_minibatches={self.num_minibatches} leaves minibatches of 1 sample, whose advantages have no "
+                f"standard deviation; {fewer}, or norm_adv=false"
+            )
+        if self.num_iterations < 1:
+            raise ConfigError(
+                f"total_timesteps={self.total_timesteps} is less than one iteration of {of_what}; use at least {batch}"
+            )
+
+    def flat(self) -> dict[str, Any]:
+        """One flat dictionary with dotted keys, in the order of declaration."""
+
+        def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+            for item in fields(node):
+                value = getattr(node, item.name)
+                if is_dataclass(value):
+                    yield from walk(value, f"{prefix}{item.name}.")
+                else:
+                    yield prefix + item.name, value
+
+        return dict(walk(self, ""))
+
+
+_BASES: dict[str, type[Any]] = {key: get_type_hints(Config)[key] for key in GROUPS}
+
+
+def config_of(tree: Mapping[str, Any]) -> Config:
+    """A config from a run's ``config.yaml``, a nested mapping. Keys that it lacks have their defaults.
+
+    Raises: ConfigError for a key that is not in the schema, as of a run by another version.
+    """
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        try:
+            if key in GROUPS:
+                kinds = {kind().name: kind for kind in VARIANTS.get(key, ())}
+                base = _BASES[key]
+                value = kinds.get(value.get("name"), base)(**value)
+            values[key] = value
+        except (TypeError, AttributeError) as error:
+            raise ConfigError(f"config.yaml: {key}={value}: {error}; the run was made by another version") from error
+    try:
+        return Config(**values)
+    except TypeError as error:
+        raise ConfigError(f"config.yaml: {error}; the run was made by another version") from error
+
+
+VARIANTS: dict[str, tuple[type[Any], ...]] = {
+    "optimizer": (AdamConfig, SGDConfig, RMSpropConfig, LBFGSConfig),
+    "schedule": (ScheduleConfig, PlateauConfig),
+    "stop": (StopConfig, ThresholdStopConfig, NoImprovementStopConfig),
+    "guard": (GuardConfig, FiniteGuardConfig),
+    "best": (BestConfig, MetricBestConfig),
+}
+"""The groups whose choices have keys of their own."""

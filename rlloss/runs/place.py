@@ -1,0 +1,90 @@
+"""Where a run belongs: the name of its folder, and what may not be written over."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlloss.config.schema import VARIANTS, Config
+from rlloss.errors import ConfigError
+from rlloss.runs.reader import WHERE_KEYS, RunFolder, read_config
+
+LONGEST_NAME = 200  # characters of a run folder's name; file systems allow 255 bytes
+
+
+def run_folder(config: Config) -> Path:
+    """``run_dir``, or a folder below ``run_root`` whose name says environment, setting, loss and seed.
+
+    The setting is every key that differs from its default. A name too long for a file system ends in a hash of it.
+    """
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    default = Config(**{group: type(getattr(config, group))() for group in VARIANTS}).flat()
+    default |= {f"{group}.name": getattr(Config(), group).name for group in VARIANTS}
+    named = ("env.id", "loss.name", "seed", *WHERE_KEYS)
+    setting = [
+        f"{key.removesuffix('.name')}-{_slug(value)}"
+        for key, value in config.flat().items()
+        if key not in named and value != default.get(key)
+    ]
+    parts = [_slug(config.env.id), *setting, _slug(config.loss.name), f"seed-{config.seed}"]
+    name = "__".join(parts)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path(config.run_root) / name
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Raises: ConfigError if ``folder`` holds something other than a run of this config."""
+    refuse_another(folder, asdict(config))
+
+
+def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
+    """The same for a config as a nested mapping."""
+    if not folder.exists():
+        _refuse_unwritable(folder)
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"run_dir={folder}: is a file; name a folder")
+    if not (folder / "config.yaml").exists():
+        if any(_not_ours(path) for path in folder.iterdir()):
+            raise ConfigError(f"run_dir={folder}: is not empty and holds no run; name another folder")
+        return
+    there, here = RunFolder(folder).config, read_config(yaml.safe_dump(dict(config)))
+    if not there:
+        raise ConfigError(
+            f"run_dir={folder}: its config.yaml cannot be read; name another run_dir, or remove that folder"
+        )
+    since = {**Config().flat(), **there}  # a key that came after that run was made had its default
+    differing = [key for key in {**there, **here} if since.get(key) != here.get(key)]
+    if differing:
+        key = differing[0]
+        more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
+        raise ConfigError(
+            f"run_dir={folder}: holds a run with another config, {key}={there.get(key)} instead of "
+            f"{here.get(key)}{more}; name another run_dir, or remove that folder"
+        )
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Raises: ConfigError for a folder that cannot be made: no permission, a file system that is read only, a file."""
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise ConfigError(f"run_dir={folder}: {parent} is a file; name another run_root or run_dir")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"run_dir={folder}: {parent} cannot be written to; name another run_root or run_dir")
+
+
+def _not_ours(path: Path) -> bool:
+    """Whether a file is more than what a run killed at its very start leaves behind."""
+    empty = path.name == "snapshots" and path.is_dir() and not any(path.iterdir())
+    return not (path.name == ".lock" or path.suffix == ".partial" or empty)
+
+
+def _slug(value: Any) -> str:
+    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-")

@@ -1,0 +1,348 @@
+"""Reading run folders. Analysis starts here: it never imports the trainer, so runs made elsewhere can be analysed.
+
+A file that cannot be read as what it should be raises ``Damaged``, with its name; ``RunFolder.damage`` asks them all.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from rlloss.config.metrics import DIGESTS, METRICS
+from rlloss.errors import ConfigError
+from rlloss.runs.rows import Decision, Episode
+
+DIGEST_BYTES = 32
+MARKS = {".lock", "config.yaml", "run.json", "metrics.csv", "episodes.csv", "digests.bin"}  # every run has these
+FLOATS = ("F16", "F32", "F64")  # as safetensors names those that NumPy has
+LAST_EPISODES = 100  # over which a finished run's return is averaged
+LOSS = "loss"  # among the versions in run.json: the digest of the loss's source, in which twins may differ
+WHERE_KEYS = ("run_root", "run_dir")  # where a run is recorded: not part of what it is
+
+
+def to_json(document: Any) -> str:
+    """JSON as the standard has it: nan and infinities, which it cannot say, become null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(document), indent=2, allow_nan=False)
+
+
+def flatten(tree: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys; empty mappings stay as values."""
+    flat: dict[str, Any] = {}
+    for key, value in (tree or {}).items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """A run's ``config.yaml`` as a flat dictionary, without the keys that only say where it is recorded.
+
+    Raises: ValueError for a text that is no YAML mapping.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, Mapping) or not tree:
+        raise ValueError("no mapping of keys to values")
+    return {key: value for key, value in flatten(tree).items() if key not in WHERE_KEYS}
+
+
+class Damaged(ConfigError):
+    """A file of a run folder that is missing or cannot be read as what it should be. The message names it."""
+
+    def __init__(self, folder: Path, name: str, why: str) -> None:
+        super().__init__(f"{folder.name}/{name} {why}")
+
+
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "error": str,
+    "final_digest": str,
+    "optimizer_steps": int,
+    "env_steps": int,
+    "steps_per_second": (int, float, type(None)),
+    "episodic_return": (int, float, type(None)),
+    "episodic_length": (int, float, type(None)),
+    "versions": dict,
+    "machine": dict,
+    "files": dict,
+    "flattened": str,
+}
+"""What each key of run.json holds, where it is there."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run as it lies on disk, finished or not. Every property is read when first asked for.
+
+    ``config`` and ``info`` are empty where their file cannot be read; every other property raises Damaged.
+    """
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Flat, with dotted keys."""
+        try:
+            return self._read_config()
+        except Damaged:
+            return {}
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """``run.json``."""
+        try:
+            return self._read_info()
+        except Damaged:
+            return {}
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``running``, ``failed``, or ``missing``."""
+        return str(self.info.get("status", "missing"))
+
+    @property
+    def loss(self) -> str:
+        return str(self.config.get("loss.name", "unknown"))
+
+    @property
+    def label(self) -> str:
+        """The loss, with the constant that is added to it, if one is."""
+        offset = self.config.get("loss.offset")
+        return f"{self.loss} {offset:+g}" if isinstance(offset, int | float) and offset else self.loss
+
+    @cached_property
+    def digests(self) -> NDArray[np.void]:
+        """[optimiser steps], 32 bytes each; of an unfinished run without a partial last record."""
+        data = self._bytes("digests.bin", required=self.status == "finished")
+        whole = len(data) - len(data) % DIGEST_BYTES
+        if whole != len(data) and self.status == "finished":
+            raise Damaged(self.path, "digests.bin", f"ends within a digest of {DIGEST_BYTES} bytes")
+        return np.frombuffer(data[:whole], dtype=f"V{DIGEST_BYTES}")
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """A row per iteration; empty before the first. A run made elsewhere need not have every column."""
+        table = self._table("metrics.csv", required=self.status == "finished", dtype=dict.fromkeys(DIGESTS, str))
+        self._check_numbers("metrics.csv", table, [name for name in METRICS if name not in DIGESTS])
+        return table
+
+    @cached_property
+    def episodes(self) -> pd.DataFrame:
+        """A row per finished episode, with the columns of ``Episode``."""
+        table = self._table("episodes.csv", required=self.status == "finished", columns=Episode._fields)
+        self._check_numbers("episodes.csv", table, Episode._fields)
+        return table
+
+    @cached_property
+    def decisions(self) -> list[Decision]:
+        """What the conditions decided, in order; empty if they decided nothing."""
+        table = self._table("decisions.csv", required=False, columns=Decision._fields)
+        self._check_numbers("decisions.csv", table, ["iteration", "value"])
+        rows = table[list(Decision._fields)] if len(table) else table
+        return [Decision(*row) for row in rows.itertuples(index=False, name=None)]
+
+    @cached_property
+    def damage(self) -> str:
+        """Which file is missing or cannot be read, and why; empty if all can. Reads the run as a whole."""
+        try:
+            self._read_config()
+            listed = self._read_info().get("files", {})
+            self._check_presence(listed)
+            tables: dict[str, Sized] = {
+                "metrics.csv": self.metrics,
+                "episodes.csv": self.episodes,
+                "decisions.csv": self.decisions,
+            }
+            for name, table in tables.items():
+                if listed.get(name) not in (None, len(table)):
+                    raise Damaged(self.path, name, f"has {len(table)} rows of the {listed[name]} that were written")
+            _ = self.digests
+            for name, why in self._snapshot_files[1].items():
+                raise Damaged(self.path, name, why)
+        except Damaged as damaged:
+            return str(damaged)
+        return ""
+
+    def _check_presence(self, listed: Mapping[str, Any]) -> None:
+        for name in listed:
+            path = self.path / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise Damaged(self.path, "run.json", f"lists a file that lies elsewhere, {name}")
+            if not path.is_file():
+                what = "is no file" if path.exists() else "is missing"
+                raise Damaged(self.path, name, f"{what}, though run.json lists it")
+            if path.suffix == ".safetensors" and path.parent == self.path:
+                try:
+                    with safe_open(path, framework="numpy"):
+                        pass
+                except (SafetensorError, ValueError, OSError) as error:
+                    raise Damaged(self.path, name, f"cannot be read ({error})") from error
+
+    def _bytes(self, name: str, *, required: bool) -> bytes:
+        path = self.path / name
+        if not path.exists() and not required:
+            return b""
+        if not path.is_file():
+            raise Damaged(self.path, name, "is no file" if path.exists() else "is missing")
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise Damaged(self.path, name, f"cannot be read ({error.strerror})") from error
+
+    def _text(self, name: str, *, required: bool) -> str:
+        try:
+            return self._bytes(name, required=required).decode()
+        except UnicodeDecodeError as error:
+            raise Damaged(self.path, name, f"is no text in UTF-8 (at byte {error.start})") from error
+
+    def _read_config(self) -> dict[str, Any]:
+        try:
+            return read_config(self._text("config.yaml", required=True))
+        except ValueError as error:
+            if isinstance(error, Damaged):
+                raise
+            raise Damaged(self.path, "config.yaml", f"cannot be read: {error}") from error
+
+    def _read_info(self) -> dict[str, Any]:
+        try:
+            info = json.loads(self._text("run.json", required=True))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise Damaged(self.path, "run.json", f"is no JSON ({error})") from error
+        if not isinstance(info, dict):
+            raise Damaged(self.path, "run.json", "is no JSON object")
+        for key, kind in KINDS.items():
+            if key in info and not isinstance(info[key], kind):
+                raise Damaged(self.path, "run.json", f"has {key}: {info[key]!r}")
+        return info
+
+    def _table(
+        self, name: str, *, required: bool, columns: Sequence[str] = (), dtype: dict[str, type] | None = None
+    ) -> pd.DataFrame:
+        """A CSV file whose rows are as long as its header. An unfinished run's last line may be cut short."""
+        text = self._text(name, required=required)
+        if not text and not required:
+            return pd.DataFrame(columns=list(columns))
+        if text and not text.endswith("\n"):
+            if self.status == "finished":
+                raise Damaged(self.path, name, "ends within a line")
+            text = text[: text.rfind("\n") + 1]
+        try:
+            rows = [len(row) for row in csv.reader(io.StringIO(text), strict=True)]
+            for line, length in enumerate(rows, 1):
+                if length != rows[0]:
+                    raise Damaged(self.path, name, f"has {length} fields instead of {rows[0]} in line {line}")
+            table: pd.DataFrame = pd.read_csv(io.StringIO(text), dtype=dtype)
+        except pd.errors.EmptyDataError as error:
+            raise Damaged(self.path, name, "is empty") from error
+        except (csv.Error, ValueError, OverflowError) as error:
+            if isinstance(error, Damaged):
+                raise
+            raise Damaged(self.path, name, f"is no table ({' '.join(str(error).split())})") from error
+        if missing := [column for column in columns if column not in table]:
+            raise Damaged(self.path, name, f"has no column {missing[0]}")
+        return table
+
+    def _check_numbers(self, name: str, table: pd.DataFrame, columns: Iterable[str]) -> None:
+        for column in columns:
+            if column in table and len(table) and not pd.api.types.is_numeric_dtype(table[column]):
+                raise Damaged(self.path, name, f"has something other than numbers in its column {column}")
+
+    @cached_property
+    def _snapshot_files(self) -> tuple[dict[int, tuple[Path, str]], dict[str, str]]:
+        """Each step's file and its key there; and the files that cannot be read as snapshots, with the reason."""
+        where: dict[int, tuple[Path, str]] = {}
+        damaged: dict[str, str] = {}
+        for path in sorted((self.path / "snapshots").glob("*.safetensors")):
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    for key in file.keys():  # noqa: SIM118, not a mapping
+                        kept = file.get_slice(key)
+                        if not key.isdecimal() or kept.get_dtype() not in FLOATS or len(kept.get_shape()) != 1:
+                            what = f"{key}, {kept.get_dtype()} {kept.get_shape()}"
+                            damaged[f"snapshots/{path.name}"] = f"holds {what}, not a step's vector of parameters"
+                        else:
+                            where[int(key)] = path, key
+            except (SafetensorError, ValueError, OSError) as error:
+                damaged[f"snapshots/{path.name}"] = f"cannot be read ({error})"
+        return where, damaged
+
+    @property
+    def snapshot_steps(self) -> list[int]:
+        """The optimiser steps after which parameters were kept; 0 is the initialisation."""
+        return sorted(self._snapshot_files[0])
+
+    def snapshot(self, step: int) -> NDArray[np.floating]:
+        """All parameters after ``step`` optimiser steps, as one vector."""
+        path, key = self._snapshot_files[0][step]
+        with safe_open(path, framework="numpy") as file:
+            return np.asarray(file.get_tensor(key))
+
+
+def common_snapshots(a: RunFolder, b: RunFolder) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
+    """(optimiser step, parameters of a, parameters of b) at every snapshot that both runs have."""
+    for step in sorted(set(a.snapshot_steps) & set(b.snapshot_steps)):
+        yield step, a.snapshot(step).astype(np.float64), b.snapshot(step).astype(np.float64)
+
+
+def distance(a: RunFolder, b: RunFolder, order: float = math.inf) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Environment steps, and how far apart the two runs' parameters are then, at every snapshot that both have.
+
+    ``order`` of the norm: infinity, the largest difference of one parameter, or 2.
+    """
+    apart = [(step, np.linalg.norm(x - y, order)) for step, x, y in common_snapshots(a, b)]
+    return _over_env_steps(a, apart)
+
+
+def covered(run: RunFolder, order: float = math.inf) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Environment steps, and how far training has moved the parameters by then, as ``distance`` measures it."""
+    start = run.snapshot(0).astype(np.float64)
+    return _over_env_steps(run, [(step, np.linalg.norm(x - start, order)) for step, x, _ in common_snapshots(run, run)])
+
+
+def _over_env_steps(run: RunFolder, rows: list[tuple[int, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    steps, values = np.array(rows).reshape(-1, 2).T
+    return steps * (run.info["env_steps"] / run.info["optimizer_steps"]), values
+
+
+def find_runs(folders: Iterable[Path]) -> list[RunFolder]:
+    """Every run in or below the folders, by path, each once.
+
+    A run is a folder with two of the files that every run has: so one that has lost a file is not overlooked, and a
+    ``config.yaml`` of something else is.
+    """
+
+    def below(folder: Path) -> Iterator[Path]:
+        for path, folders, files in os.walk(folder.resolve()):
+            if len(MARKS.intersection([*folders, *files])) > 1:
+                yield Path(path)
+
+    found = {path for folder in folders for path in below(folder)}
+    return [RunFolder(path) for path in sorted(found, key=natural)]
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """By which paths are sorted as people count: seed-2 before seed-10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -1,0 +1,1 @@
+"""Many runs: on this machine's cores, or as the jobs of a Slurm cluster."""

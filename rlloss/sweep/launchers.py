@@ -1,0 +1,213 @@
+"""Where the runs of a sweep go: to this machine's cores, or as jobs to a Slurm cluster."""
+
+import importlib.util
+import io
+import itertools
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import joblib
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
+from joblib.externals.loky.process_executor import BrokenProcessPool
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlloss.config.compose import SEARCHPATH, compose_all, is_hydras, load, one_line, parse_overrides
+from rlloss.config.schema import Config
+from rlloss.errors import ConfigError, lookup
+from rlloss.runs.place import run_folder
+from rlloss.runs.reader import RunFolder
+from rlloss.sweep.run import Outcome, check_all, check_folders, is_finished, kept, progress_bar, run_in
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor
+
+CORES: dict[str, Any] = {"joblib": -1, "basic": 1}  # launchers on this machine, with their processes; -1: one per core
+SLURM = ("slurm", "submitit_slurm")  # the launcher in configs/, and the one in Hydra's plugin that it is made from
+
+
+class Job(NamedTuple):
+    """One run of a sweep: its overrides, and the config that they make."""
+
+    overrides: tuple[str, ...]
+    config: Config
+
+
+def jobs_of(overrides: Sequence[Sequence[str]]) -> list[Job]:
+    """Raises: ConfigError for bad overrides."""
+    return [Job(tuple(job), load(job)) for job in overrides]
+
+
+def split_sweep(overrides: Sequence[str]) -> tuple[list[Job], list[str]]:
+    """The jobs of a sweep, in the order of Hydra's basic sweeper, and the overrides that are Hydra's own.
+
+    Raises: ConfigError for bad overrides.
+    """
+    parsed = parse_overrides(overrides)
+    listed = {o.get_key_element(): _values(o) for o in parsed if not is_hydras(o) or o.key_or_group == SEARCHPATH}
+    hydras = [str(o.input_line) for o in parsed if is_hydras(o) and o.key_or_group != SEARCHPATH]
+    return jobs_of(list(itertools.product(*listed.values()))), hydras
+
+
+def _values(override: Override) -> list[str]:
+    """One override for each value that this one lists."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if override.is_interval_sweep() or isinstance(override.value(), Glob):
+        kind = "interval" if override.is_interval_sweep() else "glob"
+        raise ConfigError(f"{override.input_line}: {kind} is not supported here; list the choices with commas")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def quoted(key: str, value: str) -> str:
+    """An override that gives ``key`` exactly this text, whatever characters it holds."""
+    literal = value.replace("${", r"\${")
+    return f"{key}={QuotedString(literal, Quote.single).with_quotes()}"
+
+
+def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
+    """Every run that is not finished, through the launcher that ``hydras`` names (joblib, on all cores).
+
+    Everything is checked before the first run starts. Failures are returned, not raised; one leaves the others running.
+    Raises: ConfigError for runs that share a folder or cannot be run, for a launcher that is missing or refuses.
+    """
+    check_folders([job.config for job in jobs])
+    name, settings = _launcher(hydras)
+    todo = [job for job in jobs if not is_finished(job.config)]
+    # Longest first, so that no core idles at the end beside one long run.
+    todo.sort(key=lambda job: -job.config.total_timesteps)
+    configs = [job.config for job in todo]
+    outcomes: dict[Path, Outcome] = {}
+    if configs and name in SLURM:
+        executor = _executor(name, todo[0], hydras)
+        check_all(configs, n_jobs=1, here=False)
+        with progress_bar(configs):
+            outcomes = _on_slurm(configs, executor)
+    elif configs:
+        if settings.keys() - {"n_jobs"}:  # Hydra has the schema; joblib hands on whatever it does not know
+            compose_all([*todo[0].overrides, *hydras])
+        parallel = _parallel({"n_jobs": CORES[name], **settings})
+        check_all(configs, joblib.effective_n_jobs(parallel.n_jobs))
+        with progress_bar(configs):
+            outcomes = _on_cores(configs, parallel)
+    folders = [run_folder(job.config) for job in jobs]
+    return [outcomes[folder] if folder in outcomes else kept(folder) for folder in folders]
+
+
+def _launcher(hydras: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The launcher's name and settings. Raises: ConfigError for an unknown launcher, or another of Hydra's keys."""
+    name = "joblib"
+    settings: dict[str, Any] = {}
+    for override in parse_overrides(hydras):
+        key, line = override.key_or_group, override.input_line
+        if override.is_sweep_override():
+            raise ConfigError(f"{line}: all runs of a sweep go one way; give one value")
+        if key == "hydra/launcher":
+            name = str(override.value())
+        elif key.startswith("hydra.launcher."):
+            settings[key.removeprefix("hydra.launcher.")] = override.value()
+        else:
+            raise ConfigError(f"{line}: of Hydra's own keys a sweep takes hydra/launcher and hydra.launcher.*")
+    lookup(CORES | dict.fromkeys(SLURM), "hydra/launcher", name)
+    return name, settings
+
+
+def _parallel(settings: Mapping[str, Any]) -> Any:
+    """The joblib.Parallel that these settings make. Raises: ConfigError for those that joblib does not take."""
+    n_jobs = settings["n_jobs"]
+    if type(n_jobs) is not int or n_jobs == 0:
+        raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be a number of processes, or -1 for one per core")
+    try:
+        return joblib.Parallel(**{"batch_size": 1, **settings})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"hydra/launcher=joblib: {one_line(error)}") from error
+
+
+def _on_cores(configs: Sequence[Config], parallel: Any) -> dict[Path, Outcome]:
+    """What came of the runs, by folder. Where a killed worker takes joblib's pool along, launch again what is left.
+
+    The runs that it interrupted go again, one at a time, so that only the one that kills its worker fails. If none
+    had begun, as where memory is short already for the imports, all that are left do.
+    """
+    outcomes: dict[Path, Outcome] = {}
+    batches, here = [list(configs)], Path.cwd()
+    while batches:
+        batch = batches.pop(0)
+        before = {run_folder(config): _touched(config) for config in batch}
+        try:
+            outcomes |= zip(before, parallel(joblib.delayed(run_in)(here, config) for config in batch), strict=True)
+        except BrokenProcessPool as error:
+            if len(batch) == 1:
+                (folder,) = before
+                outcomes[folder] = Outcome(str(folder), f"its process was killed ({one_line(error)})")
+                continue
+            unfinished = [config for config in batch if not is_finished(config)]
+            interrupted = [c for c in unfinished if _touched(c) != before[run_folder(c)]] or unfinished
+            left = [config for config in unfinished if config not in interrupted]
+            batches += [*([left] if left else []), *([config] for config in interrupted)]
+    return outcomes
+
+
+def _touched(config: Config) -> int:
+    """When the run's status was last written; 0 if never."""
+    path = RunFolder(run_folder(config)).path / "run.json"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _executor(name: str, job: Job, hydras: Sequence[str]) -> "AutoExecutor":
+    """submitit's executor with the settings in Hydra's node ``hydra.launcher``, which may refer to keys of the run.
+
+    Raises: ConfigError for what is not installed, and for what Hydra or submitit rejects.
+    """
+    if not all(map(importlib.util.find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher"))):
+        raise ConfigError(f"hydra/launcher={name}: its launcher is not installed; pip install 'rlloss[slurm]'")
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            f"hydra/launcher={name}: no sbatch on this machine; run this where Slurm is installed, a login node say, "
+            "or leave the launcher out to run on this machine's cores"
+        )
+    from submitit import AutoExecutor
+
+    node = compose_all([*job.overrides, *hydras]).hydra.launcher
+    try:
+        settings: Any = OmegaConf.to_container(node, resolve=True)
+        del settings["_target_"]
+        folder, retries = settings.pop("submitit_folder"), settings.pop("max_num_timeout")
+        executor = AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=retries)
+        executor.update_parameters(**{f"slurm_{key}": value for key, value in settings.items()})
+    except (OmegaConfBaseException, NameError, ValueError) as error:  # submitit's for a name that it does not know
+        raise ConfigError(one_line(error)) from error
+    return executor
+
+
+def _on_slurm(configs: Sequence[Config], executor: "AutoExecutor") -> dict[Path, Outcome]:
+    """What came of the runs, by folder. Each is a job of an array; arrays of the size that the cluster takes follow
+    one another, so that ``array_parallelism`` holds for all."""
+    from submitit.core.utils import FailedJobError
+
+    from rlloss.sweep.slurm import QueuedJob, RunOne, array_size, outcomes_of
+
+    outcomes: dict[Path, Outcome] = {}
+    size = array_size()
+    for part in (configs[i : i + size] for i in range(0, len(configs), size)):
+        try:
+            with redirect_stderr(io.StringIO()):  # where submitit prints what it raises
+                jobs = executor.map_array(RunOne(), part)  # type: ignore[no-untyped-call]
+        except FailedJobError as error:
+            said = [line for line in str(error).splitlines() if line.startswith("sbatch:")]
+            raise ConfigError(" ".join(said) or one_line(error)) from error
+        # submitit names its own class for the jobs of an array, whatever the executor's job_class
+        queued = [QueuedJob(executor.folder, job.job_id) for job in jobs]
+        outcomes |= zip(map(run_folder, part), outcomes_of(queued, part), strict=True)
+    return outcomes
+
+
+def config_text(what: str, overrides: Sequence[str]) -> str:
+    """Hydra's ``--cfg job|hydra|all``. Raises: ConfigError for what Hydra rejects."""
+    composed = compose_all(overrides)
+    job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    hydra = OmegaConf.masked_copy(composed.hydra, [key for key in composed.hydra if "help" not in key])
+    return OmegaConf.to_yaml({"job": job, "hydra": {"hydra": hydra}, "all": composed}[what])

@@ -1,0 +1,59 @@
+"""States as single files of tensors and JSON, whole or not at all: no pickle is written, and none is read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rlloss.errors import ConfigError
+
+
+def pack(state: Any) -> bytes:
+    """A tree of mappings, lists, tensors, arrays, numbers, strings and None as a safetensors file.
+
+    The tree stands as JSON in the file's metadata, with a name in the place of each tensor. Tuples become lists.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def encode(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[path] = node.detach().cpu().contiguous().clone()
+            return {"tensor": path}
+        if isinstance(node, np.ndarray):
+            tensors[path] = torch.from_numpy(np.ascontiguousarray(node).copy())
+            return {"array": path}
+        if isinstance(node, Mapping):  # pairs, since JSON's keys are strings and an optimiser's are not
+            return {"items": [[key, encode(value, f"{path}.{key}")] for key, value in node.items()]}
+        if isinstance(node, list | tuple):
+            return [encode(value, f"{path}.{i}") for i, value in enumerate(node)]
+        return node.item() if isinstance(node, np.generic) else node
+
+    tree = json.dumps(encode(state, "state"))
+    return bytes(save(tensors, metadata={"state": tree}))
+
+
+def unpack(path: Path) -> Any:
+    """What ``pack`` was given. Raises: ConfigError for a file that is no such state."""
+    try:
+        with safe_open(path, framework="pt") as file:
+
+            def decode(node: Any) -> Any:
+                if isinstance(node, list):
+                    return [decode(value) for value in node]
+                if not isinstance(node, dict):
+                    return node
+                if "items" in node:
+                    return {key: decode(value) for key, value in node["items"]}
+                # a copy, aligned as torch allocates: sums over a mapped file round otherwise
+                tensor = file.get_tensor(node.get("tensor") or node["array"]).clone()
+                return tensor if "tensor" in node else tensor.numpy()
+
+            return decode(json.loads(file.metadata()["state"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is no checkpoint that can be read ({error}); remove it") from error

@@ -1,0 +1,343 @@
+"""The update: epochs of minibatches over one rollout. The only place that steps an optimiser."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlloss.config.schema import Config, OptimizerConfig
+from rlloss.errors import ConfigError, NonFinite, lookup
+from rlloss.losses.formulation import trainable
+from rlloss.losses.samples import LOSSES, Loss, clip_active
+from rlloss.train.conditions import Guard, make_guard
+from rlloss.train.policy import ActorCritic, Evaluation
+from rlloss.train.precision import Precision, at_least_float32
+
+# Fused, because it is the fastest at this size, and because its square root is exact on every CPU.
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+    "adam": (torch.optim.Adam, {"fused": True}),
+    "sgd": (torch.optim.SGD, {"fused": True}),
+    "rmsprop": (torch.optim.RMSprop, {}),
+    "lbfgs": (torch.optim.LBFGS, {}),
+}
+
+
+Evaluate = Callable[[Mapping[str, Tensor], Tensor, Tensor], Evaluation]
+
+
+class Batch(NamedTuple):
+    """What an update sees of a rollout: S samples, or M minibatches of B as [M, B, ...]."""
+
+    obs: Tensor
+    actions: Tensor
+    old_logp: Tensor
+    advantages: Tensor
+    returns: Tensor
+    old_values: Tensor
+
+
+class Step(NamedTuple):
+    """What one optimiser step leaves for the metrics. All detached."""
+
+    minibatch: Batch
+    logp: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    grad_norm: Tensor  # before clipping; nan if the step was skipped
+    evaluations: int = 1  # of the loss; L-BFGS needs several a step
+    skipped: str = ""  # by whom, if it was: "guard" or "grad_scaler"
+
+
+class Terms(NamedTuple):
+    """One forward pass, with its graph."""
+
+    logp: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    total_loss: Tensor
+
+
+def make_optimizer(config: OptimizerConfig, policy: ActorCritic, learning_rate: float) -> torch.optim.Optimizer:
+    """torch's own optimiser over the flat parameter vector.
+
+    Raises: ConfigError for an unknown name or for values that torch rejects.
+    """
+    kind, fixed = lookup(OPTIMIZERS, "optimizer", config.name)
+    settings = {key: value for key, value in asdict(config).items() if key != "name"}
+    try:
+        return kind([policy.flat], lr=learning_rate, **settings, **fixed)
+    except (ValueError, IndexError, TypeError) as error:
+        raise ConfigError(f"optimizer={config.name} with {settings}: {error}") from error
+
+
+def update(
+    stepper: "Stepper", batch: Batch, config: Config, rng: np.random.Generator, after_step: Callable[[], None]
+) -> dict[str, float]:
+    """``update_epochs`` passes over ``batch`` in shuffled minibatches; stops early past ``target_kl``.
+
+    ``after_step`` is called after every optimiser step, a skipped one included. Returns the iteration's metrics.
+    """
+    steps: list[Step] = []
+    for _ in range(config.update_epochs):
+        for minibatch in shuffled(batch, config.num_minibatches, rng, norm_adv=config.norm_adv):
+            steps.append(stepper(minibatch))
+            after_step()
+        if config.target_kl is not None and _mean_kl(steps[-config.num_minibatches :]) > config.target_kl:
+            break
+    return metrics(steps, config)
+
+
+def shuffled(batch: Batch, num_minibatches: int, rng: np.random.Generator, *, norm_adv: bool) -> Iterator[Batch]:
+    """The batch in a new order, as minibatches; advantages normalised within each, as (A - mean) / (std + 1e-8)."""
+    order = torch.from_numpy(rng.permutation(len(batch.obs))).to(batch.obs.device)
+    epoch = Batch(*(column[order].view(num_minibatches, -1, *column.shape[1:]) for column in batch))
+    if norm_adv:
+        A = epoch.advantages
+        epoch = epoch._replace(advantages=(A - A.mean(1, keepdim=True)) / (A.std(1, keepdim=True) + 1e-8))
+    return map(Batch._make, zip(*(column.unbind() for column in epoch), strict=True))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A minibatch's loss, as a pure function of the policy's named parameters.
+
+    ``total_loss = policy_loss - ent_coef * entropy + vf_coef * value_loss``, each a mean over the minibatch.
+    """
+
+    evaluate: Evaluate
+    loss: Loss
+    context: Callable[[], AbstractContextManager[None]]  # of the forward pass: autocast, or nothing
+    clip_coef: float
+    vf_coef: float
+    ent_coef: float
+    offset: float
+    clip_vloss: bool
+
+    def __call__(self, parameters: Mapping[str, Tensor], minibatch: Batch) -> Terms:
+        with self.context():
+            new = self.evaluate(parameters, minibatch.obs, minibatch.actions)
+            losses = self.loss(new.logp, minibatch.old_logp, minibatch.advantages, clip_coef=self.clip_coef)
+            policy_loss = losses.mean()
+            if self.offset:
+                policy_loss = policy_loss + self.offset
+            value_loss = self.value_losses(new.values, minibatch).mean()
+            entropy = new.entropy.mean()
+            total_loss = policy_loss - self.ent_coef * entropy + self.vf_coef * value_loss
+        return Terms(new.logp, policy_loss, value_loss, entropy, total_loss)
+
+    def value_losses(self, values: Tensor, minibatch: Batch) -> Tensor:
+        """Per-sample ``(V - R)^2 / 2``; with ``clip_vloss`` the larger of it and V within clip_coef of V_old."""
+        errors = (values - minibatch.returns) ** 2
+        if self.clip_vloss:
+            change = (values - minibatch.old_values).clamp(-self.clip_coef, self.clip_coef)
+            errors = torch.max(errors, (minibatch.old_values + change - minibatch.returns) ** 2)
+        return 0.5 * errors
+
+
+def make_objective(config: Config, policy: ActorCritic, precision: Precision) -> Objective:
+    """Raises: ConfigError for an unknown loss."""
+    return Objective(
+        evaluate=policy.evaluate,
+        loss=trainable(config.loss.name),
+        context=partial(precision.context, config.device),
+        clip_coef=config.clip_coef,
+        vf_coef=config.vf_coef,
+        ent_coef=config.ent_coef,
+        offset=config.loss.offset,
+        clip_vloss=config.clip_vloss,
+    )
+
+
+@dataclass
+class Stepper:
+    """One optimiser step on a minibatch's total loss, its gradient clipped; none where the guard objects to the loss.
+
+    ``loss_scale`` multiplies the loss before its backward pass, and divides the gradient after.
+    """
+
+    policy: ActorCritic
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    guard: Guard
+    max_grad_norm: float
+    finite_only: bool = False
+    loss_scale: float = 1.0
+
+    def __call__(self, minibatch: Batch) -> Step:
+        terms = self.objective(self.policy.named, minibatch)
+        logp, policy_loss, value_loss, entropy = (x.detach() for x in terms[:4])
+        if not self.guard(policy_loss, terms.total_loss):
+            unknown = torch.full_like(policy_loss, math.nan)
+            return Step(minibatch, logp, policy_loss, value_loss, entropy, unknown, evaluations=1, skipped="guard")
+        grad_norm, evaluations, skipped = self.take(terms, minibatch)
+        return Step(minibatch, logp, policy_loss, value_loss, entropy, grad_norm, evaluations, skipped)
+
+    def refuse_nonfinite(self, terms: Terms, grad_norm: Tensor | None = None) -> None:
+        """Before the parameters move. Raises: NonFinite if ``finite_only`` and a loss or the gradient is not finite."""
+        if not self.finite_only:
+            return
+        total = terms.total_loss.item()
+        norm = 0.0 if grad_norm is None else grad_norm.item()
+        if math.isfinite(total) and math.isfinite(norm):
+            return
+        parts = {"policy_loss": terms.policy_loss, "value_loss": terms.value_loss, "entropy_loss": terms.entropy}
+        values = {name: part.item() for name, part in parts.items()} | {"total_loss": total, "grad_norm": norm}
+        name, value = next((name, value) for name, value in values.items() if not math.isfinite(value))
+        raise NonFinite(f"{name} is {value}")
+
+    def take(self, terms: Terms, minibatch: Batch) -> tuple[Tensor, int, str]:
+        """The step itself: the gradient's norm, how often the loss was evaluated, and who skipped the step, if any."""
+        norm = self.backward(terms)
+        self.refuse_nonfinite(terms, norm)
+        self.optimizer.step()
+        return norm, 1, ""
+
+    def backward(self, terms: Terms) -> Tensor:
+        """The clipped gradient in the place of the old one. Returns: its norm before clipping."""
+        gradient = self.cleared_gradient()
+        scale = self.loss_scale
+        (terms.total_loss if scale == 1 else terms.total_loss * scale).backward()  # type: ignore[no-untyped-call]
+        if scale != 1:
+            gradient.div_(scale)
+        return clip_grad_norm_(gradient, self.max_grad_norm)
+
+    def cleared_gradient(self) -> Tensor:
+        gradient = self.policy.flat.grad
+        assert gradient is not None
+        return gradient.zero_()
+
+
+@dataclass
+class ScaledStepper(Stepper):
+    """Through torch's GradScaler, which skips the steps whose gradient overflows."""
+
+    scaler: torch.amp.GradScaler = field(kw_only=True)
+
+    def take(self, terms: Terms, minibatch: Batch) -> tuple[Tensor, int, str]:
+        self.refuse_nonfinite(terms)  # an infinite gradient is GradScaler's to skip
+        gradient = self.cleared_gradient()
+        self.scaler.scale(terms.total_loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(gradient, self.max_grad_norm)
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        overflow = self.scaler.get_scale() < before  # then GradScaler has left the parameters alone
+        return norm, 1, "grad_scaler" if overflow else ""
+
+
+class ClosureStepper(Stepper):
+    """For L-BFGS, which evaluates the loss as often as it likes, the first time at the parameters as they are."""
+
+    def take(self, terms: Terms, minibatch: Batch) -> tuple[Tensor, int, str]:
+        norms: list[Tensor] = []
+
+        def evaluate() -> Tensor:
+            now = self.objective(self.policy.named, minibatch) if norms else terms
+            norms.append(self.backward(now))
+            self.refuse_nonfinite(now, norms[-1])
+            return now.total_loss
+
+        self.optimizer.step(evaluate)  # type: ignore[arg-type]
+        return norms[0], len(norms), ""
+
+
+def make_stepper(
+    config: Config,
+    policy: ActorCritic,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+) -> Stepper:
+    """The one way in which this run steps. Raises: ConfigError for an unknown loss or guard."""
+    parts = (
+        policy, optimizer, make_objective(config, policy, precision), make_guard(config), config.max_grad_norm,
+        config.on_nonfinite == "fail",
+    )  # fmt: skip
+    if scaler.is_enabled():
+        return ScaledStepper(*parts, scaler=scaler)
+    kind = ClosureStepper if isinstance(optimizer, torch.optim.LBFGS) else Stepper
+    return kind(*parts, config.precision.loss_scale)
+
+
+def clip_grad_norm_(gradient: Tensor, max_norm: float) -> Tensor:
+    """Scale ``gradient`` in place to at most ``max_norm`` (L2) and return its norm before.
+
+    The arithmetic of torch.nn.utils.clip_grad_norm_ on one tensor, at a quarter of its overhead.
+    """
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _mean_kl(steps: list[Step]) -> float:
+    logratio = torch.stack([step.logp - step.minibatch.old_logp for step in steps])
+    return float((torch.expm1(logratio) - logratio).mean())
+
+
+@torch.no_grad()
+def metrics(steps: list[Step], config: Config) -> dict[str, float]:
+    """Means over all minibatches of the iteration, each taken before its step.
+
+    ``policy_loss`` is the value of the loss that is trained; ``ppo_clip_loss`` and ``reinforce_loss`` are the two
+    formulations' own values on the same samples. ``approx_kl`` is the k3 estimator, mean(ratio - 1 - logratio),
+    ``old_approx_kl`` k1, mean(-logratio), both in nats. ``ratio_outside_frac`` counts |ratio - 1| > clip_coef,
+    ``clip_active_frac`` the samples whose gradient is really cut, ``clip_active_steps`` and ``clip_active_epochs`` the
+    optimiser steps and epochs that had one. ``positive_ratio_min`` and its kin say how far the ratio got from 1 where
+    the advantage is positive, and where it is negative. ``grad_norm`` is taken before clipping.
+    ``evaluations`` counts evaluations of the loss, ``skipped_steps`` the optimiser steps that the guard or GradScaler
+    forbade, ``guarded_steps`` the guard's among them.
+    """
+    logp = at_least_float32(torch.stack([step.logp for step in steps]))
+    old_logp = at_least_float32(torch.stack([step.minibatch.old_logp for step in steps]))
+    advantages = at_least_float32(torch.stack([step.minibatch.advantages for step in steps]))
+    logratio = logp - old_logp
+    ratio = logratio.exp()
+
+    def value_of(name: str) -> Tensor:
+        return LOSSES[name](logp, old_logp, advantages, clip_coef=config.clip_coef).mean()
+
+    def mean(column: str) -> Tensor:
+        return at_least_float32(torch.stack([getattr(step, column) for step in steps])).to(logp.dtype).mean()
+
+    def farthest(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.aminmax(torch.where(chosen & ~ratio.isnan(), ratio, 1.0))
+
+    policy_loss, value_loss, entropy = mean("policy_loss"), mean("value_loss"), mean("entropy")
+    active = clip_active(ratio, advantages, clip_coef=config.clip_coef)
+    positive, negative = farthest(advantages > 0), farthest(advantages < 0)
+    named = {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy_loss": entropy,
+        "total_loss": policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss,
+        "ppo_clip_loss": value_of("ppo_clip"),
+        "reinforce_loss": value_of("reinforce"),
+        "approx_kl": (torch.expm1(logratio) - logratio).mean(),
+        "old_approx_kl": -logratio.mean(),
+        "ratio_outside_frac": ((ratio - 1).abs() > config.clip_coef).to(ratio.dtype).mean(),
+        "clip_active_frac": active.to(ratio.dtype).mean(),
+        "clip_active_steps": active.any(1).sum(),
+        "clip_active_epochs": active.view(-1, config.num_minibatches * active.shape[1]).any(1).sum(),
+        "positive_ratio_min": positive[0],
+        "positive_ratio_max": positive[1],
+        "negative_ratio_min": negative[0],
+        "negative_ratio_max": negative[1],
+        "grad_norm": mean("grad_norm"),
+    }
+    means = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
+    return means | {
+        "clip_active_steps": int(means["clip_active_steps"]),
+        "clip_active_epochs": int(means["clip_active_epochs"]),
+        "evaluations": sum(step.evaluations for step in steps),
+        "skipped_steps": sum(bool(step.skipped) for step in steps),
+        "guarded_steps": sum(step.skipped == "guard" for step in steps),
+    }

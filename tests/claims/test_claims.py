@@ -1,0 +1,326 @@
+"""Claims are judged on run folders alone, and a broken mechanism makes each of them fail."""
+
+import math
+import shutil
+import sys
+
+import pandas as pd
+import pytest
+
+from rlloss import figures, tables
+from rlloss.claims import load_claims, select
+from rlloss.claims.twins import Setting, judge_twins
+from rlloss.cli import main
+from rlloss.config import load
+from rlloss.errors import ConfigError
+from rlloss.graph.browser import BINARIES
+from rlloss.losses import LOSSES
+from rlloss.runs import RunFolder
+from rlloss.runs.place import run_folder
+from tests.browser import opened, readable
+from tests.helpers import code_blocks
+
+CLAIMS = {claim.name: claim for claim in load_claims()}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_run_of_every_claim_composes_and_has_its_own_folder(name):
+    for preset in ("quick", "paper"):
+        configs = [load(overrides) for overrides in CLAIMS[name].runs(preset)]
+        assert len({run_folder(config) for config in configs}) == len(configs)
+        assert configs or name == "overflow", "which trains nothing"
+    if configs:
+        assert len({config.seed for config in configs}) == 10
+        assert {config.total_timesteps for config in configs} == {500_000}
+
+
+LONGER = {"plateau": 3000, "early_stopping": 6000}  # environment steps, where 1,000 decide nothing
+
+
+# Of a minibatch of 25 samples the halves are not small enough to be subnormal.
+BATCHES = {"mixed_precision": ("num_envs=4", "num_steps=128")}
+
+
+def small(name, make_run, *changes):
+    """The claim's quick runs, shortened; ``changes`` maps an override to the one that takes its place."""
+    swap = dict(change.split(">") for change in changes)
+    short = (*BATCHES.get(name, ("num_envs=2",)), f"total_timesteps={LONGER.get(name, 1000)}")
+    steps = {"num_steps=128": "num_steps=64", "num_steps=125": "num_steps=50"}
+
+    def shorten(overrides):
+        kept = [swap.get(o, steps.get(o, o)) for o in overrides if not o.startswith(("total_timesteps", "snapshot"))]
+        return make_run(*kept, *short)
+
+    return [shorten(overrides) for overrides in CLAIMS[name].runs("quick")]
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [("", True), ("learning_rate=0.003>learning_rate=1e-6", False), ("loss=reinforce>loss=cispo", False)],
+)
+def test_more_environments_fails_with_another_gradient_and_where_nothing_is_clipped(make_run, change, holds):
+    """On LunarLander; the others are tested one by one, in train/test_envs.py."""
+    pytest.importorskip("Box2D", reason="pip install 'rlloss[box2d]'")
+    swap = dict([change.split(">")] if change else [])
+    short = ("num_envs=2", "num_steps=50", "total_timesteps=1000")
+    lander = [overrides for overrides in CLAIMS["more_environments"].runs("quick") if "env=lunarlander" in overrides]
+    runs = [make_run(*(swap.get(o, o) for o in overrides), *short) for overrides in lander]
+    finding = CLAIMS["more_environments"].judge(runs)
+    assert finding.holds is holds, finding
+    assert finding.evidence["env"].tolist() == ["LunarLander-v3"]
+
+
+@pytest.mark.slow
+def test_identical_trajectories_holds_and_fails_with_the_textbook_order(make_run):
+    claim = CLAIMS["identical_trajectories"]
+    assert claim.judge(small(claim.name, make_run)).evidence["identical"].eq("2 of 2").all()
+    broken = claim.judge(small(claim.name, make_run, "loss=reinforce>loss=reinforce_textbook"))
+    assert not broken.holds
+    assert broken.evidence.loc[broken.evidence["minibatch"] == 32, "identical"].eq("2 of 2").all()
+    assert not broken.evidence.loc[broken.evidence["minibatch"] == 25, "identical"].eq("2 of 2").all()
+
+
+def test_identical_trajectories_needs_an_active_clip(make_run):
+    pair = [make_run("learning_rate=1e-6"), make_run("learning_rate=1e-6", "loss=reinforce")]
+    finding = CLAIMS["identical_trajectories"].judge(pair)
+    assert finding.evidence["identical"].tolist() == ["0 of 1"], "identical, but not put to the test"
+    assert not finding.holds, "a run that clips nothing does not test the claim"
+
+
+def test_one_trajectory_holds_and_fails_if_one_of_the_four_or_klip_is_another(make_run):
+    claim = CLAIMS["one_trajectory"]
+    held = claim.judge(small(claim.name, make_run))
+    assert held.holds
+    assert (
+        held.evidence.loc[held.evidence["loss"] == "klip", "identical to ppo_clip"].tolist() == ["1 of 1", "0 of 1"] * 2
+    )
+    for other in ("loss=klip_matched>loss=klip", "loss=ppo_masked>loss=cispo", "loss=klip>loss=klip_matched"):
+        assert not claim.judge(small(claim.name, make_run, other)).holds, other
+
+
+def test_negative_controls_hold_and_fail_if_one_is_ppo_after_all(make_run):
+    claim = CLAIMS["negative_controls"]
+    held = claim.judge(small(claim.name, make_run))
+    assert held.holds
+    first = held.evidence.groupby("loss")["first step that differs"]
+    assert first.max()["reinforce_undetached"] == first.max()["ppo_clip_ulp"] == 1, "already on-policy"
+    assert first.min()["cispo"] > 1, "the first minibatch is on-policy"
+    assert not claim.judge(small(claim.name, make_run, "loss=cispo>loss=reinforce")).holds
+
+
+TWIN_CLAIMS = {  # of conditions: the twin that takes the place of another, and makes everything the same, or nothing
+    **dict.fromkeys(
+        ("plateau", "early_stopping", "line_search", "best_checkpoint", "monitoring"),
+        ("loss=reinforce>loss=ppo_clip", "loss=reinforce>loss=cispo"),
+    ),
+    "mixed_precision": (
+        "loss=reinforce>loss=ppo_clip",
+        "loss=reinforce>loss=cispo",
+        "precision.loss_scale=1024>precision.loss_scale=1",
+    ),
+    "constant_offset": ("loss.offset=5>loss.offset=0", "loss.offset=5>loss=cispo"),
+}
+
+
+SLOWEST = ("mixed_precision", "constant_offset", "line_search", "plateau", "early_stopping")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOWEST)) for n in TWIN_CLAIMS])
+def test_claims_about_conditions_fail_where_the_value_does_not_matter_and_where_the_gradient_differs(name, make_run):
+    """What makes the twins one run, and what makes them two everywhere: neither can bear the claim out."""
+    assert CLAIMS[name].judge(small(name, make_run)).holds, "unbroken, at this size"
+    for other in TWIN_CLAIMS[name]:
+        finding = CLAIMS[name].judge(small(name, make_run, other))
+        assert not finding.holds, other
+
+
+def wild_runs(make_run, loss, *with_guard):
+    """The claim's seeds 1 and 2: in the second, log-densities leave float16's range at once."""
+    wild = ("env=pendulum", "precision=fp16", "learning_rate=0.3", "num_envs=4", "num_steps=128", "total_timesteps=512")
+    wild += ("on_nonfinite=record",)
+    return [
+        make_run(*wild, *guard, f"seed={seed}", f"loss={twin}")
+        for guard in ((), with_guard)
+        for seed in (1, 2)
+        for twin in ("ppo_clip", loss)
+    ]
+
+
+def test_the_guard_parts_what_is_identical_without_it(make_run):
+    claim = CLAIMS["guard"]
+    guarded = ("guard=finite", "guard.monitor=policy_loss")
+    held = claim.judge(wild_runs(make_run, "reinforce", *guarded))
+    assert held.holds
+    assert held.evidence["the same without guard"].tolist() == [True, True]
+    assert held.evidence["the same with guard"].tolist() == [True, False]
+    assert not claim.judge(wild_runs(make_run, "ppo_clip", *guarded)).holds, "one loss: the guard is the same for both"
+    assert not claim.judge(wild_runs(make_run, "reinforce")).holds, "no guard"
+
+
+def test_overflow_holds_and_fails_for_losses_that_overflow_otherwise(monkeypatch):
+    claim = CLAIMS["overflow"]
+    held = claim.judge([])
+    assert held.holds
+    table = held.evidence.set_index(["A", "loss", "intermediate"])
+    assert table.loc[(1, "ppo_clip", "ρ"), "float16: value from"] == pytest.approx(math.log(65504), abs=0.02)
+    assert table.loc[(1, "ppo_clip", "ρ"), "float32: value from"] == pytest.approx(math.log(3.4028e38), abs=0.02)
+    assert table.loc[(-100, "ppo_clip", "ρ · A"), "float16: value from"] == pytest.approx(math.log(655.04), abs=0.02)
+    assert math.isnan(table.loc[(1, "reinforce", "log π"), "float16: gradient from"]), "never"
+    for name, other in (
+        ("ppo_clip", "on_policy_ratio"),
+        ("ppo_clip", "reinforce"),
+        ("reinforce", "reinforce_unclipped"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(LOSSES, name, LOSSES[other])
+            patch.setitem(claim.judge.__globals__, "table", lambda: held.evidence)
+            assert not claim.judge([]).holds, other
+
+
+def test_a_pair_that_cannot_be_judged_bears_nothing_out(make_run, tmp_path):
+    shutil.copytree(make_run("loss=reinforce").path, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{"status": "running"}')
+    finding = judge_twins({"cut short": Setting((), same=False)}, [make_run(), RunFolder(tmp_path / "run")])
+    assert not finding.holds, "unfinished is not parted"
+    assert "0 parted; 1 cannot be judged" in finding.summary
+    assert "is running" in finding.evidence["first decision that differs (first seed)"][0]
+
+
+def test_a_claim_about_decisions_needs_some(make_run):
+    pair = [make_run(), make_run("loss=reinforce")]
+    conditions = {"nothing decides": Setting((), same=True)}
+    assert judge_twins(conditions, pair).holds
+    assert not judge_twins(conditions, pair, decided=True).holds
+
+
+def order_runs(make_run, loss):
+    odd, even = "num_steps=50", "num_steps=64"
+    longer = ("total_timesteps=4000", "snapshot_every=4", "learning_rate=0.003")
+    conditions = ((even, *longer), (odd, *longer), (odd, "precision=fp64", *longer), (odd, "optimizer=sgd", *longer))
+    return [make_run(*c, *other) for c in conditions for other in ((), (f"loss={loss}",))]
+
+
+def test_multiplication_order_fails_without_drift(make_run):
+    judged = CLAIMS["multiplication_order"].judge(order_runs(make_run, "reinforce"))
+    assert not judged.holds
+    assert judged.evidence["as expected"].tolist() == [True, False, False, False]
+
+
+def test_multiplication_order_sees_the_drift_begin_as_rounding(make_run):
+    evidence = CLAIMS["multiplication_order"].judge(order_runs(make_run, "reinforce_textbook")).evidence
+    assert evidence["verdict"][0] == "IDENTICAL"
+    assert evidence["verdict"][1:].isin(["ROUNDING", "DIVERGED"]).all()
+    assert evidence["difference then"][1] > evidence["difference then"][2] > 0, "float64 begins smaller"
+
+
+def test_ppo_learns_fails_for_a_policy_that_does_not(make_run):
+    idle = [make_run("learning_rate=1e-9", "total_timesteps=100000", "num_envs=4", "num_steps=128")]
+    finding = CLAIMS["ppo_learns"].judge(idle)
+    assert not finding.holds
+
+
+@pytest.mark.slow
+def test_every_claim_holds_with_the_quick_preset(tmp_path, request):
+    """What `make reproduce` runs, into a fresh folder whose name no override grammar would like."""
+    out = tmp_path / "a, b=c"
+    assert main(["reproduce", "--runs", str(out / "runs"), "--report", str(out / "report")]) == 0
+    table = pd.read_csv(out / "report" / "claims.csv")
+    assert set(table["claim"]) == set(CLAIMS)
+    assert (table["verdict"] == "holds").all()
+    assert main(["verify", str(out / "runs")]) == 1, "the textbook order is among the runs"
+    if any(map(shutil.which, BINARIES)):  # without one this is no reason to skip the rest
+        for width in (1280, 390):
+            with opened(request.getfixturevalue("browser"), out / "report" / "index.html", width=width) as page:
+                readable(page, width)
+                assert page.locator("section figure img").count() == len(CLAIMS)
+
+
+def test_claims_hold_on_runs_that_bear_them_out(make_run):
+    clipping = [make_run(), make_run("loss=reinforce")]
+    assert CLAIMS["identical_trajectories"].judge(clipping).holds
+
+
+def test_select_and_unknown_claims():
+    assert [claim.name for claim in select(["ppo_learns", "ppo_learns"])] == ["ppo_learns"]
+    assert len(select(None)) == len(CLAIMS) >= 3
+    with pytest.raises(ConfigError, match="--claim=x: no such claim"):
+        select(["x"])
+
+
+NEW_CLAIM = code_blocks("experiments/README.md")[0]  # what a newcomer copies
+
+
+def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, monkeypatch, capsys):
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    (experiments / "one_digest.py").write_text(NEW_CLAIM)
+    monkeypatch.setattr("rlloss.claims.claim.data_dir", lambda name: experiments)
+    where = ["--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
+    (tmp_path / "runs").mkdir()
+    assert main(["report", where[1], *where[2:]]) == 1, "not run yet"
+    assert "not run" in capsys.readouterr().out
+    assert main(["reproduce", "--jobs", "2", *where]) == 0
+    assert "2 runs, 0 of them finished already" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    whole = {
+        "index.html",
+        "digests.csv",
+        *(f"{name}.{kind}" for name in ("claims", "returns", "aggregate") for kind in ("csv", "tex")),
+    }
+    assert names == whole | {f"one_digest.{suffix}" for suffix in ("csv", "tex", "md", "pdf", "png", "svg")}
+    runs = sorted((tmp_path / "runs").iterdir())
+    shutil.rmtree(runs[0])
+    before = (runs[1] / "run.json").stat().st_mtime_ns
+    assert main(["reproduce", "--jobs", "2", *where]) == 0
+    assert "2 runs, 1 of them finished already" in capsys.readouterr().out
+    assert (runs[1] / "run.json").stat().st_mtime_ns == before
+    assert RunFolder(runs[0]).status == "finished"
+
+
+def test_a_claim_whose_packages_are_missing_leaves_the_others_running(tmp_path, monkeypatch, capsys):
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    (experiments / "one_digest.py").write_text(NEW_CLAIM)
+    (experiments / "lander.py").write_text(NEW_CLAIM.replace('("num_envs=2"', '("env=lunarlander", "num_envs=2"'))
+    monkeypatch.setattr("rlloss.claims.claim.data_dir", lambda name: experiments)
+    command = ["reproduce", "--jobs", "2", "--runs", str(tmp_path / "runs"), "--report", str(tmp_path / "report")]
+
+    def verdicts():
+        return pd.read_csv(tmp_path / "report" / "claims.csv").set_index("claim")
+
+    with monkeypatch.context() as patch:
+        for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+            patch.delitem(sys.modules, name)
+        patch.setitem(sys.modules, "Box2D", None)
+        assert main(command) == 1
+    assert "2 claims, 2 runs, 0 of them finished" in capsys.readouterr().out
+    assert verdicts()["verdict"].to_dict() == {"lander": "not run", "one_digest": "holds"}
+    remedy = "LunarLander-v3 is not installed; pip install 'rlloss[box2d]'"
+    assert verdicts()["evidence"]["lander"] == f"2 of 2 runs are not finished: env.id={remedy}"
+    pytest.importorskip("Box2D", reason="pip install 'rlloss[box2d]'")
+    assert main(command) == 0
+    assert (verdicts()["verdict"] == "holds").all()
+
+
+def test_figures_are_byte_for_byte_the_same_when_made_twice(make_run, tmp_path):
+    claim = CLAIMS["multiplication_order"]
+    runs = order_runs(make_run, "reinforce_textbook")
+    made = []
+    for attempt in ("a", "b"):
+        with figures.style():
+            paths = figures.save(claim.figure(runs), tmp_path / attempt / "figure")
+        made.append([path.read_bytes() for path in paths])
+    assert made[0] == made[1]
+    assert [path.suffix for path in paths] == [".pdf", ".png", ".svg"]
+    assert made[0][0].startswith(b"%PDF")
+    assert b"CreationDate" not in made[0][0]
+
+
+def test_tables_in_their_forms():
+    table = pd.DataFrame(
+        {"name": ["a", "long name"], "value": [1.23456, 12345.6], "count": [1000, None], "ok": [True, False]}
+    )
+    lines = tables.text(table).splitlines()
+    assert lines[2].split() == ["a", "1.235", "1000", "yes"]
+    assert lines[3].split() == ["long", "name", "12,346", "–", "no"]
+    assert tables.markdown(table).splitlines()[1] == "| --- | ---: | ---: | --- |"

@@ -1,0 +1,181 @@
+"""Configs: defaults, folder names, and one clear line for every kind of bad input."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings, strategies as st
+
+from rlloss.config.choices import choices, data_dir, groups
+from rlloss.config.compose import known_keys, load, to_config
+from rlloss.config.schema import Config
+from rlloss.errors import ConfigError
+from rlloss.runs.place import run_folder
+
+
+def test_hydras_defaults_are_those_of_the_dataclass():
+    assert load() == Config()
+
+
+def test_defaults_are_cleanrls():
+    c = Config()
+    assert (c.total_timesteps, c.num_envs, c.num_steps, c.update_epochs, c.num_minibatches) == (500_000, 4, 128, 4, 4)
+    assert (c.learning_rate, c.gamma, c.gae_lambda, c.clip_coef, c.vf_coef) == (2.5e-4, 0.99, 0.95, 0.2, 0.5)
+    assert (c.ent_coef, c.max_grad_norm, c.norm_adv, c.clip_vloss, c.target_kl) == (0.01, 0.5, True, True, None)
+    assert (c.optimizer.eps, c.schedule.name) == (1e-5, "linear")
+
+
+@pytest.mark.parametrize(("group", "choice"), [(g, c) for g in groups() for c in choices(g)])
+def test_every_choice_of_every_group_composes(group, choice):
+    assert group in [key.split(".")[0] for key in load([f"{group}={choice}"]).flat()]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss=reinforce", "seed=3", "optimizer=sgd", "optimizer.momentum=0", "hidden_sizes=[8,8]"],
+        ["run_dir='x/${loss.name}'", "target_kl=0.1", "optimizer.betas=[0.8,0.9]", "hydra.launcher.n_jobs=1"],
+        ["+env.kwargs.sutton_barto_reward=true", "env=cartpole", "target_kl=null", "++seed=4", "learning_rate=1e-3"],
+    ],
+)
+def test_load_is_hydras_own_composition(overrides):
+    ours = load(overrides)
+    with initialize_config_dir(str(data_dir("configs").resolve()), version_base="1.3"):
+        assert ours == to_config(compose("config", overrides))
+
+
+BAD = {
+    "+new.key=3": "+new.key=3: unknown key new.key",
+    "++total=3": "unknown key total",
+    "num_env=3": "num_env=3: unknown key num_env; did you mean num_envs",
+    "optimiser=sgd": "did you mean optimizer",
+    "env.foo=1": "unknown key env.foo",
+    "optimizer.alpha=0.3": "optimizer.alpha",
+    "~loss": "~loss: no key can be removed",
+    "num_envs": "an override reads key=value",
+    "hidden_sizes=[1": "hidden_sizes=[1: brackets or quotes do not close",
+    "run_dir=out=1": """run_dir=out=1: the value has to be quoted: 'run_dir="out=1"'""",
+    "run_dir=out,1": "'run_dir=\"…\"' for one value with commas",
+    "--seed=3": "--seed=3: keys have no dashes before them; write seed=3",
+    "loss=foo": "loss=foo: no such loss; use one of a2c, cispo",
+    "env=3": "env=3: no such env; use one of acrobot, breakout, cartpole",
+    "loss=": "no such loss",
+    "loss=ppo": "loss=ppo: no such loss; did you mean ppo_clip",
+    "loss=PPO_clip": "did you mean ppo_clip",
+    "loss=grpo_": "no such loss",
+    "optimizer=adamw": "optimizer=adamw: no such optimizer; use one of adam, lbfgs, rmsprop, sgd",
+    "precision=float16": "precision=float16: no such precision; use one of",
+    "schedule=cosine": "schedule=cosine: no such schedule; use one of constant, linear, plateau",
+    "env=CartPole-v1": "env=CartPole-v1: an id is given as env.id=CartPole-v1, or env=cartpole",
+    "env=my_envs:Corridor-v0": "env=my_envs:Corridor-v0: an id is given as env.id=my_envs:Corridor-v0",
+    "env=cart_pole": "did you mean cartpole",
+    "lr=0.1": "lr=0.1: unknown key lr; here it is learning_rate",
+    "batch_size=64": "here it is num_minibatches; a minibatch has num_envs * num_steps / num_minibatches samples",
+    "cuda=true": "here it is device=cuda",
+    "algo=ppo": "here it is loss",
+    "n_steps=128": "here it is num_steps",
+    "clip_range=0.1": "here it is clip_coef",
+    "lam=0.9": "here it is gae_lambda",
+    "net_arch=[64]": "here it is hidden_sizes",
+    "total_steps=100": "here it is total_timesteps",
+    "anneal_lr=true": "here it is schedule=linear",
+    "patience=3": "did you mean schedule.patience or stop.patience",
+    "num_envs=four": "num_envs=four: must be a whole number",
+    "num_envs=null": "num_envs=null: must be a whole number",
+    "seed=1.5": "seed=1.5: must be a whole number",
+    "seed=true": "seed=true: must be a whole number",
+    "total_timesteps=1e4": "total_timesteps=1e4: must be a whole number; write total_timesteps=10000",
+    "learning_rate=small": "learning_rate=small: must be a number; 0.00025 by default",
+    "target_kl=x": "target_kl=x: must be a number, or null; null sets no limit",
+    "target_kl=none": "target_kl=none: must be a number, or null; write target_kl=null",
+    "max_grad_norm=null": "max_grad_norm=null: must be a number; inf switches clipping off",
+    "max_grad_norm=none": "max_grad_norm=none: must be a number; inf switches clipping off",
+    "clip_vloss=maybe": "clip_vloss=maybe: must be true or false; write clip_vloss=true or clip_vloss=false",
+    "hidden_sizes=3": "hidden_sizes=3: must be a list of whole numbers; write hidden_sizes=[3]",
+    "hidden_sizes=[a]": "hidden_sizes=[a]: must be a list of whole numbers",
+    "env.wrappers=sign_reward": "env.wrappers=sign_reward: must be a list of names; write env.wrappers=[sign_reward]",
+    "schedule.patience=3": "schedule.patience=3: only schedule=plateau has that key; add schedule=plateau",
+    "optimizer.momentum=0.5": "only optimizer=sgd or optimizer=rmsprop has that key",
+    "stop.min_delta=1": "only stop=no_improvement has that key",
+    "on_nonfinite=ignore": "on_nonfinite=ignore: unknown; use one of fail, record",
+    "run_dir=${hydra:job.num}": "${...} takes keys of the config, as ${seed} or ${loss.name}",
+    "hidden_sizes=[]": "hidden_sizes=[]",
+    "hidden_sizes=[0]": "each 1 or greater",
+    "run_dir=${nothing}": "${...} takes keys of the config, as ${seed} or ${loss.name}",
+    "hydra.searchpath=[file:///nowhere]": "no folder /nowhere; name one with configs",
+    "seed=1,2": "seed=1,2: several values are a sweep; add --multirun",
+    "loss=ppo_clip,reinforce": "add --multirun",
+    "num_envs=0": "num_envs=0: must be greater than 0",
+    "num_steps=-1": "num_steps=-1: must be greater than 0",
+    "learning_rate=0": "learning_rate=0.0: must be greater than 0",
+    "learning_rate=inf": "learning_rate=inf: must be a finite number",
+    "vf_coef=inf": "vf_coef=inf: must be a finite number",
+    "learning_rate=nan": "learning_rate=nan: must be greater than 0",
+    "seed=-1": "seed=-1: must be 0 or greater",
+    "gamma=1.5": "gamma=1.5: must lie between 0 and 1",
+    "target_kl=0": "target_kl=0.0: must be greater than 0, or null",
+    "num_minibatches=3": "num_minibatches=3 does not divide the batch of 512 = num_envs 4 x num_steps 128; use one",
+    "num_minibatches=512": "norm_adv=false",
+    "total_timesteps=100": "total_timesteps=100 is less than one iteration of 512",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_input_is_one_line_naming_key_and_remedy(override):
+    with pytest.raises(ConfigError) as caught:
+        load([override])
+    message = str(caught.value)
+    assert BAD[override] in message
+    assert "\n" not in message
+
+
+def test_environment_keywords_may_be_added():
+    assert load(["+env.kwargs.sutton_barto_reward=true"]).env.kwargs == {"sutton_barto_reward": True}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 64))
+def test_only_divisors_of_the_batch_pass(num_envs, num_steps, num_minibatches):
+    config = Config(num_envs=num_envs, num_steps=num_steps, num_minibatches=num_minibatches, norm_adv=False)
+    if (num_envs * num_steps) % num_minibatches:
+        with pytest.raises(ConfigError, match="does not divide"):
+            config.validate()
+    else:
+        config.validate()
+        assert config.minibatch_samples * num_minibatches == num_envs * num_steps
+
+
+def test_folder_names_say_environment_condition_loss_and_seed():
+    assert run_folder(load()).as_posix() == "results/runs/CartPole-v1__ppo_clip__seed-1"
+    overrides = ["env=pendulum", "optimizer=sgd", "hidden_sizes=[32,32]", "loss=reinforce", "seed=7", "run_root=r"]
+    assert (
+        run_folder(load(overrides)).as_posix() == "r/Pendulum-v1__optimizer-sgd__hidden_sizes-32-32__reinforce__seed-7"
+    )
+    assert run_folder(load(["run_dir=somewhere"])).as_posix() == "somewhere"
+
+
+def test_every_key_changes_the_folder_name():
+    changes = {
+        "env.id": "env=acrobot", "loss.name": "loss=reinforce", "optimizer.name": "optimizer=sgd",
+        "schedule.name": "schedule=constant", "precision.name": "precision=fp64", "device": "device=cuda",
+        "env.kwargs": "+env.kwargs.x=1", "env.wrappers": "env.wrappers=[sign_reward]",
+        "hidden_sizes": "hidden_sizes=[8]", "target_kl": "target_kl=0.1",
+        "norm_adv": "norm_adv=false", "clip_vloss": "clip_vloss=false", "optimizer.betas": "optimizer.betas=[0.8,0.9]",
+        "num_minibatches": "num_minibatches=2", "gamma": "gamma=0.5", "gae_lambda": "gae_lambda=0.5",
+    }  # fmt: skip
+    names = {run_folder(load())}
+    changes |= {"on_nonfinite": "on_nonfinite=record", "env.check": "env.check=false"}
+    keys = [key for key in Config().flat() if key not in ("run_root", "run_dir")]
+    for key in keys:
+        value = Config().flat()[key]
+        override = changes.get(key) or f"{key}={(value or 1) * 2}"
+        names.add(run_folder(load([override])))
+    assert len(names) == len(keys) + 1
+
+
+def test_long_names_stay_within_what_file_systems_allow():
+    overrides = [f"{key}={value}" for key, value in Config().flat().items() if key in known_keys() and "." not in key]
+    changed = [o for o in overrides if o.split("=")[0] in ("gamma", "gae_lambda", "clip_coef", "vf_coef", "ent_coef")]
+    changed = [o.split("=")[0] + "=0.123456789012345678" for o in changed]
+    sizes = f"hidden_sizes=[{','.join(['100'] * 60)}]"
+    a, b = (run_folder(load([*changed, sizes, f"seed={seed}"])).name for seed in (1, 2))
+    assert len(a) < 255
+    assert a != b

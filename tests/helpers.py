@@ -1,0 +1,50 @@
+"""What several tests share: short real runs, and where the project's files lie."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rlloss.runs import RunFolder
+from rlloss.verify import compare_runs
+
+ROOT = Path(__file__).parents[1]
+SHORT = ("num_envs=2", "num_steps=50", "total_timesteps=600", "snapshot_every=10", "learning_rate=0.003")
+
+MakeRun = Callable[..., RunFolder]
+
+
+def code_blocks(readme: str) -> list[str]:
+    """The Python that a README shows."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / readme).read_text(), re.DOTALL | re.MULTILINE)
+
+
+LOSS = """\
+import torch
+
+
+def mine(logp, old_logp, advantages, *, clip_coef):
+    ratio = torch.exp(logp - old_logp)
+    return -torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
+"""
+
+
+def write_users_files(home: Path) -> None:
+    """What a user has: an environment in ``mine.py``, a loss in ``losses.py``, configs in ``conf/``."""
+    shutil.copy(ROOT / "tests/examples/environments.py", home / "mine.py")
+    (home / "losses.py").write_text(LOSS)
+    for name, text in {
+        "env/line.yaml": "id: mine:Line-v0\nkwargs: {obs: dict}\n",
+        "experiment/quick.yaml": "# @package _global_\nlearning_rate: 0.003\nnum_envs: 2\n",
+    }.items():
+        (home / "conf" / name).parent.mkdir(parents=True)
+        (home / "conf" / name).write_text(text)
+
+
+def assert_identical_though_clipped(a: RunFolder, b: RunFolder) -> None:
+    """Twins with the same bits and other losses, though the clip was active: equality was put to the test."""
+    verdict = compare_runs(a, b)
+    assert verdict.verdict == "IDENTICAL", verdict
+    assert (a.metrics["actions_digest"] == b.metrics["actions_digest"]).all()
+    assert a.metrics["clip_active_frac"].sum() > 0, "nothing was clipped"
+    assert a.metrics["policy_loss"].ne(b.metrics["policy_loss"]).all()
