@@ -68,10 +68,22 @@ def at_ratio(ratio: Tensor) -> tuple[Tensor, Tensor]:
     """(logp, old_logp) whose ratio is exactly ``ratio`` if any does it near the logarithm; else as near as that gets.
 
     old_logp is a power of two just large enough to keep logp negative: the grid of logp is then fine enough to reach
-    every ratio near 1, and logp - old_logp is exact.
+    every ratio near 1, and logp - old_logp is exact. Where exp, which rounds as it likes on each CPU, skips a ratio
+    even so, a smaller old_logp makes the grid finer.
     """
     logratio = torch.log(ratio.double())
-    old = -(2.0 ** torch.ceil(torch.log2(logratio.clamp(min=0.25) * 1.01)))
+    log_old = torch.ceil(torch.log2(logratio.clamp(min=0.25) * 1.01))
+    logp, old_logp, found = _near(ratio, logratio, -(2.0**log_old))
+    for _ in range(4):
+        log_old = torch.where((log_old > torch.log2(1.01 * logratio.clamp(min=1e-9)) + 1), log_old - 1, log_old)
+        finer, finer_old, hit = _near(ratio, logratio, -(2.0**log_old))
+        logp, old_logp = torch.where(hit & ~found, finer, logp), torch.where(hit & ~found, finer_old, old_logp)
+        found = found | hit
+    return logp, old_logp
+
+
+def _near(ratio: Tensor, logratio: Tensor, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """logp within 8 ulp of ``old`` + ``logratio``, old_logp, and whether exp of their difference is ``ratio``."""
     old_logp, start = old.to(ratio.dtype), (old + logratio).to(ratio.dtype)
     best, found = start.clone(), torch.exp(start - old_logp) == ratio
     for direction in (-1, 1):
@@ -80,7 +92,7 @@ def at_ratio(ratio: Tensor) -> tuple[Tensor, Tensor]:
             candidate = ulps_from(candidate, direction)
             hit = ~found & (torch.exp(candidate - old_logp) == ratio)
             best, found = torch.where(hit, candidate, best), found | hit
-    return best, old_logp
+    return best, old_logp, found
 
 
 def ratios(dtype: torch.dtype, clip_coef: float) -> Tensor:
