@@ -5,8 +5,9 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,18 +19,35 @@ from rlloss import lazy
 from rlloss.errors import ConfigError, LossError, lookup
 from rlloss.losses.samples import LOSSES, Loss
 from rlloss.losses.sequences import SEQUENCE_LOSSES
+from rlloss.losses.signature import BY_POSITION, Binding, bind, refuse_parts
 
-CONTRACT = "(logp, old_logp, advantages, *, clip_coef)"
-SEQUENCE_CONTRACT = "(logp, old_logp, advantages, mask, *, clip_coef)"
+# What a sequence loss may take in place of the contract's mask and advantages, in the order in which it is tried.
+MASK_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bool": lambda mask, logp: mask.clone(),
+    "float": lambda mask, logp: mask.to(logp.dtype),
+    "int64": lambda mask, logp: mask.long(),
+}
+ADVANTAGE_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "[batch]": lambda advantages, logp: advantages.clone(),
+    "[batch, 1]": lambda advantages, logp: advantages.unsqueeze(1).clone(),
+    "[batch, tokens]": lambda advantages, logp: advantages.unsqueeze(1).expand_as(logp).clone(),
+}
 
 
 @dataclass(frozen=True)
 class Formulation:
-    """A loss with the name by which its messages call it. ``sequence``: it takes a mask, on [batch, tokens]."""
+    """A loss with the name by which its messages call it. ``sequence``: it takes a mask, on [batch, tokens].
+
+    ``binding``: which of its parameters takes what. ``mask_form`` and ``advantage_form``: what a sequence loss is given
+    (``MASK_FORMS``, ``ADVANTAGE_FORMS``).
+    """
 
     name: str
     function: Callable[..., Any]
     sequence: bool = False
+    binding: Binding = BY_POSITION
+    mask_form: str = "bool"
+    advantage_form: str = "[batch]"
 
     def __call__(
         self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor | None = None, *, clip_coef: float
@@ -40,28 +58,36 @@ class Formulation:
 
         Raises: LossError for an exception in the function and for a result that is no loss.
         """
-        inputs = [old_logp.clone(), advantages.clone()]
+        inputs = {"logp": logp, "old_logp": old_logp.clone(), "advantages": advantages.clone()}
         if self.sequence:
             assert mask is not None, f"{self.name} is a sequence loss"
-            inputs.append(mask.clone())
-        try:
-            result = self.function(logp, *inputs, clip_coef=clip_coef)
-        except Exception as error:
-            raise LossError(f"{self.name} raised {describe(error)}, given {describe_inputs(logp)}") from error
-        if isinstance(result, tuple | list) and result:
-            result = result[0]
-        self._check(result, logp)
+            inputs["mask"] = MASK_FORMS[self.mask_form](mask, logp)
+            inputs["advantages"] = ADVANTAGE_FORMS[self.advantage_form](advantages, logp)
+        result = self._call(inputs, clip_coef)
+        self._check(result, inputs, clip_coef)
         loss: Tensor = result
         return loss
 
-    def _check(self, result: object, logp: Tensor) -> None:
+    def _call(self, inputs: Mapping[str, Tensor], clip_coef: float) -> Any:
+        """What the function returns, the first if it returns several."""
+        arguments, keywords = self.binding.arguments({**inputs, "clip_coef": clip_coef})
+        try:
+            result = self.function(*arguments, **keywords)
+        except Exception as error:
+            raise LossError(f"{self.name} raised {describe(error)}, given {describe_inputs(inputs['logp'])}") from error
+        return result[0] if isinstance(result, tuple | list) and result else result
+
+    def _check(self, result: object, inputs: Mapping[str, Tensor], clip_coef: float) -> None:
+        logp = inputs["logp"]
         if not isinstance(result, Tensor):
             raise LossError(
                 f"{self.name} returned {type(result).__name__}; it must return a tensor, or one first of all"
             )
         shapes = [()] if self.sequence else [(), tuple(logp.shape)]
         if tuple(result.shape) not in shapes:
-            wanted = "a scalar" if self.sequence else "one loss per sample, or a scalar"
+            wanted = "one loss per sample, or a scalar"
+            if self.sequence:
+                wanted = "a scalar: average over the tokens as training does, as in (loss * mask).sum() / mask.sum()"
             raise LossError(
                 f"{self.name} returned shape {tuple(result.shape)} for inputs of shape {tuple(logp.shape)}; "
                 f"it must return {wanted}"
@@ -72,9 +98,24 @@ class Formulation:
                 "compute in the inputs' dtype, or leave that dtype out with --dtype"
             )
         if not result.requires_grad:
+            self._find_gradient(inputs, clip_coef)
             raise LossError(
                 f"{self.name} has no gradient: its result does not depend on logp in a way that autograd sees; "
                 "look for a detach, a .item(), a detour through NumPy or a torch.no_grad() too many"
+            )
+
+    def _find_gradient(self, inputs: Mapping[str, Tensor], clip_coef: float) -> None:
+        """Raises: LossError if no name decided what old_logp is, and the gradient lies on it."""
+        if "old_logp" not in self.binding.guessed:
+            return
+        moved = {role: x.detach().clone() for role, x in inputs.items()}
+        moved["old_logp"].requires_grad_()
+        result = self._call(moved, clip_coef)
+        if isinstance(result, Tensor) and result.requires_grad:
+            theirs, ours = self.binding.argument("old_logp"), self.binding.argument("logp")
+            raise LossError(
+                f"{self.name}: the gradient lies on its {theirs}, and none on the {ours}, which is taken for logp; "
+                "name them logp and old_logp, or change their order"
             )
 
 
@@ -93,9 +134,10 @@ ZOO = LOSSES | SEQUENCE_LOSSES
 def resolve(loss: str | Callable[..., Any]) -> Formulation:
     """A formulation from a name of ours, from ``file.py:function`` or ``module:function``, or from a function.
 
-    A loss that has a parameter called ``mask`` is a sequence loss (``rlloss.losses.sequences``).
+    Parameters are known by their names (``rlloss.losses.signature``). A loss that has one for a mask is a sequence loss
+    (``rlloss.losses.sequences``); a trial tells whether it takes that mask and advantages per sequence, or others.
 
-    Raises: LossError if there is no such loss or if its signature is not that of the contract.
+    Raises: LossError if there is no such loss, if its signature cannot be understood, and if no trial succeeds.
     """
     if not isinstance(loss, str):
         function, name = loss, getattr(loss, "__name__", type(loss).__name__)
@@ -105,7 +147,33 @@ def resolve(loss: str | Callable[..., Any]) -> Formulation:
         if loss not in ZOO:
             raise unknown(loss, ZOO)
         function, name = ZOO[loss], loss
-    return Formulation(name, function, _takes_mask(function, name))
+    binding = bind(function, name)
+    formulation = Formulation(name, function, binding.takes_mask, binding)
+    return _fitted(formulation) if formulation.sequence else formulation
+
+
+def _fitted(formulation: Formulation) -> Formulation:
+    """With the first forms of mask and advantages that a sequence loss takes. Raises: the first form's LossError."""
+    first: LossError | None = None
+    for mask_form, advantage_form in product(MASK_FORMS, ADVANTAGE_FORMS):
+        candidate = replace(formulation, mask_form=mask_form, advantage_form=advantage_form)
+        for dtype in (torch.float64, torch.float32):  # some compute in float32 whatever they are given
+            try:
+                _try(candidate, dtype)
+            except LossError as error:
+                first = first or error
+            else:
+                return candidate
+    assert first is not None
+    raise first
+
+
+def _try(formulation: Formulation, dtype: torch.dtype) -> None:
+    """One call: three sequences of five tokens, so that no [batch] passes for [tokens], with a hole in the mask."""
+    logp = torch.linspace(-2, -0.1, 15, dtype=dtype).view(3, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    advantages = torch.tensor([1, -0.5, 0.25], dtype=dtype)
+    formulation(logp.clone().requires_grad_(), logp - 0.1, advantages, mask, clip_coef=0.2)
 
 
 def trainable(name: str) -> Loss:
@@ -133,36 +201,41 @@ def unknown(loss: str, known: Iterable[str]) -> LossError:
     return LossError(f"LOSS={loss}: unknown; {hint} (your own: file.py:function)")
 
 
-def _takes_mask(function: Callable[..., Any], name: str) -> bool:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # written in C: the call itself will tell
-        return False
-    sequence = "mask" in signature.parameters
-    try:
-        signature.bind(*[None] * (4 if sequence else 3), clip_coef=0.2)
-    except TypeError as error:
-        contract = SEQUENCE_CONTRACT if sequence else CONTRACT
-        raise LossError(f"{name} takes {signature}; a loss takes {contract} ({error})") from error
-    return sequence
-
-
 def load_function(spec: str) -> Callable[..., Any]:
-    """The function of ``file.py:function`` or ``module:function``. Raises: LossError if there is none."""
-    where, _, attribute = spec.rpartition(":")
+    """The function of ``file.py:function``, ``module:function`` or ``file.py:Class.function``. Raises: LossError."""
+    where, _, path = spec.rpartition(":")
     try:
-        module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
+        found: Any = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
     except LossError:
         raise
     except (Exception, SystemExit) as error:
         raise LossError(f"LOSS={spec}: importing {where} raised {describe(error)}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        offered = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
-        what = "is not a function" if hasattr(module, attribute) else "does not exist"
-        raise LossError(f"LOSS={spec}: {attribute} {what} in {where}; it has {', '.join(offered) or 'none'}")
-    loaded: Callable[..., Any] = function
-    return loaded
+    inside = where
+    for attribute in path.split("."):
+        owner = found
+        try:
+            found = getattr(owner, attribute)
+        except AttributeError:
+            has = _functions_of(owner)
+            raise LossError(f"LOSS={spec}: {attribute} does not exist in {inside}; it has {has}") from None
+        except Exception as error:
+            raise LossError(f"LOSS={spec}: {attribute} of {inside} raised {describe(error)}") from error
+        inside = attribute
+    if not callable(found):
+        raise LossError(f"LOSS={spec}: {path} is not a function in {where}; it has {_functions_of(owner)}")
+    refuse_parts(found, f"LOSS={spec}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _functions_of(owner: Any) -> str:
+    """The public functions of a module, class or object, in words."""
+    offered = {**vars(type(owner)), **getattr(owner, "__dict__", {})}
+    plain = (staticmethod, classmethod)
+    names = [
+        n for n, value in offered.items() if n[0] != "_" and (inspect.isfunction(value) or isinstance(value, plain))
+    ]
+    return ", ".join(names) or "none"
 
 
 def _load_file(path: Path) -> ModuleType:
