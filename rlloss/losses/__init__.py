@@ -35,4 +35,18 @@ from rlloss.losses.samples import (
     truncated_is,
     two_sided_mask,
 )
-from rlloss.losses.sequences import SEQUENCE_LOSSES, dapo, dr_grpo, grpo, gspo
+from rlloss.losses.sequences import (
+    SEQUENCE_LOSSES,
+    cispo_upper_tokens,
+    dapo,
+    dr_grpo,
+    gmpo,
+    grpo,
+    gspo,
+    gspo_token,
+    rloo,
+    sapo,
+    seq_mean_token_sum,
+    token_mean,
+    truncated_is_tokens,
+)

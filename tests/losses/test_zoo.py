@@ -179,6 +179,8 @@ TOKEN_WEIGHTS = {  # what a token of sequence i weighs, for lengths 1, 2 and 4 i
     "grpo": [1 / 3, 1 / 6, 1 / 12],
     "dr_grpo": [1 / 12, 1 / 12, 1 / 12],
     "dapo": [1 / 7, 1 / 7, 1 / 7],
+    "token_mean": [1 / 7, 1 / 7, 1 / 7],
+    "seq_mean_token_sum": [1 / 3, 1 / 3, 1 / 3],
 }
 
 
