@@ -1,9 +1,10 @@
 """The update: epochs of minibatches over one rollout. The only place that steps an optimiser."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlloss.config.schema import Config, OptimizerConfig
-from rlloss.errors import ConfigError, NonFinite, lookup
+from rlloss.config.schema import Config, GradientPenaltyConfig, OptimizerConfig, SAMConfig
+from rlloss.errors import ConfigError, NonFinite, RunFailed, lookup
 from rlloss.losses.formulation import trainable
 from rlloss.losses.samples import LOSSES, Loss, clip_active
 from rlloss.train.conditions import Guard, make_guard
@@ -27,6 +28,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]
     "lbfgs": (torch.optim.LBFGS, {}),
 }
 
+TWICE = "optimizer=gradient_penalty: torch cannot differentiate the loss twice"
 
 Evaluate = Callable[[Mapping[str, Tensor], Tensor, Tensor], Evaluation]
 
@@ -70,8 +72,8 @@ def make_optimizer(config: OptimizerConfig, policy: ActorCritic, learning_rate: 
 
     Raises: ConfigError for an unknown name or for values that torch rejects.
     """
-    kind, fixed = lookup(OPTIMIZERS, "optimizer", config.name)
-    settings = {key: value for key, value in asdict(config).items() if key != "name"}
+    name, settings = config.torch_optimizer()
+    kind, fixed = lookup(OPTIMIZERS, "optimizer", name)
     try:
         return kind([policy.flat], lr=learning_rate, **settings, **fixed)
     except (ValueError, IndexError, TypeError) as error:
@@ -202,12 +204,16 @@ class Stepper:
 
     def backward(self, terms: Terms) -> Tensor:
         """The clipped gradient in the place of the old one. Returns: its norm before clipping."""
+        return clip_grad_norm_(self.gradient_of(terms), self.max_grad_norm)
+
+    def gradient_of(self, terms: Terms) -> Tensor:
+        """The total loss's gradient, in the place of the old one."""
         gradient = self.cleared_gradient()
         scale = self.loss_scale
         (terms.total_loss if scale == 1 else terms.total_loss * scale).backward()  # type: ignore[no-untyped-call]
         if scale != 1:
             gradient.div_(scale)
-        return clip_grad_norm_(gradient, self.max_grad_norm)
+        return gradient
 
     def cleared_gradient(self) -> Tensor:
         gradient = self.policy.flat.grad
@@ -250,6 +256,58 @@ class ClosureStepper(Stepper):
         return norms[0], len(norms), ""
 
 
+@dataclass
+class SAMStepper(Stepper):
+    """Steps with the gradient at ``p + rho * g / |g|``, where g is the gradient at p: see SAMConfig."""
+
+    rho: float = field(kw_only=True)
+
+    def take(self, terms: Terms, minibatch: Batch) -> tuple[Tensor, int, str]:
+        flat, gradient = self.policy.flat.data, at_least_float32(self.gradient_of(terms))
+        norm = torch.linalg.vector_norm(gradient)
+        self.refuse_nonfinite(terms, norm)
+        here = flat.clone()
+        flat.add_(gradient * torch.where(norm > 0, self.rho / norm, 0.0))
+        there = self.objective(self.policy.named, minibatch)
+        norm = self.backward(there)
+        flat.copy_(here)  # to the last bit, which taking the distance away again would not give
+        self.refuse_nonfinite(there, norm)
+        self.optimizer.step()
+        return norm, 2, ""
+
+
+@dataclass
+class GradientPenaltyStepper(Stepper):
+    """Steps with ``g + penalty_coef * H g``, H g by a second backward pass: see GradientPenaltyConfig."""
+
+    penalty_coef: float = field(kw_only=True)
+
+    def gradient_of(self, terms: Terms) -> Tensor:
+        """The gradient of total_loss + penalty_coef / 2 * |its gradient|^2, in the place of the old one.
+
+        Raises: RunFailed for a loss that torch cannot differentiate twice.
+        """
+        gradient, leaves, scale = self.cleared_gradient(), list(self.policy.named.values()), self.loss_scale
+        try:
+            first = torch.autograd.grad(
+                terms.total_loss * scale, leaves, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            g = [part.detach() / scale for part in first]
+            varying = [(part, vector) for part, vector in zip(first, g, strict=True) if part.requires_grad]
+            # Adds scale * H g to the gradient, which is 0.
+            torch.autograd.backward([part for part, _ in varying], [vector for _, vector in varying])
+        except RuntimeError as error:
+            why = str(error).partition("\n")[0]
+            if not re.search("derivative|differentia", why):
+                raise
+            raise RunFailed(f"{TWICE} ({why}); optimizer=sam takes first derivatives alone") from error
+        gradient.mul_(self.penalty_coef / scale)
+        for leaf, part in zip(leaves, g, strict=True):
+            assert leaf.grad is not None  # its place in the flat gradient
+            leaf.grad.add_(part)
+        return gradient
+
+
 def make_stepper(
     config: Config,
     policy: ActorCritic,
@@ -264,8 +322,13 @@ def make_stepper(
     )  # fmt: skip
     if scaler.is_enabled():
         return ScaledStepper(*parts, scaler=scaler)
+    scale, rule = config.precision.loss_scale, config.optimizer
+    if isinstance(rule, SAMConfig):
+        return SAMStepper(*parts, scale, rho=rule.rho)
+    if isinstance(rule, GradientPenaltyConfig):
+        return GradientPenaltyStepper(*parts, scale, penalty_coef=rule.penalty_coef)
     kind = ClosureStepper if isinstance(optimizer, torch.optim.LBFGS) else Stepper
-    return kind(*parts, config.precision.loss_scale)
+    return kind(*parts, scale)
 
 
 def clip_grad_norm_(gradient: Tensor, max_norm: float) -> Tensor:

@@ -108,6 +108,37 @@ def test_negative_controls_hold_and_fail_if_one_is_ppo_after_all(make_run):
     assert not claim.judge(small(claim.name, make_run, "loss=cispo>loss=reinforce")).holds
 
 
+SECOND_ORDER = {  # what is exchanged -> whether the claim survives it
+    "": True,
+    "optimizer.penalty_coef=0.1>optimizer.penalty_coef=0": False,  # the rule is gone: nothing parts
+    "optimizer.penalty_coef=0>optimizer.penalty_coef=0.1": False,  # the negative control is gone
+    "optimizer.penalty_coef=1.0>optimizer.penalty_coef=1.01": False,  # H g is no derivative any more
+    "optimizer.rho=1e-06>optimizer.rho=1.0": False,  # nor is the difference of gradients
+    "loss=reinforce>loss=ppo_masked": False,  # nothing hides the ratio
+    "loss=reinforce>loss=cispo": False,  # another gradient parts under SAM, too
+    "loss=ppo_masked>loss=reinforce": False,  # the control hides it
+}
+
+
+@pytest.mark.parametrize(
+    "change", [pytest.param(c, marks=[pytest.mark.slow] * (i > 2)) for i, c in enumerate(SECOND_ORDER)]
+)
+def test_second_order_needs_the_detached_weight_and_the_second_backward_pass(make_run, change):
+    claim = CLAIMS["second_order"]
+    finding = claim.judge(small(claim.name, make_run, *filter(None, [change])))
+    assert finding.holds is SECOND_ORDER[change], finding
+    if not change:
+        table = finding.evidence.set_index(["condition", "loss"])
+        assert table["first step that differs"].dropna().tolist() == [1, 1]
+        errors = table["relative error of H g"].dropna().droplevel(0)
+        assert errors["reinforce"] > 1 > 1e-5 > errors["ppo_clip"] == errors["ppo_masked"]
+
+
+def test_second_order_needs_runs_that_were_put_to_the_test(make_run):
+    runs = small("second_order", make_run, "learning_rate=0.003>learning_rate=1e-6")
+    assert not CLAIMS["second_order"].judge(runs).holds, "identical, but nothing was clipped"
+
+
 TWIN_CLAIMS = {  # of conditions: the twin that takes the place of another, and makes everything the same, or nothing
     **dict.fromkeys(
         ("plateau", "early_stopping", "line_search", "best_checkpoint", "monitoring"),

@@ -61,7 +61,7 @@ BAD = {
     "loss=ppo": "loss=ppo: no such loss; did you mean ppo_clip",
     "loss=PPO_clip": "did you mean ppo_clip",
     "loss=grpo_": "no such loss",
-    "optimizer=adamw": "optimizer=adamw: no such optimizer; use one of adam, lbfgs, rmsprop, sgd",
+    "optimizer=adamw": "no such optimizer; use one of adam, gradient_penalty, lbfgs, rmsprop, sam, sgd",
     "precision=float16": "precision=float16: no such precision; use one of",
     "schedule=cosine": "schedule=cosine: no such schedule; use one of constant, linear, plateau",
     "env=CartPole-v1": "env=CartPole-v1: an id is given as env.id=CartPole-v1, or env=cartpole",
@@ -93,7 +93,7 @@ BAD = {
     "hidden_sizes=[a]": "hidden_sizes=[a]: must be a list of whole numbers",
     "env.wrappers=sign_reward": "env.wrappers=sign_reward: must be a list of names; write env.wrappers=[sign_reward]",
     "schedule.patience=3": "schedule.patience=3: only schedule=plateau has that key; add schedule=plateau",
-    "optimizer.momentum=0.5": "only optimizer=sgd or optimizer=rmsprop has that key",
+    "optimizer.momentum=0.5": "only optimizer=sgd or optimizer=rmsprop or optimizer=sam or",
     "stop.min_delta=1": "only stop=no_improvement has that key",
     "on_nonfinite=ignore": "on_nonfinite=ignore: unknown; use one of fail, record",
     "run_dir=${hydra:job.num}": "${...} takes keys of the config, as ${seed} or ${loss.name}",
@@ -150,6 +150,23 @@ def test_folder_names_say_environment_condition_loss_and_seed():
         run_folder(load(overrides)).as_posix() == "r/Pendulum-v1__optimizer-sgd__hidden_sizes-32-32__reinforce__seed-7"
     )
     assert run_folder(load(["run_dir=somewhere"])).as_posix() == "somewhere"
+    ruled = ["optimizer=sam", "optimizer.rho=0.1", "optimizer.base=sgd", "run_root=r"]
+    assert (
+        run_folder(load(ruled)).as_posix()
+        == "r/CartPole-v1__optimizer-sam__optimizer.base-sgd__optimizer.rho-0.1__ppo_clip__seed-1"
+    )
+    penalty = run_folder(load(["optimizer=gradient_penalty", "optimizer.penalty_coef=0.1", "run_root=r"]))
+    assert penalty.as_posix() == "r/CartPole-v1__optimizer-gradient_penalty__ppo_clip__seed-1", "0.1 is the default"
+
+
+@pytest.mark.parametrize("optimizer", ["sam", "gradient_penalty"])
+def test_every_key_of_a_rule_changes_the_folder_name(optimizer):
+    chosen = f"optimizer={optimizer}"
+    changes = {"optimizer.base": ["optimizer.base=sgd"], "optimizer.betas": ["optimizer.betas=[0.8,0.9]"]}
+    changes["optimizer.momentum"] = ["optimizer.base=sgd", "optimizer.momentum=0.5"]
+    keys = [key for key in load([chosen]).flat() if key.startswith("optimizer.") and key != "optimizer.name"]
+    names = {run_folder(load([chosen, *changes.get(key, [f"{key}=0.5"])])) for key in keys}
+    assert len(names | {run_folder(load([chosen])), run_folder(load())}) == len(keys) + 2
 
 
 def test_every_key_changes_the_folder_name():

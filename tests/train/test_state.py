@@ -18,6 +18,8 @@ SETTINGS = {
     "sgd": ("optimizer=sgd", "schedule=constant"),
     "rmsprop": ("optimizer=rmsprop",),
     "lbfgs": ("optimizer=lbfgs", "max_grad_norm=inf"),
+    "sam": ("optimizer=sam",),
+    "gradient penalty": ("optimizer=gradient_penalty", "optimizer.base=sgd", "loss=reinforce"),
     "plateau": ("schedule=plateau", "schedule.patience=0", "loss=reinforce"),
     "stop and best": ("stop=no_improvement", "stop.patience=6", "best=metric"),
     "grad scaler": ("precision=fp16_scaled",),
