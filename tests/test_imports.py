@@ -37,7 +37,9 @@ LOADS = {  # import -> which of HEAVY it loads; every other one is a second that
 FLOORS = (  # from the ground up: a package imports what stands below it, and nothing beside it or above
     ("errors", "lazy", "verdicts", "version", "templates"),
     ("figures", "tables", "losses", "config"),
-    ("runs", "graph", "check"),
+    ("runs", "graph"),
+    ("prove",),
+    ("check",),
     ("cause", "train"),
     ("verify",),
     ("stats", "sweep"),

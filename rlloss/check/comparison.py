@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from rlloss.check import counterexample
 from rlloss.check.measure import Array, Contrast, Measurement, array, contrast, describe, measure
 from rlloss.check.probes import Probe, random_batch, random_sequences, sample_probes, sequence_probes
+from rlloss.check.prove import Prover
 from rlloss.check.result import Comparison, Part, Values
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name, resolve
@@ -94,9 +95,10 @@ def compare(
     f: AnyLoss,
     g: AnyLoss,
     *,
-    clip_coef: float = CLIP_COEF,
+    clip_coef: float | None = None,
     dtypes: Sequence[torch.dtype] = DTYPES,
     seed: int = 0,
+    prove: bool = True,
 ) -> Comparison:
     """Compare the gradients of two losses: IDENTICAL, EQUAL or DIFFERENT, and everything said in ``Comparison``.
 
@@ -106,17 +108,24 @@ def compare(
 
     Args: two losses, each a name of the zoo (``rlloss check --list``), ``file.py:function``,
         ``module:function``, or a function ``(logp, old_logp, advantages, *, clip_coef)`` that returns per-sample
-        losses or their mean (with ``mask`` after ``advantages``: a sequence loss); ``clip_coef``, handed to both; the
-        dtypes to try, the first of which decides the regions; the seed of the random batches.
+        losses or their mean (with ``mask`` after ``advantages``: a sequence loss); ``clip_coef``, handed to both (None:
+        0.2, and what is proved is proved for every number between 0 and 1); the dtypes to try, the first of which
+        decides the regions; the seed of the random batches; ``prove``, whether to prove at all.
     Raises: LossError (a ValueError) for a loss that cannot be used, in one line that names it.
     """
     left, right = resolve(f), resolve(g)
     check_kinds(left, right)
+    prover = Prover(clip_coef) if prove else None
+    clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     a, b = (survey(loss, clip_coef, dtypes, seed) for loss in (left, right))
     contrasts = contrast_all(a, b)
     parts = {on: part(contrasts, a, b, on_policy=on) for on in (True, False)}
     found = counterexample.search(left, right, clip_coef, dtypes, contrasts)
+    proof = None
+    if prover is not None:
+        proof, refutation = prover.prove_what_was_tried(left, right, [*contrasts, *([found] if found else [])])
+        found = in_finest(left, right, refutation, clip_coef, dtypes) or found
     if found is not None:
         on = found.probe.on_policy
         parts[on] = part([*contrasts, found], a, b, on_policy=on)
@@ -135,7 +144,22 @@ def compare(
         not_finite=not_finite(a, b, contrasts),
         tried=tried(a.probes),
         seed=seed,
+        proof=proof,
     )
+
+
+def in_finest(
+    f: Formulation, g: Formulation, refutation: Contrast | None, clip_coef: float, dtypes: Sequence[torch.dtype]
+) -> Contrast | None:
+    """A refutation, which is in float64, in the finest of the dtypes that were asked for; None if it drowns there."""
+    finest = min(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    if refutation is None or finest == torch.float64:
+        return refutation
+    p = refutation.probe
+    logp, old_logp, advantages = (x.to(finest) for x in (p.logp, p.old_logp, p.advantages))
+    probe = replace(p, logp=logp, old_logp=old_logp, advantages=advantages)
+    found = contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef))
+    return found if found.real.any() or found.not_finite.any() else None
 
 
 def tried(probes: Sequence[Probe]) -> tuple[str, ...]:
@@ -306,15 +330,19 @@ def assert_same_gradient(
     g: AnyLoss,
     *,
     bitwise: bool = False,
-    clip_coef: float = CLIP_COEF,
+    proved: bool = False,
+    clip_coef: float | None = None,
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> None:
     """For test suites: raises AssertionError, with the short report, if the losses' gradients are DIFFERENT.
 
-    ``bitwise=True`` also rejects EQUAL. The arguments are those of ``compare``.
+    ``bitwise=True`` also rejects EQUAL. ``proved=True`` also rejects what is not proved: in exact arithmetic, where a
+    bound that is hit exactly may be an exception, and with ``bitwise=True`` to the last bit. The other arguments are
+    those of ``compare``.
     """
     from rlloss.check.text import text  # which needs pandas, and a test that passes does not
 
-    result = compare(f, g, clip_coef=clip_coef, dtypes=dtypes)
-    if not result.holds or (bitwise and result.verdict != Verdict.IDENTICAL):
+    result = compare(f, g, clip_coef=clip_coef, dtypes=dtypes, prove=proved)
+    known = result.proof is None or (result.proof.holds and (not bitwise or result.proof.bitwise == "proved"))
+    if not result.holds or not known or (bitwise and result.verdict != Verdict.IDENTICAL):
         raise AssertionError("\n" + text(result))

@@ -19,13 +19,14 @@ from rlloss.check.comparison import (
     survey,
 )
 from rlloss.check.counterexample import regions
-from rlloss.check.result import ORDER, worse
+from rlloss.check.prove import Prover
+from rlloss.check.result import ORDER, Proof, worse
 from rlloss.losses.formulation import ZOO, resolve
 from rlloss.losses.samples import LOSSES
 from rlloss.losses.sequences import SEQUENCE_LOSSES
 from rlloss.verdicts import Verdict
 
-COLUMNS = ["a", "b", "on-policy", "off-policy", "ulp", "edges", "differ at"]
+COLUMNS = ["a", "b", "on-policy", "off-policy", "proof", "ulp", "edges", "differ at"]
 
 
 def formulas() -> str:
@@ -36,17 +37,19 @@ def formulas() -> str:
 
 
 def against_zoo(
-    loss: AnyLoss, *, clip_coef: float = CLIP_COEF, dtypes: Sequence[torch.dtype] = DTYPES, seed: int = 0
+    loss: AnyLoss, *, clip_coef: float | None = None, dtypes: Sequence[torch.dtype] = DTYPES, seed: int = 0
 ) -> pd.DataFrame:
     """One loss against every loss of its kind: a row each, the nearest first. Columns: ``COLUMNS``."""
     mine = resolve(loss)
     names = [name for name in (SEQUENCE_LOSSES if mine.sequence else LOSSES) if name != loss]
+    prover = Prover(clip_coef)
+    clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     first = survey(mine, clip_coef, dtypes, seed)
     others = (
         survey(resolve(name), clip_coef, dtypes, seed) for name in tqdm(names, "losses", disable=None, leave=False)
     )
-    rows = [_row(first, other, clip_coef) for other in others]
+    rows = [_row(first, other, clip_coef, prover) for other in others]
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.sort_values(
         ["off-policy", "on-policy"], key=lambda column: column.map(ORDER.index), kind="stable", ignore_index=True
@@ -54,13 +57,15 @@ def against_zoo(
 
 
 def matrix(
-    losses: Sequence[AnyLoss], *, clip_coef: float = CLIP_COEF, dtypes: Sequence[torch.dtype] = DTYPES, seed: int = 0
+    losses: Sequence[AnyLoss], *, clip_coef: float | None = None, dtypes: Sequence[torch.dtype] = DTYPES, seed: int = 0
 ) -> pd.DataFrame:
     """Every pair of a kind among ``losses``: a row each. Columns: ``COLUMNS``. Each loss is measured once.
 
     Raises: LossError for a loss that cannot be used.
     """
     formulations = [resolve(loss) for loss in losses]
+    prover = Prover(clip_coef)
+    clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     surveys = [
         survey(formulation, clip_coef, dtypes, seed)
@@ -68,12 +73,15 @@ def matrix(
     ]
     pairs = [(a, b) for a, b in combinations(surveys, 2) if a.loss.sequence == b.loss.sequence]
     return pd.DataFrame(
-        [_row(a, b, clip_coef) for a, b in tqdm(pairs, "pairs", disable=None, leave=False)], columns=COLUMNS
+        [_row(a, b, clip_coef, prover) for a, b in tqdm(pairs, "pairs", disable=None, leave=False)], columns=COLUMNS
     )
 
 
-def _row(a: Survey, b: Survey, clip_coef: float) -> dict[str, object]:
+def _row(a: Survey, b: Survey, clip_coef: float, prover: Prover) -> dict[str, object]:
     contrasts = contrast_all(a, b)
+    proof, refutation = prover.prove_what_was_tried(a.loss, b.loss, contrasts)
+    if refutation is not None:
+        contrasts.append(refutation)
     on, off = (part(contrasts, a, b, on_policy=on_policy) for on_policy in (True, False))
     close = [p for p in (on, off) if p.verdict != Verdict.DIFFERENT]
     return {
@@ -81,10 +89,18 @@ def _row(a: Survey, b: Survey, clip_coef: float) -> dict[str, object]:
         "b": b.loss.name,
         "on-policy": on.verdict,
         "off-policy": off.verdict,
+        "proof": how_known(proof),
         "ulp": max((p.ulp for p in close), default=0),
         "edges": sum(p.edges for p in close),
         "differ at": "; ".join(regions(a.loss, b.loss, contrasts, clip_coef, bisect=False)),
     }
+
+
+def how_known(proof: Proof) -> str:
+    """``bits``: to the last bit; exact: in exact arithmetic; edges: but for bounds that are hit; refuted; open."""
+    if proof.bitwise == "proved":
+        return "bits"
+    return "exact" if proof.exact == "proved" else proof.exact
 
 
 def classes(pairs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -49,6 +49,28 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What is proved of two gradients, whatever was tried.
+
+    ``exact``: in exact arithmetic. proved; edges: proved but where a bound is hit exactly, a set of no volume; refuted,
+    by numbers that were tried; open, and ``why``. ``bitwise``: the same roundings in the same order; proved or open.
+    """
+
+    exact: str
+    bitwise: str
+    why: str = ""
+    bits_why: str = ""  # why the bits are open
+    scope: str = ""  # for which inputs and batches
+    edges: tuple[str, ...] = ()  # the bounds at which they differ
+    left_out: tuple[str, ...] = ()  # batches on which a loss is not defined
+
+    @property
+    def holds(self) -> bool:
+        """Whether the gradients are proved to be one in exact arithmetic, but for bounds that are hit exactly."""
+        return self.exact in ("proved", "edges")
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What ``compare`` found. ``verdict`` is the worse of the two halves'; ``holds`` unless that is DIFFERENT."""
 
@@ -66,6 +88,7 @@ class Comparison:
     not_finite: tuple[str, ...]
     tried: tuple[str, ...]
     seed: int
+    proof: Proof | None = None  # None: it was not asked for
 
     @property
     def verdict(self) -> Verdict:

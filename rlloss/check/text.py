@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from rlloss import tables
-from rlloss.check.result import Comparison, Example, Part
+from rlloss.check.result import Comparison, Example, Part, Proof
 from rlloss.verdicts import Verdict
 
 LABEL, WIDTH = 13, 118  # characters: of the column of labels, of a line
@@ -30,8 +30,45 @@ def full_text(c: Comparison) -> str:
     return _report(c, details(c))
 
 
+def headline(c: Comparison) -> str:
+    """The verdict and how it is known: proved, refuted by an example, or tried."""
+    if c.proof is None:
+        return f"{c.verdict} ({MEANING[c.verdict]})"
+    if c.verdict == Verdict.DIFFERENT:
+        return f"{c.verdict}: {in_short(c.example)}" if c.example else f"{c.verdict} ({MEANING[c.verdict]})"
+    exact = c.proof.exact in ("proved", "edges")
+    if c.verdict == Verdict.IDENTICAL and c.proof.bitwise == "proved":
+        return f"{c.verdict}, proved for {c.proof.scope.replace('every input', 'every input, dtype', 1)}"
+    if exact and c.verdict == Verdict.EQUAL:
+        return f"{c.verdict}, proved in exact arithmetic for {c.proof.scope}"
+    if exact:
+        return f"{c.verdict} on all that was tried; proved in exact arithmetic for {c.proof.scope}"
+    return f"{c.verdict} on all that was tried (not proved: {c.proof.why})"
+
+
+def in_short(e: Example) -> str:
+    """An example in a few numbers: the ratio, A, and the two gradients."""
+    at = f"sequence {e.token[0]}, token {e.token[1]}: " if e.sequences else ""
+    gradients = " and ".join(told_apart(*e.gradients))
+    return f"{at}ratio {short(e.ratio)}, A = {short(e.advantage)}: gradients {gradients}"
+
+
+def short(x: float) -> str:
+    """Six digits. Never a negative zero."""
+    return f"{x + 0.0:.6g}"
+
+
+def told_apart(x: float, y: float) -> tuple[str, str]:
+    """Two numbers with as many digits as tell them apart, six at least."""
+    for digits in (6, 9, 12, 17):
+        texts = f"{x + 0.0:.{digits}g}", f"{y + 0.0:.{digits}g}"
+        if texts[0] != texts[1] or x == y:
+            return texts
+    return texts
+
+
 def _report(c: Comparison, labelled: dict[str, list[str]]) -> str:
-    lines = [f"{c.a} and {c.b}: {c.verdict} ({MEANING[c.verdict]})", "", tables.text(part_table(c)), ""]
+    lines = [f"{c.a} and {c.b}: {headline(c)}", "", tables.text(part_table(c)), ""]
     for label, entries in labelled.items():
         for i, entry in enumerate(entries):
             first = f"{label if i == 0 else '':<{LABEL}}"
@@ -69,6 +106,7 @@ def part_table(c: Comparison) -> pd.DataFrame:
 def details(c: Comparison) -> dict[str, list[str]]:
     """The whole report's labelled lines; a label without entries is left out."""
     return {
+        "proof": proof_lines(c.proof) if c.proof else [],
         "differ at": list(c.regions),
         "factor": [f"{c.b}'s gradient is {c.factor} times {c.a}'s, everywhere"] if c.factor else [],
         **(_closeness(c) if c.verdict == Verdict.EQUAL else {}),
@@ -78,6 +116,27 @@ def details(c: Comparison) -> dict[str, list[str]]:
         "not finite": list(c.not_finite),
         "tried": [f"{', '.join(c.dtypes)}; clip_coef {c.clip_coef:g}; seed {c.seed}", *c.tried],
     }
+
+
+LEFT_OUT = "left out, and tried: halves of subnormal numbers, the sign of zero, what is not finite"
+
+
+def proof_lines(p: Proof) -> list[str]:
+    """What is proved in exact arithmetic, and to the last bit; or why not. Nothing where the gradients differ."""
+    if p.exact == "refuted":
+        return []
+    if p.exact == "open":
+        return [f"open in exact arithmetic: {p.why}"]
+    but = f", but exactly at {' or '.join(p.edges)}, a set of no volume" if p.edges else ""
+    left_out = [f"not asked of: {'; '.join(p.left_out[:3])}"] if p.left_out else []
+    exact = f"in exact arithmetic one gradient for {p.scope}{but}"
+    if p.bitwise == "proved":
+        return [
+            exact,
+            f"to the last bit: the same roundings in the same order, in every format ({LEFT_OUT})",
+            *left_out,
+        ]
+    return [exact, f"to the last bit not proved: {p.bits_why}", *left_out]
 
 
 def _closeness(c: Comparison) -> dict[str, list[str]]:
@@ -105,11 +164,11 @@ def _example(c: Comparison, e: Example) -> list[str]:
     exact = e.why != "different"
 
     def number(x: float) -> str:
-        """Six digits, but all of them where the last one is the point. Never a negative zero."""
-        short = f"{x + 0.0:.6g}"
-        return f"{x!r}" if exact and float(short) != x else short
+        """Six digits, but all of them where the last one is the point."""
+        return f"{x!r}" if exact and float(short(x)) != x else short(x)
 
-    gradients = f"gradient {number(e.gradients[0])} for {c.a}, {number(e.gradients[1])} for {c.b}"
+    x, y = map(number, e.gradients) if exact else told_apart(*e.gradients)
+    gradients = f"gradient {x} for {c.a}, {y} for {c.b}"
     if e.sequences:
         sequences = " and ".join(f"({', '.join(map(number, ratios))})" for ratios in e.sequences)
         where = f"sequences with the ratios {sequences}, A = {number(e.advantage)} ({e.dtype})"

@@ -14,10 +14,11 @@ from rlloss import figures, tables
 from rlloss.check.comparison import compare
 from rlloss.check.figures import matrix_figure, pair_figure
 from rlloss.check.matrix import against_zoo, classes, formulas, matrix
+from rlloss.check.prove import Prover
 from rlloss.check.text import full_text, text
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError
-from rlloss.losses.formulation import ZOO
+from rlloss.losses.formulation import ZOO, resolve
 from rlloss.runs.reader import to_json
 from rlloss.verdicts import Verdict
 
@@ -30,6 +31,10 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"-o {options.output}: is a file; name a folder")
     enough = (Verdict.IDENTICAL,) if options.bitwise else (Verdict.IDENTICAL, Verdict.EQUAL)
     torch.set_num_threads(1)
+    if options.proof is not None and len(options.losses) != 2:
+        raise ConfigError(f"--proof {options.proof}: asks about two losses, not {len(options.losses)}; name two")
+    if options.proof is not None and not options.proof.absolute().parent.is_dir():
+        raise ConfigError(f"--proof {options.proof}: there is no such folder; make it first")
     if options.list:
         print(formulas())
         return Exit.HOLDS
@@ -58,13 +63,16 @@ Exit code: 0 the gradients agree (one loss: with one of the zoo at least), 1 the
     check.add_argument("losses", nargs="*", metavar="LOSS")
     check.add_argument("--dtype", action="append", choices=("float64", "float32", "bfloat16", "float16"),
                        help="try this dtype; may be repeated (default: float64, float32, bfloat16)")  # fmt: skip
-    check.add_argument("--clip-coef", type=float, default=0.2, metavar="X", help="handed to the losses (default: 0.2)")
+    check.add_argument("--clip-coef", type=float, metavar="X",
+                       help="for both losses (default: 0.2, and what is proved is proved for 0 < X < 1)")  # fmt: skip
     check.add_argument("--seed", type=int, default=0, help="of the random batches (default: 0)")
     check.add_argument("--bitwise", action="store_true", help="EQUAL is not enough: exit 0 for IDENTICAL alone")
     check.add_argument("-v", "--verbose", action="store_true",
                        help="two losses: also batches that are not bitwise equal, and all that was tried")  # fmt: skip
     check.add_argument("--json", action="store_true", help="the result for programs, on standard output")
     check.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write tables and figures there")
+    check.add_argument("--proof", type=Path, metavar="FILE",
+                       help="two losses: write the question in exact arithmetic, as SMT-LIB")  # fmt: skip
     check.add_argument("--list", action="store_true", help="the zoo: every name with its formula")
     return check
 
@@ -75,12 +83,15 @@ def check_pair(options: argparse.Namespace, settings: dict[str, Any], enough: Se
         print(to_json(result.to_dict()))
     else:
         print(full_text(result) if options.verbose else text(result))
+    if options.proof is not None:
+        options.proof.write_text(Prover(options.clip_coef).written(*map(resolve, options.losses)))
+        print(f"written to {options.proof}", file=sys.stderr)
     if options.output is not None:
         stem = options.output / "__".join(re.sub(r"[^\w.-]+", "-", name) for name in options.losses)
         stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_name(stem.name + ".txt").write_text(full_text(result) + "\n")
         with figures.style():
-            figures.save(pair_figure(*options.losses, clip_coef=options.clip_coef), stem)
+            figures.save(pair_figure(*options.losses, clip_coef=result.clip_coef), stem)
         print(f"written to {stem}.txt, .pdf, .png and .svg", file=sys.stderr)
     return Exit.HOLDS if result.verdict in enough else Exit.FAILS
 

@@ -6,6 +6,7 @@ by operation; the page does the same in the browser. A graph is checked against 
 """
 
 import inspect
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence, Set as AbstractSet
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from rlloss.errors import GraphError, LossError
 from rlloss.graph.expressions import EXPRESSIONS
-from rlloss.graph.ops import ATOM, OPS, write
+from rlloss.graph.ops import ATOM, FOLLOWED, write
 from rlloss.graph.tape import Arg, Operation, Tape, recording
 from rlloss.losses.formulation import ZOO, Formulation, describe, load_function, resolve, unknown
 
-__all__ = ["Edge", "Graph", "GraphError", "Input", "Node", "Replay", "replay", "trace"]
+__all__ = ["Edge", "Graph", "GraphError", "Input", "Node", "Replay", "replay", "trace", "trace_batch"]
 
 TOKENS = [[True, True], [True, False]]  # the mask of a sequence loss: two answers, of two tokens and of one
 RATIOS = (0.5, 0.79, 0.9, 1.0, 1.1, 1.21, 1.5, 3.5)  # at which a graph is checked, on both signs of the advantage
@@ -80,6 +81,7 @@ class Node:
     formula: str
     scope: str
     line: str
+    over: str = ""  # of a reduction: how its numbers lie in memory
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Graph:
     nodes: tuple[Node, ...]
     loss: int
     edges: tuple[Edge, ...] = field(default=())
+    lengths: tuple[float, ...] = ()  # with which a count of tokens was compared, in a trace for a proof
 
     def cuts(self) -> frozenset[int]:
         """The nodes at which no gradient passes: the author's cuts, and inputs that are data."""
@@ -115,8 +118,9 @@ class _Subject:
     inputs: tuple[Input, ...]
     function: Callable[..., Any]
     call: Callable[[Sequence[Any]], Tensor]  # tensors of one number, in the order of ``inputs``
-    shape: tuple[int, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()  # the shapes of the tensors that the function takes
+    dtype: torch.dtype = torch.float64
+    proving: bool = False
 
 
 def trace(loss: str | Callable[..., Any], *, incoming: float = 1.0, clip_coef: float = 0.2) -> Graph:
@@ -161,6 +165,57 @@ def _subject(loss: str | Callable[..., Any], clip_coef: float) -> _Subject:
         return formulation(logp, old_logp, advantages, clip_coef=eps)
 
     return _Subject(formulation.name, inputs, formulation.function, call, groups=((1,), (1,), (1,), ()))
+
+
+def trace_batch(
+    loss: Formulation, shape: tuple[int, ...], mask: Sequence[Sequence[bool]] | None = None, *, clip_coef: float = 0.2
+) -> Graph:
+    """The graph of a loss's mean on a whole batch: ``shape`` is (samples,), or (sequences, tokens) with a ``mask``.
+
+    For proofs: it follows more operations than a page shows, and it is refused where a value decides something that
+    no graph holds. The inputs are those of ``trace``, sample by sample, and the mask's numbers as data that is fixed.
+    Hold it against the function yourself: unlike that of ``trace``, it is not checked.
+
+    Raises: LossError, GraphError, as ``trace``.
+    """
+    reasons: list[Exception] = []
+    for dtype in (torch.float64, torch.float32):  # a loss may refuse one
+        subject = _batch(loss, shape, mask, clip_coef, dtype)
+        start = [given.value for given in subject.inputs]
+        try:
+            return _trace_at(subject, start, 1.0)
+        except (LossError, GraphError) as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
+def _batch(
+    loss: Formulation,
+    shape: tuple[int, ...],
+    mask: Sequence[Sequence[bool]] | None,
+    clip_coef: float,
+    dtype: torch.dtype,
+) -> _Subject:
+    places = list(itertools.product(*map(range, shape)))
+    names = [f"[{','.join(map(str, place))}]" for place in places]
+    draw = random.Random(1)
+    inputs = [Input(f"logp{at}", f"logp{at}", draw.uniform(-1.5, -0.5), -5.0, 0.0, grad=True) for at in names]
+    inputs += [Input(f"old_logp{at}", f"old{at}", draw.uniform(-1.5, -0.5), -5.0, 0.0) for at in names]
+    inputs += [
+        Input(f"advantages[{i}]", f"A[{i}]", draw.uniform(0.5, 2) * (-1) ** i, -3.0, 3.0) for i in range(shape[0])
+    ]
+    groups: list[tuple[int, ...]] = [shape, shape, shape[:1]]
+    if mask is not None:
+        flat = [float(mask[i][j]) for i, j in places]
+        inputs += [Input(f"mask{at}", f"mask{at}", x, x, x) for at, x in zip(names, flat, strict=True)]
+        groups.append(shape)
+    inputs.append(Input("clip_coef", "ε", clip_coef, 0.01, 0.99, number=True))
+
+    def call(values: Sequence[Any]) -> Tensor:
+        *tensors, eps = values
+        return loss(*tensors, clip_coef=eps).mean()
+
+    return _Subject(loss.name, tuple(inputs), loss.function, call, (*groups, ()), dtype=dtype, proving=True)
 
 
 def _has_numbers(function: Callable[..., Any]) -> bool:
@@ -234,10 +289,11 @@ def _tensors(subject: _Subject, values: Sequence[float], tape: Tape | None) -> l
             operation = Operation("input", (), numbers[0], number=True, name=mine[0].label)
             arguments.append(tape.symbol(operation) if tape else numbers[0])
         else:
-            tensor = torch.tensor(numbers, dtype=torch.float64).reshape(shape).requires_grad_(mine[0].grad)
+            dtype = torch.bool if mine[0].name.startswith("mask") else subject.dtype
+            tensor = torch.tensor(numbers, dtype=dtype).reshape(shape).requires_grad_(mine[0].grad)
             if tape is not None:
                 nodes = [
-                    tape.add(Operation("input", (), x, i.grad, name=i.label))
+                    tape.add(Operation("input", (), x, i.grad, name=i.label, fixed=dtype == torch.bool))
                     for i, x in zip(mine, numbers, strict=True)
                 ]
                 tape.bind(tensor, torch.tensor(nodes).reshape(shape))
@@ -248,7 +304,7 @@ def _tensors(subject: _Subject, values: Sequence[float], tape: Tape | None) -> l
 
 
 def _trace_at(subject: _Subject, values: Sequence[float], incoming: float) -> Graph:
-    tape = Tape(subject.title, getattr(inspect.unwrap(subject.function), "__code__", None))
+    tape = Tape(subject.title, getattr(inspect.unwrap(subject.function), "__code__", None), subject.proving)
     arguments = _tensors(subject, values, tape)
     try:
         with recording(tape):
@@ -257,13 +313,17 @@ def _trace_at(subject: _Subject, values: Sequence[float], incoming: float) -> Gr
         if isinstance(error.__cause__, GraphError):  # ours, met inside the user's function
             raise error.__cause__ from None
         raise
+    if tape.decisions:
+        raise tape.decisions[0]
+    (loss,) = tape.nodes(result).flatten().tolist()
+    if subject.proving:
+        return _assemble(subject, tape, {}, loss)
     made = [(tensor, nodes) for tensor, nodes in tape.made if tensor.requires_grad]
     gradients = torch.autograd.grad(result, [t for t, _ in made], torch.full_like(result, incoming), allow_unused=True)
     by_node: dict[int, float] = {}
     for (_, nodes), gradient in zip(made, gradients, strict=True):
         if gradient is not None:
             by_node.update(zip(nodes.flatten().tolist(), gradient.flatten().tolist(), strict=True))
-    (loss,) = tape.nodes(result).flatten().tolist()
     return _assemble(subject, tape, by_node, loss)
 
 
@@ -303,11 +363,12 @@ def _assemble(subject: _Subject, tape: Tape, gradients: Mapping[int, float], los
                 formula=formula[0],
                 scope=operation.scope,
                 line=operation.line,
+                over=operation.over,
             )
         )
         short.append((name, ATOM) if name else formula if len(formula[0]) <= LONG else ("·", ATOM))
-    graph = Graph(subject.title, subject.inputs, tuple(nodes), number[loss])
-    return replace(graph, edges=_edges(graph))
+    graph = Graph(subject.title, subject.inputs, tuple(nodes), number[loss], lengths=tuple(sorted(tape.lengths)))
+    return graph if subject.proving else replace(graph, edges=_edges(graph))
 
 
 def _edges(graph: Graph) -> tuple[Edge, ...]:
@@ -328,7 +389,7 @@ def _slopes(node: Node, graph: Graph, incoming: float) -> list[float | None]:
     """incoming × local derivative with respect to each argument, by autograd on this operation alone."""
     if node.op == "input" or node.number:
         return [None] * len(node.args)
-    rule = OPS[node.op]
+    rule = FOLLOWED[node.op]
     values = [graph.nodes[a].value if isinstance(a, int) else a for a in node.args]
     wanted = [isinstance(a, int) and not graph.nodes[a].number and rule.has_slope(i) for i, a in enumerate(node.args)]
     leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=w) for v, w in zip(values, wanted, strict=True)]
@@ -370,7 +431,7 @@ def replay(
             value = torch.tensor(inputs[node.id], dtype=torch.float64)
         else:
             args = [tensors[a] if isinstance(a, int) else torch.tensor(a, dtype=torch.float64) for a in node.args]
-            value = OPS[node.op].apply(*args)
+            value = FOLLOWED[node.op].apply(*args)
         if node.number:
             value = value.detach()
         elif node.op == "input" or node.id in cuts:
@@ -411,11 +472,16 @@ def _check(graph: Graph, subject: _Subject, incoming: float) -> None:
         ours += [again.gradients[n] or 0.0 for n, given in enumerate(graph.inputs) if given.grad]
         if not all(map(_close, ours, theirs)):
             at = ", ".join(f"{g.label} {v:.4g}" for g, v in zip(graph.inputs, values, strict=True))
-            raise GraphError(
-                f"LOSS={graph.title}: at {at} it does not compute what it did when it was traced; a graph follows "
-                "torch's own operations: use torch.where instead of a Python if on a value, no .item(), no NumPy, no "
-                "autograd.Function of your own"
-            )
+            raise untrue(graph.title, at)
+
+
+def untrue(title: str, at: str) -> GraphError:
+    """The error for a trace that does not tell the whole story of its function."""
+    return GraphError(
+        f"LOSS={title}: at {at} it does not compute what it did when it was traced; a graph follows "
+        "torch's own operations: use torch.where instead of a Python if on a value, no .item(), no NumPy, no "
+        "autograd.Function of your own"
+    )
 
 
 def _moved(given: Input, ratio: float, sign: float, i: int) -> float:

@@ -88,12 +88,25 @@ OPS: dict[str, Op] = {
     "max": Op(_first(torch.max), "max({*})"),
     "logsumexp": Op(_stacked(torch.logsumexp), "logsumexp({*})"),
 }
-"""Every operation by the name that graphs use."""
+"""Every operation by the name that pages use."""
+
+PROVABLE: dict[str, Op] = {
+    "cast": Op(lambda x: x * 1.0, "{}"),
+    "cumsum": Op(_stacked(torch.sum), "sum({*})"),
+    "prod": Op(_stacked(torch.prod), "prod({*})"),
+    "std": Op(_stacked(torch.std), "std({*})"),
+    "var": Op(_stacked(torch.var), "var({*})"),
+    "softmax": Op(lambda x, *all_: torch.exp(x - torch.logsumexp(torch.stack(all_), 0)), "softmax({*})"),
+    "log_softmax": Op(lambda x, *all_: x - torch.logsumexp(torch.stack(all_), 0), "ln softmax({*})"),
+}
+"""What a proof follows beyond pages. A softmax has the number that it is of, and then all of them."""
+
+FOLLOWED = OPS | PROVABLE
 
 
 def write(op: str, arguments: list[tuple[str, int]]) -> tuple[str, int]:
     """An operation as a formula, from its arguments' formulas and levels; parentheses where they are needed."""
-    rule = OPS[op]
+    rule = FOLLOWED[op]
     if "{*}" in rule.text:
         return rule.text.replace("{*}", ", ".join(text for text, _ in arguments)), rule.level
     bare = rule.level == ATOM

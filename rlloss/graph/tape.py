@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rlloss.errors import GraphError
-from rlloss.graph.ops import OPS
+from rlloss.graph.ops import FOLLOWED, OPS
 from rlloss.losses import formulation
 
 UNARY = {
@@ -47,11 +47,29 @@ SWAPPED = {"rsub": "sub", "__rsub__": "sub", "__rpow__": "pow"}
 REDUCTIONS = {"sum": "sum", "mean": "mean", "amin": "amin", "amax": "amax", "logsumexp": "logsumexp", "all": "amin",
               "any": "amax"}  # fmt: skip
 SPREADS = ("std", "var", "std_mean", "var_mean")
+LEAVING = {
+    "__bool__",
+    "__int__",
+    "__index__",
+    "__float__",
+    "__complex__",
+    "__contains__",
+    "nonzero",
+    "tolist",
+    "numpy",
+    "__array__",
+    "equal",
+    "allclose",
+}  # values that reach Python, where no tape can follow
+COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 LAYOUT = {
     "stack", "cat", "concat", "unsqueeze", "squeeze", "reshape", "view", "flatten", "ravel", "expand", "expand_as",
     "broadcast_to", "view_as", "reshape_as", "__getitem__", "select", "permute", "transpose", "movedim", "t", "T",
-    "mT", "unbind", "chunk", "split", "repeat", "tile", "clone", "contiguous",
+    "mT", "unbind", "chunk", "split", "repeat", "tile", "clone", "contiguous", "gather", "index_select",
+    "masked_select", "take_along_dim", "narrow", "flip", "roll", "diagonal", "swapaxes", "unflatten", "hstack",
+    "vstack", "atleast_1d",
 }  # fmt: skip
+SHAPED_AS = {"expand_as", "view_as", "reshape_as"}  # whose second argument gives a shape, not places
 CASTS = {"to", "cpu", "double", "float", "half", "bfloat16", "type", "type_as", "int", "long", "bool"}
 FACTORIES = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_tensor"}
 MACHINERY = (  # whose frames are between the author's line and the tape
@@ -60,6 +78,8 @@ MACHINERY = (  # whose frames are between the author's line and the tape
 )  # fmt: skip
 IN_PLACE = re.compile(r"__setitem__|__i(add|sub|mul|div|truediv|pow|and|or|xor|floordiv|mod)__|\w*[a-z]_")
 MATH = {"exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt"}
+
+FINITE = ("isfinite", "isnan")  # what these ask has one answer in exact arithmetic
 
 Arg = int | float  # the number of a node, or a constant
 
@@ -74,7 +94,9 @@ class Operation:
     requires_grad: bool = False
     cut: bool = False
     number: bool = False  # a Python number: no part of autograd's graph
+    fixed: bool = False  # the same in every batch of this shape and mask, and in exact arithmetic
     name: str = ""
+    over: str = ""  # of a reduction: how its numbers lie in memory, which decides in what order they are added
     scope: str = ""  # the helper function in which it was computed
     line: str = ""
 
@@ -95,6 +117,10 @@ class Symbol(float):
 
     __hash__ = float.__hash__
 
+    def __bool__(self) -> bool:
+        self.tape.decide(self.node, "bool of a number")
+        return float(self) != 0
+
 
 def _symbolic(op: str, method: str, swapped: bool) -> Callable[[Symbol, Any], Any]:
     def operate(self: Symbol, other: Any) -> Any:
@@ -105,6 +131,22 @@ def _symbolic(op: str, method: str, swapped: bool) -> Callable[[Symbol, Any], An
     operate.__name__ = method
     return operate
 
+
+def _compared(method: str) -> Callable[[Symbol, Any], Any]:
+    plain = getattr(float, method)
+
+    def compare(self: Symbol, other: Any) -> Any:
+        if isinstance(other, int | float):
+            self.tape.decide(self.node, "a comparison in Python")
+            if isinstance(other, Symbol):
+                self.tape.decide(other.node, "a comparison in Python")
+        return plain(self, other)
+
+    return compare
+
+
+for _method in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
+    setattr(Symbol, _method, _compared(_method))
 
 for _op, _stem in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("div", "truediv"), ("pow", "pow")):
     setattr(Symbol, f"__{_stem}__", _symbolic(_op, f"__{_stem}__", False))
@@ -117,6 +159,9 @@ class Tape:
 
     title: str
     home: CodeType | None = None  # the traced function's code, to tell its helpers' scopes
+    proving: bool = False  # also follow what no page shows, and refuse whatever a value decides outside of the graph
+    decisions: list["GraphError"] = field(default_factory=list)  # what values decided in Python, where and how
+    lengths: set[float] = field(default_factory=set)  # numbers with which a count of tokens was compared
     operations: list[Operation] = field(default_factory=list)
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (result, its nodes), to ask for gradients later
     constants: list[float] = field(default_factory=list)
@@ -139,8 +184,20 @@ class Tape:
         if (op, args) not in self._numbers:
             plain = [float(a) for a in arguments]
             value = getattr(math, op)(*plain) if op in MATH else _PLAIN[op](*plain)
-            self._numbers[op, args] = self.symbol(Operation(op, args, value, number=True))
+            self._numbers[op, args] = self.symbol(Operation(op, args, value, number=True, fixed=self.fixed(args)))
         return self._numbers[op, args]
+
+    def fixed(self, args: Iterable[Arg]) -> bool:
+        """Whether numbers are the same in every batch of this shape and mask."""
+        return all(not isinstance(a, int) or a < 0 or self.operations[a].fixed for a in args)
+
+    def decide(self, node: int, how: str) -> None:
+        """A value decides something in Python: if it is not fixed, this trace is the story of one batch only."""
+        if self.proving and not self.operations[node].fixed:
+            line = self.where()[1]
+            self.decisions.append(
+                GraphError(f"LOSS={self.title}: {how} decides in Python ({line or 'in torch'}); use torch.where")
+            )
 
     # ------------------------------------------------------------------------------------------------- tensors
 
@@ -170,15 +227,17 @@ class Tape:
             return any(map(self.knows, value))
         return isinstance(value, Symbol) or (isinstance(value, Tensor) and id(value) in self._nodes)
 
-    def record(self, op: str, rows: Sequence[Sequence[int]], result: Tensor, where: tuple[str, str]) -> None:
+    def record(
+        self, op: str, rows: Sequence[Sequence[int]], result: Tensor, where: tuple[str, str], over: str = ""
+    ) -> None:
         """One operation for each number of ``result``; ``rows`` holds each one's arguments."""
         wanted = [self.operations[n].requires_grad for row in rows for n in row if n >= 0]
-        stopped = op == "detach" or (not torch.is_grad_enabled() and OPS[op].slopes != ())
+        stopped = op == "detach" or (not torch.is_grad_enabled() and FOLLOWED[op].slopes != ())
         cut = any(wanted) and not result.requires_grad and stopped
         flat = result.detach().flatten().tolist()
         new = [
             self.add(Operation(op, tuple(map(self.argument, row)), float(value), result.requires_grad, cut,
-                          scope=where[0], line=where[1]))
+                          fixed=op in FINITE or self.fixed(row), over=over, scope=where[0], line=where[1]))
             for row, value in zip(rows, flat, strict=True)
         ]  # fmt: skip
         nodes = torch.tensor(new, dtype=torch.int64).reshape(result.shape)
@@ -258,20 +317,39 @@ class Listener(TorchFunctionMode):
         if name in ("__get__", "__set__"):
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         known = self.tape.knows([*args, *kwargs.values()])
+        if known and name in LEAVING and self.tape.proving:
+            self._leave(name, args)
         if known and IN_PLACE.fullmatch(name):
             raise self._unknown(f"{name} in place", "give the result a new name, as in x = x * 2")
         with warnings.catch_warnings():
             if name in SPREADS:  # torch's about one sample; it is refused below, if the loss depends on it
                 warnings.simplefilter("ignore")
             result = func(*args, **kwargs)
+        if known and name == "item" and self.tape.proving and isinstance(result, int | float):
+            (node,) = self.tape.nodes(args[0]).flatten().tolist()
+            return Symbol(float(result), self.tape, node) if node >= 0 else result
         if known and _holds_tensor(result):
             try:
                 # the method's operands come in another order than the function's
                 ordered = [args[1], args[0], *args[2:]] if func is torch.Tensor.where else list(args)
                 self._note(name, ordered, dict(kwargs), result)
             except GraphError as error:
-                self.tape.refuse(result, error)
+                if not self.tape.proving or not self._is_fixed([*args, *kwargs.values()]):
+                    self.tape.refuse(result, error)
         return result
+
+    def _is_fixed(self, values: Any) -> bool:
+        if isinstance(values, list | tuple):
+            return all(map(self._is_fixed, values))
+        return not self.tape.knows(values) or self.tape.fixed(self.tape.nodes(values).flatten().tolist())
+
+    def _leave(self, name: str, args: Sequence[Any]) -> None:
+        """A value goes where no tape follows: to Python's ``if``, to NumPy."""
+        for value in args:
+            if isinstance(value, Tensor | Symbol) and self.tape.knows(value):
+                for node in self.tape.nodes(value).flatten().tolist():
+                    if node >= 0:
+                        self.tape.decide(node, {"__bool__": "a Python if"}.get(name, name))
 
     def _note(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> None:
         tape = self.tape
@@ -286,8 +364,12 @@ class Listener(TorchFunctionMode):
         if name in CASTS:
             self._cast(name, args[0], result)
             return
+        if tape.proving and self._beyond_pages(name, args, kwargs, result):
+            return
         op, values = self._operands(name, args, kwargs)
         where = tape.where()
+        if op in COMPARISONS and tape.proving:
+            self._note_lengths(values)
         if isinstance(values, list):
             shaped = torch.broadcast_tensors(*map(tape.nodes, values))  # type: ignore[no-untyped-call]
             rows = torch.stack([nodes.flatten() for nodes in shaped], -1).tolist()
@@ -295,7 +377,47 @@ class Listener(TorchFunctionMode):
             return
         tensor, dims = values
         values_only = result[0] if isinstance(result, tuple) else result
-        tape.record(op, _rows(tape.nodes(tensor), dims), values_only, where)
+        tape.record(op, _rows(tape.nodes(tensor), dims), values_only, where, _layout(tensor, dims))
+
+    def _note_lengths(self, values: list[Any]) -> None:
+        """What counts of tokens are compared with: losses change there, beyond any batch that is proved."""
+        if any(map(self.tape.knows, values)) and self._is_fixed(values):
+            numbers = (float(x) for value in values for x in torch.as_tensor(value).flatten().tolist())
+            self.tape.lengths.update(x for x in numbers if x > 2)
+
+    def _beyond_pages(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> bool:
+        """Operations that only a proof follows; whether this is one, and is noted."""
+        tape, where = self.tape, self.tape.where()
+        x = args[0] if args else kwargs.get("input")
+        dim = args[1] if len(args) > 1 and not isinstance(args[1], bool) else kwargs.get("dim", kwargs.get("axis"))
+        left = set(kwargs) - {"dim", "axis", "keepdim", "input"}
+        if not isinstance(x, Tensor):
+            return False
+        if name in ("softmax", "log_softmax") and kwargs.get("dtype") is None and isinstance(dim, int):
+            rows = _rows(tape.nodes(x), dim)
+            places = _rows(torch.arange(x.numel()).reshape(x.shape), dim)
+            ordered = {i: [n, *row] for row, at in zip(rows, places, strict=True) for n, i in zip(row, at, strict=True)}
+            tape.record(name, [ordered[i] for i in range(x.numel())], result, where, _layout(x, dim))
+        elif name == "cumsum" and isinstance(dim, int) and not left:
+            rows = _rows(tape.nodes(x), dim)
+            places = _rows(torch.arange(x.numel()).reshape(x.shape), dim)
+            prefix = {at[i]: row[: i + 1] for row, at in zip(rows, places, strict=True) for i in range(len(row))}
+            tape.record(name, [prefix[i] for i in range(x.numel())], result, where, _layout(x, dim))
+        elif (name == "prod" and not left) or (name in ("std", "var") and self._is_sample(args, kwargs)):
+            tape.record(name, _rows(tape.nodes(x), dim), result, where, _layout(x, dim))
+        else:
+            return False
+        return True
+
+    @staticmethod
+    def _is_sample(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a deviation divides by N - 1, which torch does unless told otherwise."""
+        biased = kwargs.get("unbiased", kwargs.get("correction", 1))
+        return (
+            set(kwargs) <= {"dim", "axis", "keepdim", "unbiased", "correction"}
+            and biased in (1, True)
+            and (len(args) < 2 or not isinstance(args[1], bool))
+        )
 
     def _operands(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
         """The operation's own name with its operands in order: a list, or (tensor, dimensions) for a reduction."""
@@ -339,6 +461,8 @@ class Listener(TorchFunctionMode):
     def _move(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> None:
         """Numbers that change places: do to the nodes what was done to the numbers."""
         first, *rest = args
+        if name not in SHAPED_AS and not self._is_fixed([*rest, *kwargs.values()]):
+            raise self._unknown(f"{name} at places that depend on the data", "use torch.where")
         source = [self._stopped(t) for t in first] if isinstance(first, list | tuple) else self._stopped(first)
         if name in ("clone", "contiguous"):
             self.tape.bind(result, source)  # type: ignore[arg-type]
@@ -363,9 +487,16 @@ class Listener(TorchFunctionMode):
         if result.dtype == source.dtype:
             self.tape.bind(result, self.tape.nodes(source))
             return
+        rows = [[node] for node in self.tape.nodes(source).flatten().tolist()]
+        if self.tape.proving and result.dtype == torch.bool:
+            zero = self.tape.nodes(0.0).item()
+            self.tape.record("ne", [[*row, int(zero)] for row in rows], result, self.tape.where())
+            return
+        if self.tape.proving and source.is_floating_point() and result.is_floating_point():
+            self.tape.record("cast", rows, result, self.tape.where())
+            return
         if result.dtype != torch.float64 and source.is_floating_point():
             raise self._unknown(f"{name} to {result.dtype}", "graphs are in float64 throughout")
-        rows = [[node] for node in self.tape.nodes(source).flatten().tolist()]
         self.tape.record("number", rows, result, self.tape.where())
 
     def _unknown(self, what: str, remedy: str) -> GraphError:
@@ -386,6 +517,10 @@ def _rows(nodes: Tensor, dims: int | Sequence[int] | None) -> list[list[int]]:
     size = math.prod(nodes.shape[d] for d in gone)
     rows: list[list[int]] = nodes.permute(*kept, *gone).reshape(-1, size).tolist()
     return rows
+
+
+def _layout(tensor: Tensor, dims: int | Sequence[int] | None) -> str:
+    return f"{tuple(tensor.shape)} by {tensor.stride()} over {dims}"
 
 
 @contextmanager
@@ -411,7 +546,8 @@ def recording(tape: Tape) -> Iterator[None]:
         for name in MATH:
             stack.enter_context(mock.patch.object(math, name, follow(name)))
         stack.enter_context(Listener(tape))
-        sys.setprofile(profile)
+        if not tape.proving:  # a proof needs no names
+            sys.setprofile(profile)
         try:
             yield
         finally:

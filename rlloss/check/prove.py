@@ -1,0 +1,444 @@
+"""Have two losses one gradient for every input? Proved from their graphs, or refuted by numbers that are tried.
+
+Per-sample losses are traced on 1, 2 and 3 samples. Where each sample's gradient is its own formula, the same at all
+three sizes, one question settles every batch size; losses that couple samples are asked at those sizes. Sequence
+losses are asked for every mask of up to ``TOKENS``: holes, late starts and empty answers included.
+"""
+
+import itertools
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rlloss.check.measure import Contrast, contrast, measure
+from rlloss.check.probes import Probe
+from rlloss.check.result import Proof
+from rlloss.errors import GraphError, LossError
+from rlloss.graph.graph import Graph, trace_batch, untrue
+from rlloss.losses.formulation import Formulation
+from rlloss.prove import polynomials as poly
+from rlloss.prove.backward import Gradients, NotFollowed, gradients
+from rlloss.prove.diagrams import Diagram, TooManyCases
+from rlloss.prove.exact import EPSILON, Exact, value_at
+from rlloss.prove.polynomials import Polynomial
+from rlloss.prove.question import Found, Question
+from rlloss.prove.rounded import Asked, Rounded, named
+from rlloss.prove.written import question, smt_lib
+
+SIZES = (1, 2, 3)
+TOKENS = (2, 3)  # the largest batch of sequences: answers, tokens
+CHECK_WITHIN = (0.5, 1.0, 3.0, 8.0)  # of log-probabilities, at which what was found is held against autograd
+TRACED_AT = 0.2  # clip_coef, where it is any
+SECONDS = 20.0  # after which what is not proved stays open
+
+Shape = tuple[int, ...]
+Mask = tuple[tuple[bool, ...], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is traced: so many samples, or sequences with a mask."""
+
+    shape: Shape
+    mask: Mask | None = None
+
+    def __str__(self) -> str:
+        if self.mask is None:
+            return f"{self.shape[0]} sample{'s' if self.shape[0] > 1 else ''}"
+        return "mask " + " / ".join("".join("01"[t] for t in row) for row in self.mask)
+
+
+def masks(largest: Shape = TOKENS) -> Iterator[Batch]:
+    """Every mask of every size, the smallest first, full ones before others."""
+    for shape in itertools.product(*(range(1, n + 1) for n in largest)):
+        for bits in itertools.product((True, False), repeat=shape[0] * shape[1]):
+            rows = tuple(tuple(bits[i * shape[1] : (i + 1) * shape[1]]) for i in range(shape[0]))
+            yield Batch(shape, rows)
+
+
+class Subject:
+    """One loss, traced and differentiated where it is asked.
+
+    Raises: GraphError, LossError, NotFollowed, TooManyCases.
+    """
+
+    def __init__(self, loss: Formulation, on: Exact, rounded: Rounded, clip_coef: float) -> None:
+        self.loss, self.on, self.rounded, self.clip_coef = loss, on, rounded, clip_coef
+        self.graphs: dict[Batch, Graph] = {}
+        self.found: dict[tuple[Batch, int], list[Diagram]] = {}
+        self.rounded_found: dict[Batch, list[Diagram]] = {}
+
+    def graph(self, batch: Batch) -> Graph:
+        if batch not in self.graphs:
+            self.graphs[batch] = trace_batch(self.loss, batch.shape, batch.mask, clip_coef=self.clip_coef)
+        return self.graphs[batch]
+
+    def gradients(self, batch: Batch, first: int = 0) -> list[Diagram]:
+        """The gradient at every logp. ``first``: the sample that is called number 0, and sample 0 by its number."""
+        if (batch, first) not in self.found:
+            graph = self.graph(batch)
+            inputs = {
+                i: self.on.constant(given.value)
+                if given.name.startswith("mask")
+                else poly.variable(_swapped(given.label, first))
+                for i, given in enumerate(graph.inputs)
+            }
+            self.found[batch, first] = gradients(graph, self.on, inputs, poly.ONE)
+            if not first:
+                self.hold_against_function(batch)
+        return self.found[batch, first]
+
+    def roundings(self, batch: Batch) -> list[Diagram]:
+        """The gradient at every logp in rounded arithmetic, for any gradient that comes in."""
+        if batch not in self.rounded_found:
+            graph, on = self.graph(batch), self.rounded
+            inputs: dict[int, Any] = {}
+            for i, given in enumerate(graph.inputs):
+                inputs[i] = on.constant(given.value) if given.name.startswith("mask") else named(given.label)
+            numbers = Gradients(graph, Exact(), {i: poly.variable(x.label) for i, x in enumerate(graph.inputs)})
+            for node in graph.nodes:
+                if node.number and node.op != "input":
+                    inputs[node.id] = on.python(node.formula, numbers.value(node.id))
+            self.rounded_found[batch] = gradients(graph, on, inputs, named("incoming"))
+        return self.rounded_found[batch]
+
+    def hold_against_function(self, batch: Batch) -> None:
+        """Compute the gradients as they were found and as autograd has them, at a few places anywhere.
+
+        The whole chain is tried: the trace, the rules of each operation, the normal form. Raises: GraphError.
+        """
+        draw = random.Random(0)
+        for reach in CHECK_WITHIN:
+            inputs = {
+                given.label: draw.uniform(given.low, given.high) if given.name == "clip_coef"
+                else draw.uniform(-2, 2) if given.name.startswith("adv")
+                else draw.uniform(-reach, 0)
+                for given in self.graph(batch).inputs
+            }  # fmt: skip
+            probe = probe_at(batch, inputs)
+            theirs, rough = measured(self.loss, probe, inputs[EPSILON])
+            for ours, gradient in zip(self.found[batch, 0], theirs, strict=True):
+                try:
+                    value = value_at(self.on.cases, ours, inputs)
+                except (ArithmeticError, ValueError):
+                    continue
+                close = abs(value - gradient) <= rough * max(1.0, abs(gradient))
+                if not close and (math.isfinite(value) or math.isfinite(gradient)):
+                    at = ", ".join(f"{name} {x:.4g}" for name, x in inputs.items() if not name.startswith("mask"))
+                    raise untrue(self.loss.name, at)
+
+    @cached_property
+    def elementwise(self) -> bool:
+        """Whether the gradient at each of N samples is one formula of that sample alone, divided by N."""
+        (alone,) = self.gradients(Batch((1,)))
+        for n in SIZES[1:]:
+            for i in range(n):
+                among = self.gradients(Batch((n,)), first=i)[i]
+                times = self.on.cases.apply(lambda x, n=n: self.on.mul(x, poly.number(n)), among)
+                if times != alone:
+                    return False
+        return True
+
+    @cached_property
+    def uses_clip_coef(self) -> bool:
+        graph = self.graph(Batch((1, 1), ((True,),)) if self.loss.sequence else Batch((1,)))
+        i = [given.name for given in graph.inputs].index("clip_coef")
+        return any(i in node.args for node in graph.nodes)
+
+
+def measured(loss: Formulation, probe: Probe, clip_coef: float) -> tuple[list[float], float]:
+    """A loss's gradient as autograd has it, and how roughly: in float32 for one that takes no float64.
+
+    Raises: LossError.
+    """
+    try:
+        return measure(loss, probe, clip_coef).gradient.tolist(), 1e-9
+    except LossError:
+        logp, old, A = (x.float() for x in (probe.logp, probe.old_logp, probe.advantages))
+        single = Probe(probe.name, probe.on_policy, logp, old, A, probe.mask)
+        return measure(loss, single, clip_coef).gradient.tolist(), 1e-3
+
+
+def _swapped(label: str, first: int) -> str:
+    """Labels of sample ``first`` and of sample 0, exchanged."""
+    if not first:
+        return label
+    return re.sub(r"\[(\d+)", lambda m: f"[{ {0: first, first: 0}.get(int(m[1]), int(m[1])) }", label)
+
+
+@dataclass
+class Prover:
+    """Proves pairs; what was traced once serves every pair that asks for it."""
+
+    clip_coef: float | None = None  # None: any number between 0 and 1
+    seconds: float = SECONDS
+    on: Exact = field(default_factory=Exact)
+    rounded: Rounded = field(default_factory=Rounded)
+    subjects: dict[str, Subject] = field(default_factory=dict)
+    _answers: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def traced_at(self) -> float:
+        return TRACED_AT if self.clip_coef is None else self.clip_coef
+
+    def subject(self, loss: Formulation) -> Subject:
+        if loss.name not in self.subjects:
+            self.subjects[loss.name] = Subject(loss, self.on, self.rounded, self.traced_at)
+        return self.subjects[loss.name]
+
+    def prove_what_was_tried(
+        self, f: Formulation, g: Formulation, contrasts: Sequence[Contrast]
+    ) -> tuple[Proof, Contrast | None]:
+        """``prove``, knowing what trying the two has shown. What bfloat16 shows need not be more than rounding."""
+        real = any(c.real.any() for c in contrasts if c.probe.dtype in (torch.float64, torch.float32))
+        return self.prove(f, g, refuted=real, bits=not any(c.unequal for c in contrasts))
+
+    def prove(
+        self, f: Formulation, g: Formulation, *, refuted: bool = False, bits: bool = True
+    ) -> tuple[Proof, Contrast | None]:
+        """What is proved of a pair; and what refutes it, tried. ``refuted``: trying has found a difference already.
+        ``bits``: nothing that was tried differs in a bit, so that a proof of that is worth asking for."""
+        if refuted:
+            return Proof("refuted", "open", "the gradients differ"), None
+        pair = _Pair(self, self.subject(f), self.subject(g), time.monotonic() + self.seconds)
+        try:
+            proof, refutation = pair.settle()
+        except (GraphError, LossError, NotFollowed, TooManyCases) as error:
+            return Proof("open", "open", reason(error)), None
+        if refutation is not None or not bits:
+            return replace(proof, bits_why="" if refutation is not None else "they differ by rounding"), refutation
+        try:
+            why = pair.bitwise()
+        except (NotFollowed, TooManyCases, LossError) as error:
+            why = reason(error, "rounded")
+        except Late:
+            why = f"no answer within {self.seconds:g} s"
+        return replace(proof, bitwise="open" if why else "proved", bits_why=why), None
+
+    def written(self, f: Formulation, g: Formulation) -> str:
+        """What is asked of a pair in exact arithmetic, as SMT-LIB. Raises: LossError if it cannot be asked."""
+        pair = _Pair(self, self.subject(f), self.subject(g), math.inf)
+        try:
+            batches, scope = pair.batches()
+            asked = [(str(batch), pair.question(batch)) for batch in batches]
+        except (GraphError, NotFollowed, TooManyCases) as error:
+            raise LossError(f"{f.name} and {g.name}: {reason(error)}; there is no question to write") from error
+        return smt_lib(f"the gradients of {f.name} and {g.name} at logp, for {scope}", asked)
+
+
+def reason(error: Exception, arithmetic: str = "exact") -> str:
+    """Why something is open, in a few words."""
+    if isinstance(error, NotFollowed):
+        return f"{arithmetic} arithmetic cannot follow {error}"
+    return re.sub(r"^LOSS=", "", str(error))
+
+
+class Late(Exception):
+    """The time for a proof is over."""
+
+
+@dataclass
+class _Pair:
+    """Two losses and the questions that settle them."""
+
+    prover: Prover
+    left: Subject
+    right: Subject
+    until: float
+    edges: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def on(self) -> Exact:
+        return self.prover.on
+
+    def settle(self) -> tuple[Proof, Contrast | None]:
+        batches, scope = self.batches()
+        open_at, left_out = "", []
+        for batch in batches:
+            try:
+                outcome = self.ask(batch)
+            except Late:
+                open_at = f"no answer within {self.prover.seconds:g} s, at {batch}"
+                break
+            except LossError as error:
+                left_out.append(f"{batch}: {reason(error)}")
+                continue
+            if isinstance(outcome, Contrast):
+                return Proof("refuted", "open", "the gradients differ", scope=scope), outcome
+            open_at = open_at or outcome
+        if open_at:
+            return Proof("open", "open", open_at, scope=scope), None
+        if len(left_out) == len(batches):
+            return Proof("open", "open", left_out[0]), None
+        exact = "edges" if self.edges else "proved"
+        return Proof(exact, "open", "", scope=scope, edges=tuple(self.edges), left_out=tuple(left_out)), None
+
+    def bitwise(self) -> str:
+        """Why it is open that the gradients are the same roundings in the same order; "" if that is proved.
+
+        The batch has 3 samples: its 1/3 is as good as any 1/N, of which nothing is used.
+        """
+        batches = list(masks()) if self.left.loss.sequence else [Batch((max(SIZES),))]
+        for batch in batches:
+            for x, y in zip(self.left.roundings(batch), self.right.roundings(batch), strict=True):
+                cases = self.prover.rounded.cases
+                diagram = cases.apply(self.prover.rounded.differs, x, y, key="differs")
+                if diagram == 0:
+                    continue
+                if time.monotonic() > self.until:
+                    raise Late
+                answer = Asked(cases, diagram).proved()
+                if not answer:
+                    return "other roundings, or in another order" if answer is False else "the solver cannot tell"
+        return ""
+
+    def batches(self) -> tuple[list[Batch], str]:
+        """What is asked, and for which inputs that settles it."""
+        if self.left.loss.sequence:
+            batches, scope = list(masks()), f"every input and mask of up to {TOKENS[0]} × {TOKENS[1]} tokens"
+        elif self.left.elementwise and self.right.elementwise:
+            batches, scope = [Batch((1,))], "every input and batch size"
+        else:
+            batches = [Batch((n,)) for n in (*SIZES[1:], 1)]
+            scope = f"every input in batches of {SIZES[0]} to {SIZES[-1]} samples"
+        if self.epsilon is not None and (self.left.uses_clip_coef or self.right.uses_clip_coef):
+            scope += f" at clip_coef {self.prover.traced_at:g}"
+        return batches, scope
+
+    @property
+    def epsilon(self) -> Fraction | None:
+        """What clip_coef is; None: any. For a loss that has a number of its own instead, one value alone is right."""
+        if self.prover.clip_coef is None and self.left.uses_clip_coef == self.right.uses_clip_coef:
+            return None
+        return Fraction(repr(self.prover.traced_at))
+
+    def question(self, batch: Batch) -> list[Any]:
+        """The question on one batch for any solver."""
+        graphs = self.left.graph(batch), self.right.graph(batch)
+        fixed = {x.label: x.value for x in graphs[0].inputs if x.name.startswith("mask")}
+        return question(*graphs, fixed, self.epsilon)
+
+    def ask(self, batch: Batch) -> Contrast | str:
+        """A difference on this batch, tried; "" if there is none; or why that is open. Raises: Late."""
+        undecided = ""
+        for x, y in zip(self.left.gradients(batch), self.right.gradients(batch), strict=True):
+            diagram = self.on.cases.apply(self.on.differs, x, y, key="differs")
+            if diagram == 0 or (key := self.canonical(diagram)) in self.prover._answers:
+                continue
+            if time.monotonic() > self.until:
+                raise Late
+            found = self.differences(batch, diagram)
+            if isinstance(found, Contrast):
+                return found
+            undecided = undecided or found
+            if not found and not self.edges:
+                self.prover._answers[key] = True
+        return undecided
+
+    def differences(self, batch: Batch, diagram: Diagram) -> Contrast | str:
+        """Off all ties first; then on ties that whole batches lie on: A = 0, a ratio of 1; then on any."""
+        question = Question(self.on.cases, diagram, self.epsilon)
+        undecided = 0
+        for allowed in (is_data, occurs):
+            answer = question.ask(allowed)
+            undecided += answer.undecided
+            if answer.found is not None:
+                tried = self.replay(batch, answer.found)
+                if tried is not None:
+                    return tried
+                return f"at {describe(answer.found)} exact gradients differ and computed ones do not"
+        if undecided:
+            return f"the solver cannot tell, at {batch}"
+        answer = question.ask(lambda p: True)
+        if answer.found is not None:
+            self.edges[describe_ties(answer.found)] = None
+        return "the solver cannot tell on some ties" if answer.undecided else ""
+
+    def canonical(self, diagram: Diagram) -> str:
+        """A question by what it asks, whichever tokens it asks it of."""
+        names: dict[str, str] = {}
+        text = repr([[(p.key, s) for p, s in path] for path, leaf in self.on.cases.paths(diagram) if leaf])
+        return re.sub(r"\[[\d,]+\]", lambda m: names.setdefault(m[0], f"[{len(names)}]"), text) + f"|{self.epsilon}"
+
+    def replay(self, batch: Batch, found: Found) -> Contrast | None:
+        """What was found, computed by PyTorch in float64; None if the two do not differ there."""
+        clip_coef = found.inputs.get(EPSILON, self.prover.traced_at)
+        probe = probe_at(batch, found.inputs)
+        try:
+            tried = contrast(measure(self.left.loss, probe, clip_coef), measure(self.right.loss, probe, clip_coef))
+        except LossError:
+            return None
+        return tried if tried.real.any() or tried.not_finite.any() else None
+
+
+def probe_at(batch: Batch, inputs: Mapping[str, float]) -> Probe:
+    """A batch with these inputs; what is not among them has the ratio 1 and A = 1."""
+    places = [f"[{','.join(map(str, place))}]" for place in itertools.product(*map(range, batch.shape))]
+
+    def tensor(name: str, default: Callable[[str], float], at: Sequence[str], shape: Shape) -> torch.Tensor:
+        flat = [inputs.get(name + place, default(place)) for place in at]
+        return torch.tensor(flat, dtype=torch.float64).reshape(shape)
+
+    old = tensor("old", lambda at: inputs.get(f"logp{at}", -1.0), places, batch.shape)
+    logp = tensor("logp", lambda at: inputs.get(f"old{at}", -1.0), places, batch.shape)
+    A = tensor("A", lambda at: 1.0, [f"[{i}]" for i in range(batch.shape[0])], batch.shape[:1])
+    mask = None if batch.mask is None else torch.tensor(batch.mask)
+    return Probe("proof", bool((logp == old).all()), logp, old, A, mask)
+
+
+def is_data(p: Polynomial) -> bool:
+    """Whether a quantity is data alone, whose zeros are as common as the data has them."""
+    return not any(name.startswith("logp") for name in p.variables)
+
+
+def occurs(p: Polynomial) -> bool:
+    """Whether whole batches lie on a zero of p: data, or a token's ratio of exactly 1, which is on-policy."""
+    return is_data(p) or p in {_ratio_less_1(name) for name in p.variables if name.startswith("logp")}
+
+
+def _ratio_less_1(logp: str) -> Polynomial:
+    one, other = (poly.exp(poly.variable(name)) for name in (logp, logp.replace("logp", "old")))
+    difference = poly.split(one - other)[1]
+    return difference if difference.terms[0][1] > 0 else -difference
+
+
+def describe(found: Found) -> str:
+    return ", ".join(f"{name} = {value:.6g}" for name, value in sorted(found.inputs.items()))
+
+
+def describe_ties(found: Found) -> str:
+    """The bounds that are hit exactly, in words."""
+    ties = [p for p, sign in found.path if sign == 0 and not is_data(p)]
+    return " and ".join(dict.fromkeys(map(in_words, ties))) or describe(found)
+
+
+def in_words(p: Polynomial) -> str:
+    """``ratio = 1 + ε`` for a bound on one ratio; else the polynomial itself = 0."""
+    logps = [name for name in p.variables if name.startswith("logp")]
+    if len(logps) == 1:
+        over = poly.power(poly.exp(poly.variable(logps[0].replace("logp", "old"))), -1)
+        ratio = (over * poly.exp(poly.variable(logps[0]))).terms[0][0]
+        terms = dict((p * over).terms)
+        c = terms.pop(ratio, None)
+        rest = poly.polynomial({m: -v / c for m, v in terms.items()}) if c else None
+        if rest is not None and all(q.key == EPSILON for q in rest.quantities):
+            return f"ratio = {_written(rest)}"
+    return f"{_written(p)} = 0"
+
+
+def _written(p: Polynomial) -> str:
+    def term(m: poly.Monomial, c: Fraction) -> str:
+        name = " ".join(q.key if n == 1 else f"{q.key}^{n}" for q, n in m)
+        size = "" if name and abs(c) == 1 else f"{abs(c)} " if name else str(abs(c))
+        return f"{'-' if c < 0 else '+'} {size}{name}"
+
+    ordered = sorted(p.terms, key=lambda t: len(t[0]))
+    return " ".join(term(m, c) for m, c in ordered).removeprefix("+ ")
