@@ -35,6 +35,7 @@ from rlloss.prove.written import question, smt_lib
 
 SIZES = (1, 2, 3)
 TOKENS = (2, 3)  # the largest batch of sequences: answers, tokens
+DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 CHECK_WITHIN = (0.5, 1.0, 3.0, 8.0)  # of log-probabilities, at which what was found is held against autograd
 TRACED_AT = 0.2  # clip_coef, where it is any
 SECONDS = 20.0  # after which what is not proved stays open
@@ -116,6 +117,7 @@ class Subject:
         The whole chain is tried: the trace, the rules of each operation, the normal form. Raises: GraphError.
         """
         draw = random.Random(0)
+        rough = roughness(self.graph(batch))
         for reach in CHECK_WITHIN:
             inputs = {
                 given.label: draw.uniform(given.low, given.high) if given.name == "clip_coef"
@@ -124,7 +126,7 @@ class Subject:
                 for given in self.graph(batch).inputs
             }  # fmt: skip
             probe = probe_at(batch, inputs)
-            theirs, rough = measured(self.loss, probe, inputs[EPSILON])
+            theirs = measured(self.loss, probe, inputs[EPSILON])
             for ours, gradient in zip(self.found[batch, 0], theirs, strict=True):
                 try:
                     value = value_at(self.on.cases, ours, inputs)
@@ -154,17 +156,21 @@ class Subject:
         return any(i in node.args for node in graph.nodes)
 
 
-def measured(loss: Formulation, probe: Probe, clip_coef: float) -> tuple[list[float], float]:
-    """A loss's gradient as autograd has it, and how roughly: in float32 for one that takes no float64.
-
-    Raises: LossError.
-    """
+def measured(loss: Formulation, probe: Probe, clip_coef: float) -> list[float]:
+    """A loss's gradient as autograd has it, in float32 for one that takes no float64. Raises: LossError."""
     try:
-        return measure(loss, probe, clip_coef).gradient.tolist(), 1e-9
+        found: list[float] = measure(loss, probe, clip_coef).gradient.tolist()
     except LossError:
         logp, old, A = (x.float() for x in (probe.logp, probe.old_logp, probe.advantages))
         single = Probe(probe.name, probe.on_policy, logp, old, A, probe.mask)
-        return measure(loss, single, clip_coef).gradient.tolist(), 1e-3
+        found = measure(loss, single, clip_coef).gradient.tolist()
+    return found
+
+
+def roughness(graph: Graph) -> float:
+    """How near a computed gradient comes to the exact one, by the shortest format on the way."""
+    casts = [DTYPES[node.over] for node in graph.nodes if node.over in DTYPES]
+    return max([1e-9, *(1e3 * torch.finfo(dtype).eps for dtype in casts)])
 
 
 def _swapped(label: str, first: int) -> str:
@@ -182,7 +188,7 @@ class Prover:
     seconds: float = SECONDS
     on: Exact = field(default_factory=Exact)
     rounded: Rounded = field(default_factory=Rounded)
-    subjects: dict[str, Subject] = field(default_factory=dict)
+    subjects: dict[tuple[str, int], Subject] = field(default_factory=dict)
     _answers: dict[str, bool] = field(default_factory=dict)
 
     @property
@@ -190,9 +196,10 @@ class Prover:
         return TRACED_AT if self.clip_coef is None else self.clip_coef
 
     def subject(self, loss: Formulation) -> Subject:
-        if loss.name not in self.subjects:
-            self.subjects[loss.name] = Subject(loss, self.on, self.rounded, self.traced_at)
-        return self.subjects[loss.name]
+        key = loss.name, id(loss.function)  # two functions may have one name; the subject keeps the function
+        if key not in self.subjects:
+            self.subjects[key] = Subject(loss, self.on, self.rounded, self.traced_at)
+        return self.subjects[key]
 
     def prove_what_was_tried(
         self, f: Formulation, g: Formulation, contrasts: Sequence[Contrast]
@@ -254,6 +261,7 @@ class _Pair:
     right: Subject
     until: float
     edges: dict[str, None] = field(default_factory=dict)
+    undefined: dict[str, None] = field(default_factory=dict)  # batches with a gradient that is nan for every input
 
     @property
     def on(self) -> Exact:
@@ -261,7 +269,7 @@ class _Pair:
 
     def settle(self) -> tuple[Proof, Contrast | None]:
         batches, scope = self.batches()
-        open_at, left_out = "", []
+        open_at = ""
         for batch in batches:
             try:
                 outcome = self.ask(batch)
@@ -269,17 +277,17 @@ class _Pair:
                 open_at = f"no answer within {self.prover.seconds:g} s, at {batch}"
                 break
             except LossError as error:
-                left_out.append(f"{batch}: {reason(error)}")
+                self.undefined[f"{batch}: {reason(error)}"] = None
                 continue
             if isinstance(outcome, Contrast):
                 return Proof("refuted", "open", "the gradients differ", scope=scope), outcome
             open_at = open_at or outcome
         if open_at:
             return Proof("open", "open", open_at, scope=scope), None
-        if len(left_out) == len(batches):
-            return Proof("open", "open", left_out[0]), None
+        if len(self.undefined) == len(batches):
+            return Proof("open", "open", next(iter(self.undefined))), None
         exact = "edges" if self.edges else "proved"
-        return Proof(exact, "open", "", scope=scope, edges=tuple(self.edges), left_out=tuple(left_out)), None
+        return Proof(exact, "open", "", scope=scope, edges=tuple(self.edges), left_out=tuple(self.undefined)), None
 
     def bitwise(self) -> str:
         """Why it is open that the gradients are the same roundings in the same order; "" if that is proved.
@@ -330,6 +338,8 @@ class _Pair:
         """A difference on this batch, tried; "" if there is none; or why that is open. Raises: Late."""
         undecided = ""
         for x, y in zip(self.left.gradients(batch), self.right.gradients(batch), strict=True):
+            if self.on.cases.apply(self.on.undefined, x, y, key="undefined") != 0:
+                self.undefined[f"{batch}, where a gradient is not finite"] = None
             diagram = self.on.cases.apply(self.on.differs, x, y, key="differs")
             if diagram == 0 or (key := self.canonical(diagram)) in self.prover._answers:
                 continue

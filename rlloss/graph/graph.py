@@ -81,7 +81,7 @@ class Node:
     formula: str
     scope: str
     line: str
-    over: str = ""  # of a reduction: how its numbers lie in memory
+    over: str = ""  # of a reduction: how its numbers lie in memory; of a cast: to which dtype
 
 
 @dataclass(frozen=True)

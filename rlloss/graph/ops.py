@@ -96,6 +96,8 @@ PROVABLE: dict[str, Op] = {
     "prod": Op(_stacked(torch.prod), "prod({*})"),
     "std": Op(_stacked(torch.std), "std({*})"),
     "var": Op(_stacked(torch.var), "var({*})"),
+    "std_n": Op(lambda *x: torch.std(torch.stack(x), correction=0), "std({*})"),
+    "var_n": Op(lambda *x: torch.var(torch.stack(x), correction=0), "var({*})"),
     "softmax": Op(lambda x, *all_: torch.exp(x - torch.logsumexp(torch.stack(all_), 0)), "softmax({*})"),
     "log_softmax": Op(lambda x, *all_: x - torch.logsumexp(torch.stack(all_), 0), "ln softmax({*})"),
 }

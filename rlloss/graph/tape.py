@@ -96,7 +96,9 @@ class Operation:
     number: bool = False  # a Python number: no part of autograd's graph
     fixed: bool = False  # the same in every batch of this shape and mask, and in exact arithmetic
     name: str = ""
-    over: str = ""  # of a reduction: how its numbers lie in memory, which decides in what order they are added
+    over: str = (
+        ""  # of a reduction: how its numbers lie in memory, which decides the order of adding; of a cast: to what
+    )
     scope: str = ""  # the helper function in which it was computed
     line: str = ""
 
@@ -403,21 +405,22 @@ class Listener(TorchFunctionMode):
             places = _rows(torch.arange(x.numel()).reshape(x.shape), dim)
             prefix = {at[i]: row[: i + 1] for row, at in zip(rows, places, strict=True) for i in range(len(row))}
             tape.record(name, [prefix[i] for i in range(x.numel())], result, where, _layout(x, dim))
-        elif (name == "prod" and not left) or (name in ("std", "var") and self._is_sample(args, kwargs)):
+        elif name in ("std", "var") and (divided := self._divided_by(args, kwargs)) is not None:
+            tape.record(f"{name}{divided}", _rows(tape.nodes(x), dim), result, where, _layout(x, dim))
+        elif name == "prod" and not left:
             tape.record(name, _rows(tape.nodes(x), dim), result, where, _layout(x, dim))
         else:
             return False
         return True
 
     @staticmethod
-    def _is_sample(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a deviation divides by N - 1, which torch does unless told otherwise."""
-        biased = kwargs.get("unbiased", kwargs.get("correction", 1))
-        return (
-            set(kwargs) <= {"dim", "axis", "keepdim", "unbiased", "correction"}
-            and biased in (1, True)
-            and (len(args) < 2 or not isinstance(args[1], bool))
-        )
+    def _divided_by(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """What a variance divides by: "" for N - 1, which is torch's default, "_n" for N; None: not known."""
+        correction = kwargs.get("unbiased", kwargs.get("correction", 1))
+        known = set(kwargs) <= {"dim", "axis", "keepdim", "unbiased", "correction"} and correction in (0, 1)
+        if not known or (len(args) > 1 and isinstance(args[1], bool)):
+            return None
+        return "" if correction else "_n"
 
     def _operands(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
         """The operation's own name with its operands in order: a list, or (tensor, dimensions) for a reduction."""
@@ -493,7 +496,7 @@ class Listener(TorchFunctionMode):
             self.tape.record("ne", [[*row, int(zero)] for row in rows], result, self.tape.where())
             return
         if self.tape.proving and source.is_floating_point() and result.is_floating_point():
-            self.tape.record("cast", rows, result, self.tape.where())
+            self.tape.record("cast", rows, result, self.tape.where(), str(result.dtype))
             return
         if result.dtype != torch.float64 and source.is_floating_point():
             raise self._unknown(f"{name} to {result.dtype}", "graphs are in float64 throughout")

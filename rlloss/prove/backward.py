@@ -23,6 +23,7 @@ class Arithmetic(Protocol):
 
     def constant(self, x: float) -> Any: ...
     def operand(self, x: Any) -> Any: ...
+    def near(self, name: str, *values: Any) -> Any: ...
     def add(self, x: Any, y: Any) -> Any: ...
     def neg(self, x: Any) -> Any: ...
     def mul(self, x: Any, y: Any) -> Any: ...
@@ -80,8 +81,10 @@ class Calculator:
             return self.truth(self.order(a[0], a[1]), *COMPARED[op])
         if op in SAME:
             return a[0]
-        if op in ("sum", "mean", "amin", "amax", "min", "max", "prod", "cumsum", "std", "var", "logsumexp", "softmax",
-                  "log_softmax"):  # fmt: skip
+        if op in NEAR:
+            return self.cases.apply(lambda *x: self.on.near(f"{op} {node.over}", *x), *a, key=(op, node.over))
+        if op in ("sum", "mean", "amin", "amax", "min", "max", "prod", "cumsum", "logsumexp", "softmax", "log_softmax",
+                  *SPREADS):  # fmt: skip
             return self._total(op, a, node.over)
         if op in FORWARD:
             return FORWARD[op](self, *a)
@@ -131,6 +134,8 @@ class Calculator:
             return [None] * len(a)
         if op in SAME:
             return [up]
+        if op == "cast":
+            return [self.cases.apply(lambda x: self.on.near("cast back", x), up, key="cast back")]
         return self._spread(op, up, y, a)
 
     def _first(self, up: Diagram, y: Diagram, a: Sequence[Diagram]) -> list[Diagram]:
@@ -147,11 +152,11 @@ class Calculator:
         if op == "prod":
             others = [self._product([*a[:i], *a[i + 1 :]]) for i in range(n)]
             return [self.mul(up, x) for x in others]
-        if op in ("std", "var"):
-            mean = self.on.total("mean", a)
-            scale = self.on.constant(2.0 / (n - 1) if op == "var" else 1.0 / (n - 1))
-            sent = [self.mul(self.mul(up, scale), self.sub(x, mean)) for x in a]
-            return sent if op == "var" else [self.div(x, y) for x in sent]
+        if op in SPREADS:
+            mean, divisor = self.on.total("mean", a), self.on.constant(float(n if op.endswith("_n") else n - 1))
+            twice = self.on.constant(2.0 if op.startswith("var") else 1.0)
+            sent = [self.mul(self.div(self.mul(up, twice), divisor), self.sub(x, mean)) for x in a]
+            return sent if op.startswith("var") else [self.div(x, y) for x in sent]
         if op == "logsumexp":
             return [self.mul(up, self.function("exp", self.sub(x, y))) for x in a]
         if op in ("softmax", "log_softmax"):
@@ -180,7 +185,9 @@ class Calculator:
         return up if high is None else self.choose(self.order(x, high), up, up, self.zero)
 
 
-SAME = ("detach", "number", "cast", "nextafter")
+SPREADS = ("std", "var", "std_n", "var_n")
+SAME = ("detach", "number")
+NEAR = ("cast", "nextafter")  # the same number, but for its rounding
 COMPARED = {"gt": (1,), "ge": (0, 1), "lt": (-1,), "le": (-1, 0), "eq": (0,), "ne": (-1, 1)}
 
 FORWARD: dict[str, Callable[..., Diagram]] = {
@@ -229,7 +236,7 @@ BACKWARD: dict[str, Callable[..., Sequence[Diagram | None]]] = {
 
 
 OPERATIONS = ("add", "sub", "mul", "div", "rdiv", "pow")  # which compute with a Python number as it is
-LINEAR = ("add", "sub", "neg", "sum", "mean", "cumsum", *SAME)  # whose slopes need no value
+LINEAR = ("add", "sub", "neg", "sum", "mean", "cumsum", "cast", *SAME)  # whose slopes need no value
 
 
 class Gradients:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rlloss.prove import polynomials as poly
-from rlloss.prove.backward import NotFollowed
+from rlloss.prove.backward import SPREADS, NotFollowed
 from rlloss.prove.diagrams import Case, Diagram, Diagrams
 from rlloss.prove.polynomials import ONE, ZERO, Polynomial, Quantity
 
@@ -46,6 +46,9 @@ class Exact:
 
     def operand(self, x: Number) -> Number:
         return x
+
+    def near(self, name: str, *values: Number) -> Number:
+        return values[0]
 
     def add(self, x: Number, y: Number) -> Number:
         if isinstance(x, Limit) or isinstance(y, Limit):
@@ -123,10 +126,15 @@ class Exact:
         return self._times(result, self._primitive(rest))
 
     def differs(self, x: Number, y: Number) -> Diagram:
-        """1 where two numbers differ, else 0."""
+        """1 where two numbers differ, else 0; 0 also where either is none (``undefined``)."""
         if isinstance(x, Limit) or isinstance(y, Limit):
-            return int(x != y)
+            return 0
         return self.cases.apply(abs, self.sign(x - y))
+
+    @staticmethod
+    def undefined(x: Number, y: Number) -> int:
+        """1 where one is infinite or nan and the other is not that, too."""
+        return int(x != y and (isinstance(x, Limit) or isinstance(y, Limit)))
 
     def _times(self, x: Diagram, y: Diagram) -> Diagram:
         return self.cases.apply(lambda a, b: a * b, x, y, key="times")
@@ -158,15 +166,14 @@ class Exact:
             for x in values:
                 product = apply(self.mul, product, x)
             return product
-        if name in ("var", "std"):
-            if len(values) < 2:
+        if name in SPREADS:
+            divisor = len(values) if name.endswith("_n") else len(values) - 1
+            if not divisor:
                 return NAN
             mean = self._total("mean", values)
             squares = [apply(lambda x, m: self.mul(x - m, x - m), x, mean) for x in values]
-            variance = apply(
-                lambda x: self.mul(x, poly.number(Fraction(1, len(values) - 1))), self._total("sum", squares)
-            )
-            return variance if name == "var" else apply(lambda x: self.power(x, 0.5), variance)
+            variance = apply(lambda x: self.mul(x, poly.number(Fraction(1, divisor))), self._total("sum", squares))
+            return variance if name.startswith("var") else apply(lambda x: self.power(x, 0.5), variance)
         first, *rest = values if name in ("softmax", "log_softmax") else [ZERO, *values]
         mass = self._total("sum", [apply(lambda x: self.function("exp", x), x) for x in rest])
         if name == "softmax":

@@ -165,6 +165,9 @@ class Rounded:
             return x
         return Term(x.scale, Body("operand", name=x.body.name, between=x.body.between))
 
+    def near(self, name: str, *values: Term) -> Term:
+        return self._rounded(name, *values)
+
     def add(self, x: Term, y: Term) -> Term:
         return add(x, y)
 

@@ -13,7 +13,7 @@ from typing import Any
 import z3
 
 from rlloss.graph.graph import Graph
-from rlloss.prove.backward import NotFollowed, gradients
+from rlloss.prove.backward import SPREADS, NotFollowed, gradients
 
 LOGIC = "ALL"
 MOST = 3  # exponentials up to which the law of sums is written out for all, needed or not
@@ -47,6 +47,9 @@ class Written:
 
     def operand(self, x: Any) -> Any:
         return x
+
+    def near(self, name: str, *values: Any) -> Any:
+        return values[0]
 
     def add(self, x: Any, y: Any) -> Any:
         return x + y
@@ -103,10 +106,11 @@ class Written:
             return total / n
         if name == "prod":
             return reduce(lambda a, b: a * b, values)
-        if name in ("var", "std"):
+        if name in SPREADS:
             squares = [(x - total / n) * (x - total / n) for x in values]
-            variance = reduce(lambda a, b: a + b, squares) / z3.RealVal(max(len(values) - 1, 1))
-            return variance if name == "var" else self.function("sqrt", variance)
+            divisor = len(values) if name.endswith("_n") else max(len(values) - 1, 1)
+            variance = reduce(lambda a, b: a + b, squares) / z3.RealVal(divisor)
+            return variance if name.startswith("var") else self.function("sqrt", variance)
         first, *rest = values if name in ("softmax", "log_softmax") else [z3.RealVal(0), *values]
         mass = reduce(lambda a, b: a + b, [self.function("exp", x) for x in rest])
         if name == "softmax":

@@ -1,0 +1,432 @@
+"""Proofs of whole losses: what is proved, what is refuted and by which numbers, and what says that it is open."""
+
+import math
+import re
+import time
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, note, settings, strategies as st
+
+from rlloss.check import prove
+from rlloss.check.prove import Batch, Prover, masks, probe_at
+from rlloss.check.result import Proof
+from rlloss.errors import LossError
+from rlloss.losses import LOSSES, SEQUENCE_LOSSES
+from rlloss.losses.formulation import Formulation, resolve
+from rlloss.prove import backward
+from tests.examples import hard_losses
+
+F64 = torch.float64
+TRAJECTORY = ("reinforce", "ppo_max", "ppo_clip_offset", "klip_matched")
+EXACT_ONLY = ("reinforce_mask", "reinforce_textbook", "klip", "ppo_masked", "ppo_log_clamp")
+
+
+def settle(f, g, **settings):
+    return Prover(**settings).prove(*(resolve(loss) for loss in (f, g)))
+
+
+@pytest.mark.parametrize("name", TRAJECTORY)
+def test_the_losses_of_one_trajectory_are_proved_to_the_last_bit(name):
+    proof, refutation = settle("ppo_clip", name)
+    assert (proof.exact, proof.bitwise, refutation) == ("proved", "proved", None)
+    assert proof.scope == "every input and batch size"
+
+
+@pytest.mark.parametrize("name", EXACT_ONLY)
+def test_exact_is_proved_and_bits_are_open(name):
+    proof, refutation = settle("ppo_clip", name)
+    assert (proof.exact, proof.bitwise, refutation) == ("proved", "open", None)
+    assert proof.bits_why
+
+
+@pytest.mark.parametrize(
+    ("f", "g"),
+    [("ppo_unclipped", "reinforce_unclipped"), ("on_policy_ratio", "reinforce_plain"), ("reinforce_plain", "a2c")],
+)
+def test_other_pairs_of_the_zoo_are_proved_to_the_last_bit(f, g):
+    assert settle(f, g)[0].bitwise == "proved"
+
+
+@pytest.mark.parametrize("name", ["cispo", "two_sided_mask", "dual_clip", "clip_higher", "spo", "klip_sigmoid_gate"])
+def test_control_pairs_are_refuted_by_numbers_that_pytorch_agrees_to(name):
+    proof, refutation = settle("ppo_clip", name)
+    assert proof.exact == "refuted"
+    probe = refutation.probe
+    gradients = []
+    for loss in ("ppo_clip", name):
+        logp = probe.logp.clone().requires_grad_()
+        LOSSES[loss](logp, probe.old_logp, probe.advantages, clip_coef=0.2).mean().backward()
+        gradients.append(logp.grad)
+    assert abs(gradients[0] - gradients[1]).max() > 1e-3
+    assert (probe.logp <= 0).all()
+    assert (probe.old_logp <= 0).all()
+
+
+def test_a_proof_for_one_clip_coef():
+    def fixed(logp, old_logp, advantages):
+        ratio = torch.exp(logp - old_logp)
+        return -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+
+    def wider(logp, old_logp, advantages, *, clip_coef):
+        return LOSSES["ppo_clip"](logp, old_logp, advantages, clip_coef=0.5 * clip_coef + 0.1)
+
+    proof, _ = settle("ppo_clip", fixed)
+    assert (proof.exact, proof.scope) == ("proved", "every input and batch size at clip_coef 0.2")
+    assert settle("ppo_clip", fixed, clip_coef=0.3)[0].exact == "refuted"
+    assert settle("ppo_clip", wider)[0].exact == "refuted", "they are one at 0.2 alone"
+    assert settle("ppo_clip", wider, clip_coef=0.2)[0].exact == "proved"
+
+
+def test_an_edge_is_named_and_no_difference():
+    def strict(logp, old_logp, advantages, *, clip_coef):
+        ratio = torch.exp(logp - old_logp)
+        cut = ((advantages > 0) & (ratio >= 1 + clip_coef)) | ((advantages < 0) & (ratio <= 1 - clip_coef))
+        return -(torch.where(cut, 0.0, ratio) * advantages)
+
+    proof, refutation = settle("ppo_clip", strict)
+    assert (proof.exact, refutation) == ("edges", None)
+    assert proof.edges in {("ratio = 1 + ε",), ("ratio = 1 - ε",), ("ratio = 1 - ε", "ratio = 1 + ε")}
+
+
+@pytest.mark.parametrize("at", ["A = 0", "on-policy"])
+def test_a_tie_on_which_whole_batches_lie_is_a_difference(at):
+    """Advantages of 0 and ratios of 1 have no volume, and are what first minibatches and equal rewards are made of."""
+
+    def kinked(logp, old_logp, advantages, *, clip_coef):
+        loss = LOSSES["ppo_clip"](logp, old_logp, advantages, clip_coef=clip_coef)
+        extra = torch.exp(logp - old_logp)
+        return loss + torch.where(advantages == 0 if at == "A = 0" else logp == old_logp, extra, 0.0)
+
+    proof, refutation = settle("ppo_clip", kinked)
+    assert proof.exact == "refuted"
+    assert (refutation.probe.advantages == 0).all() if at == "A = 0" else refutation.probe.on_policy
+
+
+NOT_FOLLOWED = {
+    "numpy": "numpy",
+    "python_if": "a Python if decides in Python",
+    "own_function": "does not compute what it did",
+    "median": "median",
+    "scattered": "in place",
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOLLOWED)
+def test_what_no_graph_holds_is_open_and_says_so(name):
+    proof, refutation = settle("ppo_clip", getattr(hard_losses, name))
+    assert (proof.exact, proof.bitwise, refutation) == ("open", "open", None)
+    assert NOT_FOLLOWED[name] in proof.why
+
+
+@pytest.mark.parametrize("name", hard_losses.FOLLOWED)
+def test_harder_operations_are_followed(name):
+    """gather, cumsum, prod, std, softmax, casts, .item() of metrics: each beside the same written otherwise."""
+    proof, refutation = settle(*hard_losses.FOLLOWED[name])
+    assert (proof.exact, refutation) == ("proved", None), proof.why
+    wrong = hard_losses.WRONG[name]
+    assert settle(hard_losses.FOLLOWED[name][0], wrong)[0].exact == "refuted"
+
+
+def test_losses_that_couple_samples_are_asked_in_batches():
+    def by_mean(logp, old_logp, advantages):
+        return -(advantages - advantages.mean()) * logp
+
+    def by_sum(logp, old_logp, advantages):
+        return -(advantages - advantages.sum() / len(advantages)) * logp
+
+    def leave_one_out(logp, old_logp, advantages):
+        n = len(advantages)
+        return -(advantages - (advantages.sum() - advantages) / max(n - 1, 1)) * logp
+
+    proof, _ = settle(by_mean, by_sum)
+    assert (proof.exact, proof.scope) == ("proved", "every input in batches of 1 to 3 samples")
+    proof, refutation = settle(by_mean, leave_one_out)
+    assert proof.exact == "refuted"
+    assert refutation.probe.logp.numel() == 2
+
+
+def test_masks_have_holes_late_starts_and_empty_answers():
+    found = {batch.mask for batch in masks()}
+    for rows in (((True, False, True),), ((False, True, True), (True, True, True)), ((False,) * 3, (True,) * 3)):
+        assert rows in found or tuple(row[: len(rows[0])] for row in rows) in found
+    assert len(found) == sum(2 ** (b * t) for b in (1, 2) for t in (1, 2, 3))
+
+
+EQUAL_SEQUENCES = [("gspo", "gspo_token"), ("token_mean", "tests.examples.my_losses:token_mean")]
+
+
+@pytest.mark.parametrize(("f", "g"), EQUAL_SEQUENCES)
+def test_sequence_losses_are_proved_for_every_mask(f, g):
+    proof, refutation = settle(f, g)
+    assert (proof.exact, refutation) == ("proved", None), proof.why
+    assert "mask of up to 2 × 3 tokens" in proof.scope
+
+
+@pytest.mark.parametrize("name", [name for name in SEQUENCE_LOSSES if name != "grpo"])
+def test_sequence_losses_that_differ_are_refuted(name):
+    proof, refutation = settle("grpo", name)
+    assert proof.exact == "refuted"
+    assert refutation.real.any()
+
+
+# -------------------------------------------------------------------------------------------- can it be fooled?
+
+
+@pytest.mark.parametrize("op", ["minimum", "clamp", "exp", "where"])
+def test_a_wrong_rule_of_differentiation_is_caught_before_anything_is_proved(op, monkeypatch):
+    """What was found is held against autograd: a rule that is wrong on purpose never leads to a verdict."""
+    right = backward.BACKWARD[op]
+    monkeypatch.setitem(
+        backward.BACKWARD, op, lambda c, *rest: [s if s is None else c.add(s, s) for s in right(c, *rest)]
+    )
+    proof, refutation = settle("ppo_clip", "dual_clip" if op == "where" else "cispo")
+    assert (proof.exact, refutation) == ("open", None)
+    assert "does not compute" in proof.why
+
+
+def test_a_refutation_that_pytorch_does_not_see_is_no_refutation(monkeypatch):
+    monkeypatch.setattr(prove, "measure", lambda loss, probe, clip_coef: measured_once(probe))
+    monkeypatch.setattr(prove.Subject, "hold_against_function", lambda self, batch: None)
+    proof, refutation = settle("ppo_clip", "cispo")
+    assert (proof.exact, refutation) == ("open", None)
+    assert "computed ones do not" in proof.why
+
+
+def measured_once(probe):
+    from rlloss.check.measure import measure
+
+    return measure(resolve("ppo_clip"), probe, 0.2)
+
+
+def judge(text):
+    """The answers of another solver to a file of questions."""
+    cvc5 = pytest.importorskip("cvc5")
+    solver = cvc5.Solver()
+    solver.setOption("tlimit-per", "20000")
+    symbols = cvc5.SymbolManager(solver)
+    parser = cvc5.InputParser(solver, symbols)
+    parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, text, "question")
+    answers = []
+    while not (command := parser.nextCommand()).isNull():
+        said = str(command.invoke(solver, symbols)).strip()
+        assert "error" not in said, said
+        answers += [said] if said in ("sat", "unsat", "unknown") else []
+    return answers
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*TRAJECTORY, *EXACT_ONLY, "cispo", "two_sided_mask", "clip_higher", "spo"],
+)
+def test_another_solver_comes_to_the_same_answer(name):
+    prover = Prover()
+    pair = resolve("ppo_clip"), resolve(name)
+    expected = {"proved": "unsat", "refuted": "sat"}[prover.prove(*pair)[0].exact]
+    assert judge(prover.written(*pair)) == [expected]
+
+
+def test_another_solver_on_the_laws_of_exp_and_on_masks():
+    prover = Prover()
+    assert judge(prover.written(resolve("on_policy_ratio"), resolve("reinforce_plain"))) == ["unsat"]
+    answers = judge(prover.written(resolve("grpo"), resolve("dr_grpo")))
+    assert len(answers) == len(list(masks()))
+    same = [all(n == b.shape[1] for n in map(sum, b.mask)) or not sum(map(sum, b.mask)) for b in masks()]
+    assert [a == "unsat" for a, s in zip(answers, same, strict=True) if s] == [True] * sum(same)
+    assert "sat" in answers
+
+
+def test_a_question_that_cannot_be_written_says_why():
+    with pytest.raises(LossError, match="numpy"):
+        Prover().written(resolve("ppo_clip"), resolve(hard_losses.numpy))
+
+
+# ------------------------------------------------------------------------------------------------- random losses
+
+LEAVES = {
+    "ratio": lambda v: v["ratio"],
+    "logratio": lambda v: v["logp"] - v["old"],
+    "logp": lambda v: v["logp"],
+    "A": lambda v: v["A"],
+    "half": lambda v: torch.full_like(v["A"], 0.5),
+    "high": lambda v: torch.ones_like(v["A"]) + v["eps"],
+    "low": lambda v: torch.ones_like(v["A"]) - v["eps"],
+}
+UNARY = {
+    "neg": lambda x, v: -x,
+    "detach": lambda x, v: x.detach(),
+    "clip": lambda x, v: x.clamp(1 - v["eps"], 1 + v["eps"]),
+    "relu": lambda x, v: torch.relu(x),
+    "abs": lambda x, v: x.abs(),
+    "where A": lambda x, v: torch.where(v["A"] > 0, x, 0.0),
+    "where rare": lambda x, v: torch.where(v["logp"].detach() < -2, 0.0, x),
+    "where outside": lambda x, v: torch.where(v["ratio"] > 1 + v["eps"], 0.0, x),
+}
+BINARY = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "min": torch.minimum,
+    "max": torch.maximum,
+}
+TREES = st.recursive(
+    st.sampled_from(sorted(LEAVES)),
+    lambda inner: (
+        st.tuples(st.sampled_from(sorted(UNARY)), inner) | st.tuples(st.sampled_from(sorted(BINARY)), inner, inner)
+    ),
+    max_leaves=6,
+)
+REWRITES = {  # the same function, or nearly, written otherwise
+    "add": lambda x, y: ("sub", y, ("neg", x)),
+    "sub": lambda x, y: ("add", x, ("neg", y)),
+    "mul": lambda x, y: ("mul", y, x),
+    "min": lambda x, y: ("neg", ("max", ("neg", x), ("neg", y))),
+    "max": lambda x, y: ("neg", ("min", ("neg", x), ("neg", y))),
+    "clip": lambda x: ("min", ("max", x, "low"), "high"),
+    "abs": lambda x: ("max", x, ("neg", x)),
+    "relu": lambda x: ("mul", "half", ("add", x, ("abs", x))),
+    "neg": lambda x: ("sub", ("mul", "half", x), ("add", x, ("mul", "half", x))),
+    "detach": lambda x: x,
+}
+
+
+def value(tree, v):
+    if isinstance(tree, str):
+        return LEAVES[tree](v)
+    op, *inner = tree
+    return UNARY[op](value(inner[0], v), v) if op in UNARY else BINARY[op](*(value(x, v) for x in inner))
+
+
+def rewritten(tree, steps):
+    """A tree with the rewrites taken at the places that ``steps`` count."""
+    count = iter(range(10_000))
+
+    def walk(t):
+        mine = next(count)
+        if isinstance(t, str):
+            return t
+        op, *inner = t
+        inner = [walk(x) for x in inner]
+        return REWRITES[op](*inner) if op in REWRITES and mine in steps else (op, *inner)
+
+    return walk(tree)
+
+
+def loss_of(tree, name):
+    def loss(logp, old_logp, advantages, *, clip_coef):
+        v = {"logp": logp, "old": old_logp, "A": advantages, "eps": clip_coef, "ratio": torch.exp(logp - old_logp)}
+        return value(tree, v) + 0 * logp
+
+    return Formulation(name, loss)
+
+
+@st.composite
+def pairs(draw):
+    tree = ("mul", draw(st.sampled_from(["ratio", "logp", "logratio"])), draw(TREES))
+    other = rewritten(tree, draw(st.frozensets(st.integers(0, 12), max_size=3)))
+    changed = draw(st.sampled_from([None, None, "add", "sub", "min"]))
+    return tree, (changed, other, draw(TREES)) if changed else other
+
+
+def many(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    old = -0.05 - 4 * torch.rand(n, generator=generator, dtype=F64)
+    logp = (old + 0.7 * torch.randn(n, generator=generator, dtype=F64)).clamp(max=-1e-3)
+    return logp, old, torch.randn(n, generator=generator, dtype=F64)
+
+
+def gradient(loss, logp, old, A, clip_coef):
+    leaf = logp.clone().requires_grad_()
+    loss(leaf, old, A, clip_coef=clip_coef).sum().backward()
+    return leaf.grad
+
+
+def differing(f, g, n):
+    """How many of so many samples have another gradient, also a little beside them: no edge, no rounding."""
+    total = 0
+    for seed, clip_coef in enumerate((0.2, 0.45)):
+        logp, old, A = many(n // 2, seed)
+        apart = torch.ones(n // 2, dtype=torch.bool)
+        for shift in (0.0, 1e-7, -1e-7):
+            x, y = (gradient(loss, logp + shift, old, A, clip_coef) for loss in (f, g))
+            apart &= (x - y).abs() > 1e-6 * (1 + x.abs() + y.abs())
+        total += int(apart.sum())
+    return total
+
+
+def contradiction(pair, n):
+    """What a proof says against what samples show; "" if neither speaks against the other."""
+    f, g = (loss_of(tree, name) for tree, name in zip(pair, "fg", strict=True))
+    proof, refutation = Prover().prove(f, g, bits=False)
+    note(f"{pair}: {proof}")
+    apart = differing(f, g, n)
+    if proof.holds and apart:
+        return f"proved, and {apart} samples differ"
+    if proof.exact == "refuted" and not (refutation.real.any() or refutation.not_finite.any()):
+        return "refuted by numbers that do not differ"
+    return ""
+
+
+@given(pairs())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_random_losses_are_never_proved_against_what_samples_show(pair):
+    assert contradiction(pair, 20_000) == ""
+
+
+@pytest.mark.slow
+@given(pairs())
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_300_random_losses_against_a_million_samples(pair):
+    assert contradiction(pair, 1_000_000) == ""
+
+
+def test_random_pairs_come_to_every_verdict_and_few_stay_open():
+    """That the generator makes equal pairs and unequal ones, or the two tests above show nothing."""
+    seen: dict[str, int] = {}
+
+    @given(pairs())
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    def collect(pair):
+        f, g = (loss_of(tree, name) for tree, name in zip(pair, "fg", strict=True))
+        exact = Prover().prove(f, g, bits=False)[0].exact
+        seen[exact] = seen.get(exact, 0) + 1
+
+    collect()
+    assert seen["proved"] > 10
+    assert seen["refuted"] > 5
+    assert seen.get("open", 0) < 6, seen
+
+
+@pytest.mark.slow
+def test_every_pair_of_the_zoo_is_settled():
+    """All pairs of per-sample losses, and what trying says of each; the issue's bound was 60 s on 2 cores."""
+    from rlloss.check.matrix import matrix
+
+    start = time.monotonic()
+    table = matrix(list(LOSSES))
+    print(f"{len(table)} pairs in {time.monotonic() - start:.1f} s")
+    assert not (table["proof"] == "open").any()
+    differ = (table["on-policy"] == "DIFFERENT") | (table["off-policy"] == "DIFFERENT")
+    assert (differ == (table["proof"] == "refuted")).all()
+    same = table[(table["on-policy"] == "IDENTICAL") & (table["off-policy"] == "IDENTICAL")]
+    assert (same["proof"] == "bits").all()
+
+
+def test_a_batch_of_found_numbers_fills_in_what_is_missing():
+    probe = probe_at(Batch((2,)), {"logp[0]": -1.5, "A[1]": -2.0})
+    assert probe.logp.tolist() == [-1.5, -1.0]
+    assert probe.old_logp.tolist() == [-1.5, -1.0]
+    assert probe.advantages.tolist() == [1.0, -2.0]
+    assert probe.on_policy
+
+
+def test_a_proof_says_what_it_holds_for():
+    assert Proof("edges", "open").holds
+    assert not Proof("open", "open").holds
+    assert not Proof("refuted", "open").holds
+
+
+def test_the_words_for_a_bound():
+    proof, _ = settle("ppo_clip", hard_losses.strict_above)
+    assert re.fullmatch(r"ratio = 1 \+ ε", proof.edges[0])
+    assert math.isfinite(len(proof.edges))
