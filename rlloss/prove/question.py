@@ -19,7 +19,7 @@ from rlloss.prove.diagrams import Case, Diagram, Diagrams, Path
 from rlloss.prove.exact import EPSILON, is_logarithm
 from rlloss.prove.polynomials import Monomial, Polynomial, Quantity
 
-TIMEOUT = 3_000  # milliseconds for one question
+EFFORT = 30_000_000  # of Z3, in its own units, for one question: some seconds, and the same answer on any machine
 SIMPLE = tuple(map(Fraction, ("2", "1/2", "4", "1/4", "1", "3/2", "3/4", "10", "1/10")))
 E_DIGITS = Fraction(1, 10**12)
 
@@ -78,7 +78,7 @@ class Question:
     cases: Diagrams
     diagram: Diagram
     epsilon: Fraction | None = None  # what clip_coef is; None: any number between 0 and 1
-    timeout: int = TIMEOUT
+    effort: int = EFFORT
     unknowns: dict[Quantity, Any] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------ translation
@@ -241,7 +241,7 @@ class Question:
     def ask(self, allow_tie: Any) -> Answer:
         """A path whose zeros are all allowed by ``allow_tie(polynomial)``, the simplest numbers that go it."""
         solver = z3.SolverFor("QF_NRA")
-        solver.set("timeout", self.timeout)
+        solver.set("rlimit", self.effort)
         solver.add(*self.facts())
         undecided = 0
 

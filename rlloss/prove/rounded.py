@@ -23,7 +23,7 @@ from rlloss.prove.diagrams import Diagram, Diagrams
 from rlloss.prove.exact import known_sign
 from rlloss.prove.polynomials import Polynomial
 
-TIMEOUT = 3_000  # milliseconds for one question
+EFFORT = 30_000_000  # of Z3, in its own units, for one question: some seconds, and the same answer on any machine
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,8 @@ def _powers_around(x: Fraction) -> tuple[Fraction, Fraction]:
 class Asked:
     """Whether terms that are written differently can be different numbers, on any path of a diagram."""
 
-    def __init__(self, cases: Diagrams, diagram: Diagram, timeout: int = TIMEOUT) -> None:
-        self.cases, self.diagram, self.timeout = cases, diagram, timeout
+    def __init__(self, cases: Diagrams, diagram: Diagram, effort: int = EFFORT) -> None:
+        self.cases, self.diagram, self.effort = cases, diagram, effort
         self._functions: dict[tuple[str, int], Any] = {}
         self.bodies: dict[Body, Any] = {}
 
@@ -291,7 +291,7 @@ class Asked:
             for path, (x, y) in paths
         ]
         solver = z3.SolverFor("QF_UFLRA")
-        solver.set("timeout", self.timeout)
+        solver.set("rlimit", self.effort)
         solver.add(*self.facts())
         for constraints, apart in questions:
             solver.push()
