@@ -166,6 +166,9 @@ class Rounded:
         return Term(x.scale, Body("operand", name=x.body.name, between=x.body.between))
 
     def near(self, name: str, *values: Term) -> Term:
+        """A cast, and the next number; 0 and powers of two are in every format."""
+        if name.startswith("cast") and values[0].body == UNIT:
+            return values[0]
         return self._rounded(name, *values)
 
     def add(self, x: Term, y: Term) -> Term:

@@ -42,7 +42,12 @@ def test_exact_is_proved_and_bits_are_open(name):
 
 @pytest.mark.parametrize(
     ("f", "g"),
-    [("ppo_unclipped", "reinforce_unclipped"), ("on_policy_ratio", "reinforce_plain"), ("reinforce_plain", "a2c")],
+    [
+        ("ppo_unclipped", "reinforce_unclipped"),
+        ("on_policy_ratio", "reinforce_plain"),
+        ("reinforce_plain", "a2c"),
+        ("reinforce_mask", "ppo_masked"),
+    ],
 )
 def test_other_pairs_of_the_zoo_are_proved_to_the_last_bit(f, g):
     assert settle(f, g)[0].bitwise == "proved"
