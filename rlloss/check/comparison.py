@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlloss.check import counterexample
-from rlloss.check.measure import Array, Contrast, Measurement, array, contrast, describe, measure
+from rlloss.check import counterexample, regions, sizes
+from rlloss.check.measure import Contrast, Measurement, array, contrast, describe, measure
+from rlloss.check.numbers import numbers_of
+from rlloss.check.padding import compare_padding
 from rlloss.check.probes import Probe, random_batch, random_sequences, sample_probes, sequence_probes
 from rlloss.check.prove import Prover
 from rlloss.check.result import Comparison, Part, Values
@@ -34,22 +36,49 @@ class Survey:
     networks: list[Tensor]
 
 
-def survey(loss: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], seed: int) -> Survey:
-    """Measure a loss everywhere. Raises: LossError; also for NaN on ordinary samples, and for random results."""
-    probes = [p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, sequence=loss.sequence)]
+def survey(
+    loss: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], seed: int, numbers: Sequence[float] = ()
+) -> Survey:
+    """Measure a loss everywhere, also where ``numbers`` that losses are written with may be bounds.
+
+    Raises: LossError; also for NaN on ordinary samples, and for random results.
+    """
+    probes = [p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, numbers, sequence=loss.sequence)]
     measurements = [measure(loss, probe, clip_coef) for probe in probes]
     for probe, measured in zip(probes, measurements, strict=True):
-        # One sample alone has no standard deviation: losses that normalise advantages themselves are NaN there.
-        if not probe.extreme and probe.logp.numel() > 1 and not np.isfinite(measured.gradient).all():
+        # One sample or answer alone has no deviation: losses that normalise advantages themselves are NaN there.
+        if not probe.extreme and len(probe.logp) > 1 and not np.isfinite(measured.gradient).all():
             raise LossError(f"{loss.name}: {_not_finite(probe, measured)}")
     again = measure(loss, probes[0], clip_coef)
-    if not np.array_equal(again.gradient, measurements[0].gradient):
+    if not np.array_equal(again.gradient, measurements[0].gradient, equal_nan=True):
         raise LossError(f"{loss.name} gives another gradient when called again; a random loss cannot be compared")
     return Survey(loss, probes, measurements, [network_gradient(loss, probe, clip_coef) for probe in networks(probes)])
 
 
-def probes_of(dtype: torch.dtype, clip_coef: float, seed: int, *, sequence: bool) -> Iterator[Probe]:
-    return sequence_probes(dtype, seed) if sequence else sample_probes(dtype, clip_coef, seed)
+def probes_of(
+    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = (), *, sequence: bool
+) -> Iterator[Probe]:
+    return (sequence_probes if sequence else sample_probes)(dtype, clip_coef, seed, numbers)
+
+
+def usable(
+    losses: Sequence[Formulation], clip_coef: float, dtypes: Sequence[torch.dtype], seed: int
+) -> tuple[tuple[torch.dtype, ...], tuple[str, ...]]:
+    """The dtypes that all losses take; and for each other one which loss refuses it, and how.
+
+    Raises: LossError if there is none that all take.
+    """
+    taken, refused = [], []
+    for dtype in dtypes:
+        try:
+            for loss in losses:
+                measure(loss, next(probes_of(dtype, clip_coef, seed, sequence=loss.sequence)), clip_coef)
+            taken.append(dtype)
+        except LossError as error:
+            refused.append((dtype, error))
+    if not taken:
+        raise refused[0][1]
+    return tuple(taken), tuple(f"{dtype_name(dtype)}: {error}" for dtype, error in refused)
 
 
 def _not_finite(probe: Probe, measured: Measurement) -> str:
@@ -118,17 +147,21 @@ def compare(
     prover = Prover(clip_coef) if prove else None
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
-    a, b = (survey(loss, clip_coef, dtypes, seed) for loss in (left, right))
+    dtypes, left_out = usable((left, right), clip_coef, dtypes, seed)
+    numbers = numbers_of(left.function, right.function)
+    a, b = (survey(loss, clip_coef, dtypes, seed, numbers) for loss in (left, right))
     contrasts = contrast_all(a, b)
-    parts = {on: part(contrasts, a, b, on_policy=on) for on in (True, False)}
     found = counterexample.search(left, right, clip_coef, dtypes, contrasts)
-    proof = None
+    proof, shortest = None, None
     if prover is not None:
         proof, refutation = prover.prove_what_was_tried(left, right, [*contrasts, *([found] if found else [])])
         found = in_finest(left, right, refutation, clip_coef, dtypes) or found
-    if found is not None:
-        on = found.probe.on_policy
-        parts[on] = part([*contrasts, found], a, b, on_policy=on)
+        shortest = prover.shortest_format(left, right) if proof.holds else None
+        if shortest is not None:
+            contrasts = contrast_all(a, b, shortest)
+            found = again(left, right, found, clip_coef, shortest)
+    tried_at = [*contrasts, *([found] if found else [])]
+    parts = {on: part(tried_at, a, b, on_policy=on, shortest=shortest) for on in (True, False)}
     return Comparison(
         a=left.name,
         b=right.name,
@@ -136,15 +169,19 @@ def compare(
         dtypes=tuple(map(dtype_name, dtypes)),
         on_policy=parts[True],
         off_policy=parts[False],
-        regions=counterexample.regions(left, right, contrasts, clip_coef),
-        edges=counterexample.edges(contrasts),
-        factor=factor(a, b, contrasts),
+        regions=regions.regions(left, right, contrasts, clip_coef),
+        edges=regions.edges(contrasts),
+        factor=sizes.factor(a.measurements, b.measurements, contrasts),
+        size=sizes.size(a.measurements, b.measurements, contrasts),
         example=counterexample.example(left, right, found, clip_coef) if found is not None else None,
         values=values(a, b, clip_coef),
         not_finite=not_finite(a, b, contrasts),
         tried=tried(a.probes),
         seed=seed,
         proof=proof,
+        padding=compare_padding(left, right, clip_coef),
+        left_out=left_out,
+        shortest="" if shortest is None else dtype_name(shortest),
     )
 
 
@@ -195,15 +232,26 @@ def check_settings(clip_coef: float, dtypes: Sequence[torch.dtype]) -> None:
         raise LossError("dtypes: needs at least one")
 
 
-def contrast_all(a: Survey, b: Survey) -> list[Contrast]:
-    return [contrast(x, y) for x, y in zip(a.measurements, b.measurements, strict=True)]
+def again(
+    f: Formulation, g: Formulation, found: Contrast | None, clip_coef: float, shortest: torch.dtype
+) -> Contrast | None:
+    """A contrast once more, now that the format is known in which something is computed."""
+    if found is None:
+        return None
+    return contrast(measure(f, found.probe, clip_coef), measure(g, found.probe, clip_coef), shortest)
 
 
-def part(contrasts: Iterable[Contrast], a: Survey, b: Survey, *, on_policy: bool) -> Part:
+def contrast_all(a: Survey, b: Survey, shortest: torch.dtype | None = None) -> list[Contrast]:
+    return [contrast(x, y, shortest) for x, y in zip(a.measurements, b.measurements, strict=True)]
+
+
+def part(
+    contrasts: Iterable[Contrast], a: Survey, b: Survey, *, on_policy: bool, shortest: torch.dtype | None = None
+) -> Part:
     """The verdict on one half, from all that was tried there."""
     half = [c for c in contrasts if c.probe.on_policy == on_policy]
     worst = max(half, key=lambda c: c.ulp.max())
-    furthest, moved = _network(a, b, on_policy=on_policy)
+    furthest, moved = _network(a, b, on_policy=on_policy, shortest=shortest)
     differing = sum(int(c.real.sum()) for c in half)
     unequal = tuple(f"{dtype_name(c.probe.dtype)} {c.probe.name}" for c in half if c.unequal)
     close = Verdict.EQUAL if unequal or furthest else Verdict.IDENTICAL
@@ -220,38 +268,16 @@ def part(contrasts: Iterable[Contrast], a: Survey, b: Survey, *, on_policy: bool
     )
 
 
-def _network(a: Survey, b: Survey, *, on_policy: bool) -> tuple[float, bool]:
+def _network(a: Survey, b: Survey, *, on_policy: bool, shortest: torch.dtype | None) -> tuple[float, bool]:
     """The largest relative difference of the parameters' gradients, and whether it is more than half of the digits."""
     furthest, moved = 0.0, False
     for probe, x, y in zip(networks(a.probes), a.networks, b.networks, strict=True):
         if probe.on_policy == on_policy and not torch.equal(x, y):
             norm = max(float(x.double().norm()), float(y.double().norm()))
             relative = float((x.double() - y.double()).norm()) / norm
-            furthest, moved = max(furthest, relative), moved or relative > math.sqrt(torch.finfo(probe.dtype).eps)
+            eps = max(torch.finfo(dtype).eps for dtype in (probe.dtype, shortest or probe.dtype))
+            furthest, moved = max(furthest, relative), moved or relative > math.sqrt(eps)
     return furthest, moved
-
-
-def factor(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> str | None:
-    """The multiple that b's gradient is of a's, if it is one everywhere: a number, or N. None if equal or neither."""
-    if not any(c.real.any() for c in contrasts):
-        return None
-    multiples: list[tuple[int, Array]] = []
-    for c, x, y in zip(contrasts, a.measurements, b.measurements, strict=True):
-        moving = np.isfinite(x.gradient) & np.isfinite(y.gradient) & ((x.gradient != 0) | (y.gradient != 0))
-        moving &= x.terms < 1e3 * np.abs(x.gradient)  # a residue of rounding has no ratio worth the name
-        if c.probe.dtype == contrasts[0].probe.dtype and not c.probe.extreme and moving.any():
-            multiples.append((c.probe.logp.numel(), y.gradient[moving] / x.gradient[moving]))
-    tolerance = 1e3 * torch.finfo(contrasts[0].probe.dtype).eps
-    for divide in (False, True) if multiples else ():
-        scaled = np.concatenate([m / n if divide else m for n, m in multiples])
-        if np.ptp(scaled) <= tolerance * np.abs(scaled).max():
-            number = float(np.median(scaled))
-            if not divide and abs(number - 1) <= tolerance:
-                return None  # where they differ, a multiple does not explain it
-            if not divide:
-                return f"{number:.10g}"
-            return "N" if math.isclose(number, 1, rel_tol=tolerance) else f"{number:.10g} N"
-    return None
 
 
 def not_finite(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> tuple[str, ...]:

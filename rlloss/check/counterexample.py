@@ -1,7 +1,7 @@
-"""Where two gradients differ: the regions of the (ratio, A) plane, and the smallest example that Hypothesis finds."""
+"""The smallest example on which two gradients differ: Hypothesis searches for it."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, find, settings, strategies as st
 from hypothesis.errors import NoSuchExample
 from numpy.typing import NDArray
 
-from rlloss.check.measure import Contrast, contrast, describe, measure
+from rlloss.check.measure import Array, Contrast, array, contrast, measure
 from rlloss.check.probes import Probe, at_ratio, bounds, ulps_from
 from rlloss.check.result import Example
 from rlloss.losses.formulation import Formulation, dtype_name
@@ -37,8 +37,6 @@ ADVANTAGES = (
 TOPS = (-2.0, -1.0, -0.5, -3.0)
 COPIES = (1, 2, 3, 4, 5, 7, 10, 100)
 LENGTHS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 2), (3, 5), (1, 1, 2))
-MOST_RANGES = 4  # named per sign of A
-MOSTLY = 0.95  # of a region's samples: then it does not depend on |A|
 
 SETTINGS = settings(
     max_examples=150,
@@ -110,16 +108,60 @@ def search(
 
 
 def alone(f: Formulation, g: Formulation, clip_coef: float, contrasts: Sequence[Contrast]) -> Contrast | None:
-    """The first differing sample of a probe, alone in its batch; the smallest batch if it differs in company only."""
-    for c in contrasts:
-        if c.probe.mask is None:
-            i = worst(c)
-            logp, old_logp, A = (x[i : i + 1] for x in (c.probe.logp, c.probe.old_logp, c.probe.advantages))
-            single = Probe("example", c.probe.on_policy, logp, old_logp, A)
+    """The sample, token or answer of a probe that differs most, by itself; the smallest batch if none does so alone."""
+    known = any(c.real.any() for c in contrasts)
+    for c, i in sorted(((c, plainest(c)) for c in contrasts), key=lambda pair: how_plain(*pair)):
+        for single in smaller(c.probe, i):
             result = contrast(measure(f, single, clip_coef), measure(g, single, clip_coef))
-            if result.unequal:
+            if result.real.any() or (result.unequal and not known):
                 return result
     return min(contrasts, key=lambda c: c.probe.logp.numel(), default=None)
+
+
+def how_plain(c: Contrast, i: int) -> tuple[bool, int, int, float]:
+    """How many digits element ``i`` takes, and how far it lies from 1; what really differs comes first."""
+    ratio, A, logp = (array(x)[i : i + 1] for x in (c.probe.ratio, c.probe.sample_advantages, c.probe.logp))
+    far = abs(math.log(ratio[0])) if ratio[0] > 0 and math.isfinite(ratio[0]) else math.inf
+    return not c.real[i], int(_digits(ratio)[0]), int(_digits(A)[0] + _digits(logp)[0]), far
+
+
+def plainest(c: Contrast) -> int:
+    """The element that really differs whose ratio and A take the fewest digits; else that which differs most."""
+    real = np.flatnonzero(c.real)
+    if not len(real):
+        return worst(c)
+    ratio, A = (array(x)[real] for x in (c.probe.ratio, c.probe.sample_advantages))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        far = np.abs(np.log(ratio)) + np.abs(np.log(np.abs(A)))
+    return int(real[np.lexsort((A < 0, far, _digits(A), _digits(ratio)))[0]])
+
+
+def _digits(x: Array) -> NDArray[np.int_]:
+    """How many significant decimal digits say a number to nine; nine if as many as that do not."""
+    needed = np.full(len(x), 9)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exponent = np.where(x == 0, 0, np.floor(np.log10(np.abs(x))))
+        for d in range(8, 0, -1):
+            unit = 10.0 ** (exponent - d + 1)
+            needed[np.abs(np.round(x / unit) * unit - x) <= 1e-9 * np.abs(x)] = d
+    return needed
+
+
+def smaller(probe: Probe, i: int) -> Iterator[Probe]:
+    """Element ``i`` of a probe as a batch of its own; of sequences its answer, too, and that with another one."""
+    if probe.mask is None:
+        logp, old_logp, A = (x[i : i + 1] for x in (probe.logp, probe.old_logp, probe.advantages))
+        yield Probe("example", bool(logp == old_logp), logp, old_logp, A)
+        return
+    row, column = divmod(i, probe.logp.shape[1])
+    longest = probe.logp.shape[1]
+    for rows, columns in (
+        (slice(row, row + 1), slice(column, column + 1)),
+        (slice(row, row + 1), slice(0, longest)),
+        (slice(max(row - 1, 0), row + 1), slice(0, longest)),
+    ):
+        logp, old_logp, mask = (x[rows, columns] for x in (probe.logp, probe.old_logp, probe.mask))
+        yield Probe("example", bool(((logp == old_logp) | ~mask).all()), logp, old_logp, probe.advantages[rows], mask)
 
 
 def worst(c: Contrast) -> int:
@@ -168,113 +210,12 @@ def example(f: Formulation, g: Formulation, found: Contrast, clip_coef: float) -
         return Example(why, dtype_name(probe.dtype), len(probe.logp), ratio, A, logp, old, (x, y))
     ratios = tuple(tuple(row[counts].tolist()) for row, counts in zip(probe.ratio, probe.mask, strict=True))
     token = (i // probe.logp.shape[1] + 1, i % probe.logp.shape[1] + 1)
-    return Example(why, dtype_name(probe.dtype), 1, ratio, A, logp, old, (x, y), ratios, token)
+    padded = not bool(probe.mask.flatten()[i])
+    return Example(why, dtype_name(probe.dtype), 1, ratio, A, logp, old, (x, y), ratios, token, padded, masks_of(probe))
 
 
-class Edge(NamedTuple):
-    """Between two neighbouring ratios of the grid: at one the losses agree, at the other they do not."""
-
-    agree: float
-    differ: float
-    advantage: float  # with which they differ
-
-
-def regions(
-    f: Formulation, g: Formulation, contrasts: Sequence[Contrast], clip_coef: float, *, bisect: bool = True
-) -> tuple[str, ...]:
-    """In which ranges of the ratio they really differ, for each sign of A.
-
-    Read from the grid of the first dtype in which they differ there; the edges are then found by bisection. Where the
-    grid shows nothing, a sample from each of the first batches that do. For sequence losses: the kinds of batches.
-    """
-    real = [c for c in contrasts if c.real.any()]
-    if f.sequence:
-        return tuple(sorted({_kind(c.probe) for c in real}, reverse=True))
-    c = next((c for c in real if c.probe.grid), None)
-    if c is None:
-        return tuple(describe(c.probe, int(c.real.argmax())) for c in real[:MOST_RANGES])
-    ratio, A = (x.double().numpy() for x in (c.probe.ratio, c.probe.advantages))
-    texts = []
-    for sign, name in ((1, "A > 0"), (-1, "A < 0"), (0, "A = 0")):
-        # Right at an edge some advantages differ and some do not: neither says where a region begins.
-        chosen = (np.sign(A) == sign) & ~np.isin(ratio, ratio[c.edge])
-        ranges = []
-        for low, high in _runs(ratio[chosen], A[chosen], c.real[chosen])[:MOST_RANGES]:
-            if bisect:
-                low, high = (refine(f, g, edge, c.probe.dtype, clip_coef) for edge in (low, high))
-            ranges.append(_range(low, high))
-        if ranges:
-            there = chosen & np.isin(ratio, ratio[chosen & c.real])
-            some = "" if c.real[there].mean() > MOSTLY else ", for some |A| only"
-            texts.append(f"{name}: {' or '.join(dict.fromkeys(ranges))}{some}")
-    return tuple(texts)
-
-
-def _kind(probe: Probe) -> str:
+def masks_of(probe: Probe) -> tuple[str, ...]:
+    """Each answer's mask, 1 for a token that counts; nothing where all start at once and have no hole."""
     assert probe.mask is not None
-    lengths = "equal" if probe.mask.all() else "unequal"
-    return f"{'on' if probe.on_policy else 'off'}-policy, {lengths} lengths"
-
-
-def edges(contrasts: Sequence[Contrast]) -> tuple[float, ...]:
-    """The ratios at which one gradient jumps an ulp before the other, to six digits."""
-    for c in contrasts:
-        if c.probe.grid and c.edge.any():
-            return tuple(sorted({float(f"{x:.6g}") for x in c.probe.ratio.double().numpy()[c.edge]}))
-    return ()
-
-
-def _runs(
-    ratio: NDArray[np.float64], A: NDArray[np.float64], real: NDArray[np.bool_]
-) -> list[tuple[Edge | None, Edge | None]]:
-    """Maximal ranges of neighbouring ratios that all differ for some |A|: the edge below and above, None if open."""
-    columns, place = np.unique(ratio, return_inverse=True)
-    differs = np.zeros(len(columns), bool)
-    np.logical_or.at(differs, place, real)
-    # Curves that merely cross agree at a single ratio, give or take rounding: no region of its own, unless that is 1.
-    gaps = np.flatnonzero(np.diff(differs.astype(int), prepend=1, append=1))
-    for start, end in zip(gaps[0::2], gaps[1::2], strict=True):
-        inside = columns[start:end]
-        if start > 0 and end < len(columns) and np.ptp(inside) < 1e-6 * inside[0] and 1 not in inside:
-            differs[start:end] = True
-    strongest = np.ones(len(columns))
-    strongest[place[real]] = A[real]
-    changes = np.flatnonzero(np.diff(differs.astype(int), prepend=0, append=0))
-    runs = []
-    for start, end in zip(changes[0::2], changes[1::2], strict=True):
-        low = Edge(columns[start - 1], columns[start], strongest[start]) if start > 0 else None
-        high = Edge(columns[end], columns[end - 1], strongest[end - 1]) if end < len(columns) else None
-        runs.append((low, high))
-    return runs
-
-
-def refine(f: Formulation, g: Formulation, edge: Edge | None, dtype: torch.dtype, clip_coef: float) -> Edge | None:
-    """Bisect an edge down to neighbouring ratios, as far as logarithms of the dtype tell them apart."""
-    if edge is None or edge.agree == 0:
-        return edge
-    agree, differ = edge.agree, edge.differ
-    for _ in range(60):
-        middle = (agree + differ) / 2
-        if not min(agree, differ) < middle < max(agree, differ) or abs(agree - differ) < 1e-9 * middle:
-            break
-        logp, old_logp = at_ratio(torch.tensor([middle], dtype=torch.float64).to(dtype))
-        A = torch.tensor([edge.advantage], dtype=torch.float64).to(dtype)
-        probe = Probe("edge", False, logp.repeat(4), old_logp.repeat(4), A.repeat(4))
-        if contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef)).real.any():
-            differ = middle
-        else:
-            agree = middle
-    return Edge(agree, differ, edge.advantage)
-
-
-def _range(low: Edge | None, high: Edge | None) -> str:
-    if low is None and high is None:
-        return "every ratio"
-    if high is None:
-        assert low is not None
-        return f"ratio > {low.agree:.5g}"
-    if low is None:
-        return f"ratio < {high.agree:.5g}"
-    if high.agree - low.agree < 1e-5 * high.agree:
-        return f"ratio within {high.agree - low.agree:.1g} of {low.differ:.5g}"
-    return f"{low.agree:.5g} < ratio < {high.agree:.5g}"
+    plain = all(bool((row[:-1] >= row[1:]).all()) for row in probe.mask)
+    return () if plain else tuple("".join("01"[int(t)] for t in row) for row in probe.mask)

@@ -18,8 +18,9 @@ from rlloss.check.comparison import (
     part,
     survey,
 )
-from rlloss.check.counterexample import regions
+from rlloss.check.numbers import numbers_of
 from rlloss.check.prove import Prover
+from rlloss.check.regions import regions
 from rlloss.check.result import ORDER, Proof, worse
 from rlloss.losses.formulation import ZOO, resolve
 from rlloss.losses.samples import LOSSES
@@ -45,9 +46,11 @@ def against_zoo(
     prover = Prover(clip_coef)
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
-    first = survey(mine, clip_coef, dtypes, seed)
+    numbers = numbers_of(mine.function, *(ZOO[name] for name in names))
+    first = survey(mine, clip_coef, dtypes, seed, numbers)
     others = (
-        survey(resolve(name), clip_coef, dtypes, seed) for name in tqdm(names, "losses", disable=None, leave=False)
+        survey(resolve(name), clip_coef, dtypes, seed, numbers)
+        for name in tqdm(names, "losses", disable=None, leave=False)
     )
     rows = [_row(first, other, clip_coef, prover) for other in others]
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -67,8 +70,9 @@ def matrix(
     prover = Prover(clip_coef)
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
+    numbers = numbers_of(*(formulation.function for formulation in formulations))
     surveys = [
-        survey(formulation, clip_coef, dtypes, seed)
+        survey(formulation, clip_coef, dtypes, seed, numbers)
         for formulation in tqdm(formulations, "losses", disable=None, leave=False)
     ]
     pairs = [(a, b) for a, b in combinations(surveys, 2) if a.loss.sequence == b.loss.sequence]

@@ -4,6 +4,7 @@ Where bits differ, the difference is held against the rounding of the terms that
 absolute values (``Measurement.terms``), not what was left of them. Where terms cancel, an ulp of the rest says nothing.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,7 @@ class Contrast:
     subnormal: NDArray[np.bool_]  # the gradient is subnormal on its way, and loses digits
     not_finite: NDArray[np.bool_]  # a gradient is infinite or NaN
     real: NDArray[np.bool_]  # explained by nothing
+    size: Array  # of what no rounding explains: the difference, relative to the terms
 
     @property
     def unequal(self) -> bool:
@@ -85,7 +87,9 @@ def measure(loss: Formulation, probe: Probe, clip_coef: float) -> Measurement:
 def gradient_of(loss: Formulation, probe: Probe, at: Tensor, clip_coef: float) -> tuple[Array, Tensor, Tensor, Tensor]:
     """The gradient at logp = ``at``; and what it is the gradient of, the leaf and the result, with their graph."""
     logp = at.clone().requires_grad_()
-    result = probe.loss(loss, logp, clip_coef)
+    with warnings.catch_warnings():  # of a deviation of one sample, say: whoever compares losses has not asked for it
+        warnings.simplefilter("ignore")
+        result = probe.loss(loss, logp, clip_coef)
     total = result.mean() * logp.numel() if probe.grid else result.mean()
     try:
         (gradient,) = torch.autograd.grad(total, logp, retain_graph=True, allow_unused=True)
@@ -124,24 +128,31 @@ def array(x: Tensor) -> Array:
     return x.detach().double().numpy().ravel()
 
 
-def contrast(a: Measurement, b: Measurement) -> Contrast:
-    """Tell rounding from an edge, and both from a real difference, element by element."""
+def contrast(a: Measurement, b: Measurement, shortest: torch.dtype | None = None) -> Contrast:
+    """Tell rounding from an edge, and both from a real difference, element by element.
+
+    ``shortest``: a format in which a loss computes something whatever its inputs are, and by whose rounding two
+    gradients may therefore differ in every dtype.
+    """
     x, y, probe = a.gradient, b.gradient, a.probe
     unequal = (x != y) & ~(np.isnan(x) & np.isnan(y))
     none = np.zeros_like(unequal)
     if not unequal.any():
-        return Contrast(probe=probe, ulp=none.astype(float), edge=none, subnormal=none, not_finite=none, real=none)
+        flat = none.astype(float)
+        return Contrast(probe, ulp=flat, edge=none, subnormal=none, not_finite=none, real=none, size=flat)
     not_finite = unequal & ~(np.isfinite(x) & np.isfinite(y))
     terms = np.fmax(np.fmax(np.abs(x), np.abs(y)), np.fmax(a.terms, b.terms))
     subnormal = unequal & ~not_finite & _underflows(probe, terms)
     unequal &= ~(not_finite | subnormal)
-    rounding, ulp = _rounding(x, y, terms, probe)
+    rounding, ulp = _rounding(x, y, terms, probe, shortest)
     edge, unexplained = none, unequal & ~rounding
     if unexplained.any():
         for left, right in ((a.nearby[0], y), (a.nearby[1], y), (x, b.nearby[0]), (x, b.nearby[1])):
-            edge = edge | _rounding(left, right, terms, probe)[0]
-    if probe.on_policy:  # not a place that is hit by chance: whole minibatches have the ratio 1
-        edge = none
+            edge = edge | _rounding(left, right, terms, probe, shortest)[0]
+    if probe.on_policy and probe.dtype == torch.float64:
+        edge = none  # not a place that is hit by chance: whole minibatches have the ratio 1
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(x - y)
     return Contrast(
         probe=probe,
         ulp=np.where(unequal & rounding, ulp, 0.0),
@@ -149,15 +160,19 @@ def contrast(a: Measurement, b: Measurement) -> Contrast:
         subnormal=subnormal,
         not_finite=not_finite,
         real=unexplained & ~edge,
+        size=np.divide(apart, terms, out=np.zeros_like(terms), where=unexplained & (terms > 0)),
     )
 
 
-def _rounding(x: Array, y: Array, terms: Array, probe: Probe) -> tuple[NDArray[np.bool_], Array]:
+def _rounding(
+    x: Array, y: Array, terms: Array, probe: Probe, shortest: torch.dtype | None
+) -> tuple[NDArray[np.bool_], Array]:
     """Whether x - y is no more than rounding, and its size in units in the last place of the terms."""
+    coarsest = max((probe.dtype, shortest or probe.dtype), key=lambda dtype: torch.finfo(dtype).eps)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(x - y)
-        ulp = np.ceil(apart / spacing(terms, probe.dtype))
-    unit = (1 + array(probe.logp.abs() + probe.old_logp.abs())) * torch.finfo(probe.dtype).eps
+        ulp = np.ceil(apart / spacing(terms, coarsest))
+    unit = (1 + array(probe.logp.abs() + probe.old_logp.abs())) * torch.finfo(coarsest).eps
     margin = np.minimum(np.maximum(unit, np.minimum(LOGP_ROUNDINGS * unit, COARSE)), COARSEST) * terms
     return (ulp <= ULPS_OF_ROUNDING) | (apart <= margin), ulp
 

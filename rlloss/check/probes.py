@@ -4,19 +4,26 @@ All log-probabilities are 0 or less, as those of discrete actions are, so that a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from rlloss.check.numbers import between, ratio_bounds
 from rlloss.losses.formulation import Formulation
 
 SIZES = (1, 2, 3, 7, 64, 100, 128, 1000, 1024)  # powers of two, whose 1/N is exact, and others
+FEW = (1.0, -1.0, 0.5, -2.0, 0.0)  # advantages, of the grid inside answers
 ADVANTAGES = (1.0, 0.5, 2.0, 0.1, 1.3, 0.7, 1e-3, 100.0, 1e-6, 1e4)  # each with both signs; and 0
 ANCHORS = (1.0, 0.5, 2.0, 3.0, 5.0, 10.0)  # beside the two bounds: places where losses are known to bend
 SHAPES = ((1, 8), (2, 8), (3, 7), (4, 16), (8, 64))  # batch, tokens
 TIES = 8  # rounding ties per bound
+LOG_PROBABILITIES = (-0.01, -0.1, -0.5, -1.0, -1.5, *(-float(i) - 0.05 for i in range(2, 41)))
+PROBABILITIES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)
+MOST_RARE = 60.0  # beyond which a number is no log-probability
+LONGEST = 8_192  # tokens: of the longest answer that a number of the losses is tried with
+LONG = 3_000  # tokens of an answer that is tried in any case
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,12 @@ def _near(ratio: Tensor, logratio: Tensor, old: Tensor) -> tuple[Tensor, Tensor,
     return best, old_logp, found
 
 
-def ratios(dtype: torch.dtype, clip_coef: float) -> Tensor:
-    """The grid's ratios, ascending: the bounds exactly, their neighbours, and ever finer steps towards each anchor."""
+def ratios(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = ()) -> Tensor:
+    """The grid's ratios, ascending: the bounds exactly, their neighbours, and ever finer steps towards each anchor.
+
+    ``numbers``: those that the losses are written with; whatever bound they can make is tried on both sides, and
+    between any two.
+    """
     lower, upper = bounds(dtype, clip_coef)
     anchors = torch.stack([lower, upper, *(torch.tensor(a, dtype=dtype) for a in ANCHORS)])
     digits = round(-math.log2(torch.finfo(dtype).eps))
@@ -106,7 +117,10 @@ def ratios(dtype: torch.dtype, clip_coef: float) -> Tensor:
     reach = 4 if dtype == torch.float16 else 30  # as a logarithm; float16 overflows at 11
     log_wide = torch.cat([torch.linspace(-4, 4, 161), torch.linspace(-reach, reach, 121)]).double()
     wide = torch.exp(log_wide).to(dtype)
-    together: Tensor = torch.unique(torch.cat([near, close, wide]))
+    theirs = torch.tensor(between(ratio_bounds(numbers, clip_coef)) if numbers else [], dtype=torch.float64)
+    theirs = torch.cat([theirs * factor for factor in (1 - 1e-3, 1 - 1e-6, 1.0, 1 + 1e-6, 1 + 1e-3)])
+    theirs = theirs[(theirs.log().abs() < reach)].to(dtype)
+    together: Tensor = torch.unique(torch.cat([near, close, wide, theirs]))
     return together
 
 
@@ -121,9 +135,9 @@ def ties(dtype: torch.dtype, clip_coef: float) -> tuple[Tensor, Tensor]:
     return torch.cat([r for r, _ in found]), torch.cat([a for _, a in found])
 
 
-def grid(dtype: torch.dtype, clip_coef: float) -> Probe:
+def grid(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = ()) -> Probe:
     """Every ratio of ``ratios`` with every advantage, and the ties; N is a power of two, so that 1/N is exact."""
-    columns = ratios(dtype, clip_coef)
+    columns = ratios(dtype, clip_coef, numbers)
     sizes = [a for a in ADVANTAGES if dtype != torch.float16 or 1e-3 <= a <= 100]  # the range of float16 is small
     A = torch.tensor([0.0, *sizes, *(-a for a in sizes)], dtype=dtype)
     ratio, advantages = (x.flatten() for x in torch.meshgrid(columns, A, indexing="ij"))
@@ -154,6 +168,24 @@ def extremes(dtype: torch.dtype) -> Probe:
     return Probe("extremes", False, logp.to(dtype), old_logp.to(dtype), A.flatten().to(dtype), extreme=True)
 
 
+def rare(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = (), *, on_policy: bool = False) -> Probe:
+    """A few ratios at log-probabilities from -0.01 down to -40, and on both sides of every number of the losses."""
+    lower, upper = 1 - clip_coef, 1 + clip_coef
+    off = [0.5, 2.0, lower * 0.99, lower * 1.01, upper * 0.99, upper * 1.01]
+    few = torch.tensor([1.0] if on_policy else off, dtype=torch.float64)
+    theirs = [-abs(x) * factor for x in numbers for factor in (1 - 1e-3, 1 + 1e-3) if abs(x) < MOST_RARE]
+    logs = torch.tensor([*LOG_PROBABILITIES, *theirs, *(math.log(x) for x in PROBABILITIES)], dtype=torch.float64)
+    logp, ratio, A = (
+        t.flatten()
+        for t in torch.meshgrid(logs, few, torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64), indexing="ij")
+    )
+    old_logp = logp - ratio.log()
+    possible = old_logp <= 0
+    size = 2 ** math.ceil(math.log2(int(possible.sum())))
+    logp, old_logp, A = (_pad(x[possible].to(dtype), size) for x in (logp, old_logp, A))
+    return Probe("log π down to -40", on_policy, logp, old_logp, A)
+
+
 def random_batch(n: int, dtype: torch.dtype, generator: torch.Generator, spread: float) -> Probe:
     """N samples whose log-ratios have the given standard deviation; 0: on-policy."""
     old_logp = (-0.05 - 3 * torch.rand(n, generator=generator, dtype=torch.float64)).to(dtype)
@@ -181,11 +213,79 @@ def random_sequences(
     return Probe(name, spread == 0, flat.logp.view(shape), flat.old_logp.view(shape), A, mask)
 
 
-def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int) -> Iterator[Probe]:
+def sequence_grid(dtype: torch.dtype, clip_coef: float, tokens: int, numbers: Sequence[float] = ()) -> Probe:
+    """Every ratio of ``ratios`` as the first token of an answer whose others have the ratio 1, for a few advantages."""
+    columns = ratios(dtype, clip_coef, numbers)
+    ratio, A = (x.flatten() for x in torch.meshgrid(columns, torch.tensor(FEW, dtype=dtype), indexing="ij"))
+    unique, place = torch.unique(ratio, return_inverse=True)
+    size = 2 ** math.ceil(math.log2(len(ratio)))
+    first, old = (_pad(x[place], size).unsqueeze(1) for x in at_ratio(unique))
+    rest = old.expand(size, tokens - 1)
+    mask = torch.ones(size, tokens, dtype=torch.bool)
+    logp, old_logp = torch.cat([first, rest], 1), old.expand(size, tokens).clone()
+    return Probe(f"grid, answers of {tokens}", False, logp, old_logp, _pad(A, size), mask, grid=True)
+
+
+def as_answers(probe: Probe, tokens: int) -> Probe:
+    """The samples of a probe as answers of so many tokens, each with the advantage of its first sample."""
+    shape = (len(probe.logp) // tokens, tokens)
+    logp, old_logp = (x[: shape[0] * tokens].view(shape) for x in (probe.logp, probe.old_logp))
+    mask = torch.ones(shape, dtype=torch.bool)
+    A = probe.advantages[::tokens][: shape[0]].clone()
+    return replace(
+        probe, name=f"{probe.name}, in answers of {tokens}", logp=logp, old_logp=old_logp, advantages=A, mask=mask
+    )
+
+
+def with_mask(probe: Probe, name: str, change: Callable[[Tensor], None]) -> Probe:
+    assert probe.mask is not None
+    mask = probe.mask.clone()
+    change(mask)
+    return replace(probe, name=f"{probe.name.split(',')[0]}, {name}", mask=mask)
+
+
+def _holes(mask: Tensor) -> None:
+    mask[:, 1::3] = False
+
+
+def _late(mask: Tensor) -> None:
+    for i, length in enumerate(mask.sum(1).tolist()):
+        mask[i, : min(i, length - 1)] = False
+
+
+def _nothing_first(mask: Tensor) -> None:
+    mask[0] = False
+
+
+def hostile_sequences(
+    dtype: torch.dtype, clip_coef: float, generator: torch.Generator, numbers: Sequence[float]
+) -> Iterator[Probe]:
+    """What trainers meet: holes, late starts and empty answers, equal rewards, long answers, rare and remote tokens."""
+    for spread in (0.0, 0.5):
+        batch = random_sequences((4, 9), dtype, generator, spread, ragged=True)
+        yield with_mask(batch, "holes", _holes)
+        yield with_mask(batch, "late starts", _late)
+        yield replace(with_mask(batch, "an empty answer", _nothing_first), extreme=True)
+        some = batch.advantages.clone()
+        some[::2] = 0
+        yield replace(batch, name="4 x 9, some A = 0", advantages=some)
+        yield replace(batch, name="4 x 9, all A = 0", advantages=torch.zeros_like(some))
+        yield replace(batch, name="4 x 9, all A equal", advantages=torch.full_like(some, 0.7))
+    for on_policy in (True, False):
+        yield as_answers(rare(dtype, clip_coef, numbers, on_policy=on_policy), 4)
+    yield as_answers(extremes(dtype), 4)
+    lengths = {int(abs(x)) + by for x in numbers if float(x).is_integer() and 3 < abs(x) < LONGEST for by in (-1, 0, 1)}
+    for n in sorted({LONG, *lengths}):
+        yield random_sequences((2, n), dtype, generator, 0.3, ragged=False)
+
+
+def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = ()) -> Iterator[Probe]:
     """All probes of per-sample losses, an ordinary batch first."""
     generator = torch.Generator().manual_seed(seed)
     yield random_batch(64, dtype, generator, 0.3)
-    yield grid(dtype, clip_coef)
+    yield grid(dtype, clip_coef, numbers)
+    for on_policy in (True, False):
+        yield rare(dtype, clip_coef, numbers, on_policy=on_policy)
     for spread in (0.0, 0.3):
         for n in SIZES:
             batch = random_batch(n, dtype, generator, spread)
@@ -197,14 +297,13 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int) -> Iterator[P
     yield extremes(dtype)
 
 
-def sequence_probes(dtype: torch.dtype, seed: int) -> Iterator[Probe]:
+def sequence_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = ()) -> Iterator[Probe]:
     """All probes of sequence losses, an ordinary batch first."""
     generator = torch.Generator().manual_seed(seed)
     for spread in (0.3, 0.0, 1.0):
         for shape in SHAPES:
             for ragged in (False, True):
                 yield random_sequences(shape, dtype, generator, spread, ragged=ragged)
-    last = random_sequences((4, 16), dtype, generator, 0.3, ragged=True)
-    assert last.mask is not None
-    last.mask[1] = False
-    yield replace(last, name="a sequence without a token", extreme=True)
+    for tokens in (1, 2):
+        yield sequence_grid(dtype, clip_coef, tokens, numbers)
+    yield from hostile_sequences(dtype, clip_coef, generator, numbers)

@@ -46,6 +46,30 @@ class Example:
     gradients: tuple[float, float]
     sequences: tuple[tuple[float, ...], ...] = ()  # the ratios of the sequences' tokens
     token: tuple[int, int] = (0, 0)  # the sequence and its token, each from 1, whose numbers these are
+    padded: bool = False  # that token is one that does not count
+    masks: tuple[str, ...] = ()  # of each sequence, 1 for a token that counts, where there are holes or late starts
+
+
+@dataclass(frozen=True)
+class Size:
+    """b's gradient beside a's on one batch: |b - a| / |a|, and the cosine of the angle between them."""
+
+    relative: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Numbers under the mask that reach the gradient of one loss and not of the other.
+
+    ``a`` and ``b``: a gradient with harmless numbers there, and with these; None where nothing changes.
+    """
+
+    what: str
+    logp: float
+    old_logp: float
+    a: tuple[float, float] | None
+    b: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +96,10 @@ class Proof:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found. ``verdict`` is the worse of the two halves'; ``holds`` unless that is DIFFERENT."""
+    """What ``compare`` found. ``verdict`` is the worse of the two halves'.
+
+    ``holds`` unless that is DIFFERENT, or what lies under the mask reaches one of the two.
+    """
 
     a: str
     b: str
@@ -82,13 +109,17 @@ class Comparison:
     off_policy: Part
     regions: tuple[str, ...]  # of the (ratio, A) plane in which they really differ
     edges: tuple[float, ...]  # ratios at which one jumps an ulp before the other
-    factor: str | None  # if one gradient is a multiple of the other: the multiple
+    factor: str | None  # what b's gradient is a's times, if that is one expression everywhere, or one per sign of A
     example: Example | None
     values: Values
     not_finite: tuple[str, ...]
     tried: tuple[str, ...]
     seed: int
     proof: Proof | None = None  # None: it was not asked for
+    size: Size | None = None  # of the difference, on a batch; None: there is none
+    padding: tuple[Padding, ...] = ()  # what under the mask reaches the gradient of one of them
+    left_out: tuple[str, ...] = ()  # dtypes that a loss refuses, and how
+    shortest: str = ""  # a dtype in which a factor is computed whatever the inputs' dtype is, if that is all
 
     @property
     def verdict(self) -> Verdict:
@@ -96,7 +127,7 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        return self.verdict != Verdict.DIFFERENT
+        return self.verdict != Verdict.DIFFERENT and not self.padding
 
     def to_dict(self) -> dict[str, Any]:
         return {"verdict": self.verdict, "holds": self.holds, **asdict(self)}

@@ -1,12 +1,12 @@
 """A comparison in words: for the terminal, and for the message of a failed assertion."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from rlloss import tables
-from rlloss.check.result import Comparison, Example, Part, Proof
+from rlloss.check.result import Comparison, Example, Padding, Part, Proof
 from rlloss.verdicts import Verdict
 
 LABEL, WIDTH = 13, 118  # characters: of the column of labels, of a line
@@ -32,6 +32,12 @@ def full_text(c: Comparison) -> str:
 
 def headline(c: Comparison) -> str:
     """The verdict and how it is known: proved, refuted by an example, or tried."""
+    if c.padding and c.verdict != Verdict.DIFFERENT:
+        return f"{_known(c)}; but what lies under the mask reaches one of them"
+    return _known(c)
+
+
+def _known(c: Comparison) -> str:
     if c.proof is None:
         return f"{c.verdict} ({MEANING[c.verdict]})"
     if c.verdict == Verdict.DIFFERENT:
@@ -58,10 +64,10 @@ def short(x: float) -> str:
     return f"{x + 0.0:.6g}"
 
 
-def told_apart(x: float, y: float) -> tuple[str, str]:
-    """Two numbers with as many digits as tell them apart, six at least."""
-    for digits in (6, 9, 12, 17):
-        texts = f"{x + 0.0:.{digits}g}", f"{y + 0.0:.{digits}g}"
+def told_apart(x: float, y: float, digits: int = 6) -> tuple[str, str]:
+    """Two numbers with as many digits as tell them apart, ``digits`` at least."""
+    for d in (digits, 9, 12, 17):
+        texts = f"{x + 0.0:.{d}g}", f"{y + 0.0:.{d}g}"
         if texts[0] != texts[1] or x == y:
             return texts
     return texts
@@ -108,12 +114,14 @@ def details(c: Comparison) -> dict[str, list[str]]:
     return {
         "proof": proof_lines(c.proof) if c.proof else [],
         "differ at": list(c.regions),
-        "factor": [f"{c.b}'s gradient is {c.factor} times {c.a}'s, everywhere"] if c.factor else [],
+        "size": _size(c),
+        "padding": [_padding(c, p) for p in c.padding],
         **(_closeness(c) if c.verdict == Verdict.EQUAL else {}),
         "example": _example(c, c.example) if c.example else [],
         "values": _values(c),
         "kind": _kinds(c),
         "not finite": list(c.not_finite),
+        "left out": list(c.left_out),
         "tried": [f"{', '.join(c.dtypes)}; clip_coef {c.clip_coef:g}; seed {c.seed}", *c.tried],
     }
 
@@ -139,6 +147,27 @@ def proof_lines(p: Proof) -> list[str]:
     return [exact, f"to the last bit not proved: {p.bits_why}", *left_out]
 
 
+def _padding(c: Comparison, p: Padding) -> str:
+    """What lies under the mask, and what becomes of a gradient."""
+
+    def said(name: str, change: tuple[float, float] | None) -> str:
+        return f"{short(change[1])} instead of {short(change[0])} for {name}" if change else f"nothing for {name}"
+
+    there = f"logp {short(p.logp)}, old_logp {short(p.old_logp)} under the mask"
+    return f"{there} ({p.what}): a gradient is {said(c.a, p.a)}, {said(c.b, p.b)}".replace(
+        "a gradient is nothing", "changes nothing"
+    )
+
+
+def _size(c: Comparison) -> list[str]:
+    """How large a difference is, and its factor if it has one."""
+    if c.size is None:
+        return []
+    apart, cosine = f"{c.size.relative:.3g}", f"{c.size.cosine:.6g}"
+    lines = [f"on one batch the difference is {apart} of {c.a}'s gradient (L2); the cosine of the two is {cosine}"]
+    return [*lines, f"{c.b}'s gradient is {c.a}'s times {c.factor}"] if c.factor else lines
+
+
 def _closeness(c: Comparison) -> dict[str, list[str]]:
     """For EQUAL losses: how far apart, where, and in which batches they are not equal to the last bit."""
     worst = max(c.on_policy, c.off_policy, key=lambda part: part.ulp)
@@ -148,7 +177,11 @@ def _closeness(c: Comparison) -> dict[str, list[str]]:
     for name in (*c.on_policy.unequal, *c.off_policy.unequal):
         dtype, batch = name.split(" ", 1)
         batches.setdefault(dtype, {})[batch.removeprefix("N = ")] = None
+    formats = (
+        f"something is computed in {c.shortest} whatever the inputs' dtype; in exact arithmetic it is one gradient"
+    )
     return {
+        "format": [formats] if c.shortest else [],
         "edges": [f"at ratio {jumps}: there one gradient jumps an ulp of logp before the other"] if c.edges else [],
         "rounding": [f"at most {worst.ulp} ulp of the terms that are summed: {worst.where}"] if worst.ulp else [],
         "subnormal": [f"{small:,} samples differ whose gradient is subnormal on its way to logp"] if small else [],
@@ -170,17 +203,32 @@ def _example(c: Comparison, e: Example) -> list[str]:
     x, y = map(number, e.gradients) if exact else told_apart(*e.gradients)
     gradients = f"gradient {x} for {c.a}, {y} for {c.b}"
     if e.sequences:
-        sequences = " and ".join(f"({', '.join(map(number, ratios))})" for ratios in e.sequences)
-        where = f"sequences with the ratios {sequences}, A = {number(e.advantage)} ({e.dtype})"
-        return [where, f"{e.why}: in sequence {e.token[0]}, token {e.token[1]}, {gradients}"]
+        where = f"{_answers(e, number)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype})"
+        token = "the padded token" if e.padded else "token"
+        return [where, f"{e.why}: in sequence {e.token[0]}, {token} {e.token[1]}, {gradients}"]
     where = f"ratio {number(e.ratio)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype}, N = {e.n})"
     return [where, f"{e.why}: {gradients}"]
+
+
+MOST_SHOWN = 6  # numbers of an answer, answers of a batch
+
+
+def _answers(e: Example, number: Callable[[float], str]) -> str:
+    """The ratios of an example's tokens that count, and its masks if they say more."""
+
+    def few(items: Sequence[str]) -> str:
+        return ", ".join(items[:MOST_SHOWN]) + (f", … ({len(items)} in all)" if len(items) > MOST_SHOWN else "")
+
+    answers = [f"({few([number(r) for r in ratios])})" for ratios in e.sequences]
+    one = "one sequence with the ratios " if len(answers) == 1 else "sequences with the ratios "
+    shown = one + few(answers).replace("), (", ") and (")
+    return f"{shown}, masks {few(e.masks)}" if e.masks else shown
 
 
 def _values(c: Comparison) -> list[str]:
     v = c.values
     if v.constant is None:
-        first = f"differ: {v.batch[0]:.4f} and {v.batch[1]:.4f} on a batch off-policy"
+        first = f"differ: {' and '.join(told_apart(*v.batch, digits=4))} on a batch off-policy"
     else:
         first = f"differ by a constant, {v.constant:.6g}" if v.constant else "the same"
     losses = " and ".join(f"{0.0 if abs(x) < 5e-5 else x:.4f}" for x in v.first_minibatch)

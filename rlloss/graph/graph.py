@@ -9,6 +9,7 @@ import inspect
 import itertools
 import math
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,7 +94,7 @@ class Graph:
     nodes: tuple[Node, ...]
     loss: int
     edges: tuple[Edge, ...] = field(default=())
-    lengths: tuple[float, ...] = ()  # with which a count of tokens was compared, in a trace for a proof
+    formats: tuple[str, ...] = ()  # the floating dtypes in which something was computed
 
     def cuts(self) -> frozenset[int]:
         """The nodes at which no gradient passes: the author's cuts, and inputs that are data."""
@@ -183,7 +184,9 @@ def trace_batch(
         subject = _batch(loss, shape, mask, clip_coef, dtype)
         start = [given.value for given in subject.inputs]
         try:
-            return _trace_at(subject, start, 1.0)
+            with warnings.catch_warnings():  # of a deviation of one number, say, which is refused elsewhere
+                warnings.simplefilter("ignore")
+                return _trace_at(subject, start, 1.0)
         except (LossError, GraphError) as error:
             reasons.append(error)
     raise reasons[0]
@@ -367,7 +370,7 @@ def _assemble(subject: _Subject, tape: Tape, gradients: Mapping[int, float], los
             )
         )
         short.append((name, ATOM) if name else formula if len(formula[0]) <= LONG else ("·", ATOM))
-    graph = Graph(subject.title, subject.inputs, tuple(nodes), number[loss], lengths=tuple(sorted(tape.lengths)))
+    graph = Graph(subject.title, subject.inputs, tuple(nodes), number[loss], formats=tuple(sorted(tape.formats)))
     return graph if subject.proving else replace(graph, edges=_edges(graph))
 
 

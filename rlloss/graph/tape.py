@@ -61,7 +61,6 @@ LEAVING = {
     "equal",
     "allclose",
 }  # values that reach Python, where no tape can follow
-COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 LAYOUT = {
     "stack", "cat", "concat", "unsqueeze", "squeeze", "reshape", "view", "flatten", "ravel", "expand", "expand_as",
     "broadcast_to", "view_as", "reshape_as", "__getitem__", "select", "permute", "transpose", "movedim", "t", "T",
@@ -163,7 +162,7 @@ class Tape:
     home: CodeType | None = None  # the traced function's code, to tell its helpers' scopes
     proving: bool = False  # also follow what no page shows, and refuse whatever a value decides outside of the graph
     decisions: list["GraphError"] = field(default_factory=list)  # what values decided in Python, where and how
-    lengths: set[float] = field(default_factory=set)  # numbers with which a count of tokens was compared
+    formats: set[str] = field(default_factory=set)  # floating dtypes in which something was computed
     operations: list[Operation] = field(default_factory=list)
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (result, its nodes), to ask for gradients later
     constants: list[float] = field(default_factory=list)
@@ -236,6 +235,8 @@ class Tape:
         wanted = [self.operations[n].requires_grad for row in rows for n in row if n >= 0]
         stopped = op == "detach" or (not torch.is_grad_enabled() and FOLLOWED[op].slopes != ())
         cut = any(wanted) and not result.requires_grad and stopped
+        if result.is_floating_point():
+            self.formats.add(str(result.dtype))
         flat = result.detach().flatten().tolist()
         new = [
             self.add(Operation(op, tuple(map(self.argument, row)), float(value), result.requires_grad, cut,
@@ -370,8 +371,6 @@ class Listener(TorchFunctionMode):
             return
         op, values = self._operands(name, args, kwargs)
         where = tape.where()
-        if op in COMPARISONS and tape.proving:
-            self._note_lengths(values)
         if isinstance(values, list):
             shaped = torch.broadcast_tensors(*map(tape.nodes, values))  # type: ignore[no-untyped-call]
             rows = torch.stack([nodes.flatten() for nodes in shaped], -1).tolist()
@@ -380,12 +379,6 @@ class Listener(TorchFunctionMode):
         tensor, dims = values
         values_only = result[0] if isinstance(result, tuple) else result
         tape.record(op, _rows(tape.nodes(tensor), dims), values_only, where, _layout(tensor, dims))
-
-    def _note_lengths(self, values: list[Any]) -> None:
-        """What counts of tokens are compared with: losses change there, beyond any batch that is proved."""
-        if any(map(self.tape.knows, values)) and self._is_fixed(values):
-            numbers = (float(x) for value in values for x in torch.as_tensor(value).flatten().tolist())
-            self.tape.lengths.update(x for x in numbers if x > 2)
 
     def _beyond_pages(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> bool:
         """Operations that only a proof follows; whether this is one, and is noted."""

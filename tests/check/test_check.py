@@ -87,7 +87,8 @@ def test_other_pairs(a, b, on, off):
 
 def test_sequence_losses_are_told_apart_by_the_lengths_of_sequences():
     def kinds(a, b):
-        return set(matrix([a, b], dtypes=(F64,))["differ at"][0].split("; "))
+        said = matrix([a, b], dtypes=(F64,))["differ at"][0].split("; ")
+        return {text for text in said if "policy" in text}
 
     on, off = "on-policy, {} lengths", "off-policy, {} lengths"
     assert kinds("grpo", "dr_grpo") == {on.format("unequal"), off.format("unequal")}
@@ -205,7 +206,7 @@ def test_a_strip_of_one_in_ten_thousand_is_found():
     result = compare(ppo_clip, loss, dtypes=(F64,))
     assert result.verdict == DIFFERENT
     assert 1.0503 < result.example.ratio < 1.0504
-    assert all("N = 65536, ratio 1.050" in region for region in result.regions)
+    assert result.regions == tuple(f"A {sign} 0: 1.0503 < ratio < 1.0504" for sign in "><")
 
 
 def test_a_sequence_without_a_token_is_reported_and_not_an_error():
@@ -253,7 +254,9 @@ def test_a_difference_in_large_batches_only():
         return ppo_clip(logp, old_logp, A, clip_coef=clip_coef) * (1 if len(logp) < 1000 or len(logp) > 5000 else 1.1)
 
     result = compare(ppo_clip, loss, dtypes=(F64,))
-    assert set(result.off_policy.unequal) == {"float64 N = 1000", "float64 N = 1024", "float64 N = 4096"}
+    assert set(result.off_policy.unequal) == {
+        "float64 N = 1000", "float64 N = 1024", "float64 N = 4096", "float64 log π down to -40",
+    }  # fmt: skip
     assert result.verdict == DIFFERENT
 
 

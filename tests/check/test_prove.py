@@ -63,7 +63,7 @@ def test_control_pairs_are_refuted_by_numbers_that_pytorch_agrees_to(name):
         logp = probe.logp.clone().requires_grad_()
         LOSSES[loss](logp, probe.old_logp, probe.advantages, clip_coef=0.2).mean().backward()
         gradients.append(logp.grad)
-    assert abs(gradients[0] - gradients[1]).max() > 1e-6
+    assert abs(gradients[0] - gradients[1]).max() > 1e-3 * abs(torch.cat(gradients)).max()
     assert (probe.logp <= 0).all()
     assert (probe.old_logp <= 0).all()
 

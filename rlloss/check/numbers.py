@@ -1,0 +1,98 @@
+"""The numbers that a loss is written with: its own bounds, thresholds and lengths, at which it is then tried.
+
+They are read from the function's code, and that of the helpers and constants it names. So they are found in a loss
+that no graph can hold, too.
+"""
+
+import functools
+import inspect
+import itertools
+import math
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+MOST = 40  # numbers of one loss; more are a table, and no bounds
+DEPTH = 3  # helpers of helpers
+
+
+def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
+    """All numbers other than 0 in these functions' code, in order; ``MOST`` of each function at most."""
+    found: set[float] = set()
+    for function in functions:
+        mine: dict[float, None] = {}
+        for x in _numbers(function, DEPTH, set()):
+            if math.isfinite(x) and x != 0 and len(mine) < MOST:
+                mine[float(x)] = None
+        found |= set(mine)
+    return tuple(sorted(found))
+
+
+def _numbers(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:
+    if isinstance(thing, bool) or depth < 0 or id(thing) in seen:
+        return
+    if isinstance(thing, int | float):
+        yield thing
+        return
+    seen.add(id(thing))
+    if isinstance(thing, functools.partial):
+        for inner in (thing.func, *thing.args, *thing.keywords.values()):
+            yield from _numbers(inner, depth, seen)
+    elif isinstance(thing, tuple | list | frozenset):
+        for inner in thing:
+            yield from _numbers(inner, depth, seen)
+    elif isinstance(thing, types.FunctionType | types.MethodType):
+        yield from _in_function(inspect.unwrap(thing), depth, seen)
+    elif not inspect.isclass(thing) and not isinstance(thing, types.ModuleType) and hasattr(thing, "__dict__"):
+        yield from _in_object(thing, depth, seen)
+
+
+def _in_function(function: Any, depth: int, seen: set[int]) -> Iterator[float]:
+    if not hasattr(function, "__code__") or (function.__module__ or "").split(".")[0] == "torch":
+        return
+    for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        yield from _numbers(default, 0, seen)
+    for cell in function.__closure__ or ():
+        try:
+            yield from _numbers(cell.cell_contents, depth - 1, seen)
+        except ValueError:  # not assigned yet
+            continue
+    yield from _in_code(function.__code__, function.__globals__, depth, seen)
+
+
+def _in_code(code: types.CodeType, names: dict[str, Any], depth: int, seen: set[int]) -> Iterator[float]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _in_code(constant, names, depth, seen)
+        else:
+            yield from _numbers(constant, 0, seen)
+    for name in code.co_names:
+        if name in names:
+            yield from _numbers(names[name], depth - 1, seen)
+
+
+def _in_object(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:
+    """A callable object: what it was configured with, and what its call is written with."""
+    for value in vars(thing).values():
+        if isinstance(value, int | float):
+            yield from _numbers(value, 0, seen)
+    for name in ("forward", "__call__"):
+        method = getattr(type(thing), name, None)
+        if isinstance(method, types.FunctionType):
+            yield from _in_function(method, depth, seen)
+
+
+def ratio_bounds(numbers: Sequence[float], clip_coef: float) -> list[float]:
+    """Ratios at which a loss with these numbers may bend, ascending: the numbers, 1 beside them, their exponentials."""
+    near = [1 - clip_coef, 1 + clip_coef]
+    for x in numbers:
+        near += [abs(x), 1 + x, 1 - x, math.exp(min(x, 20.0)), math.exp(-min(x, 20.0))]
+        near += [b * abs(x) for b in (1 - clip_coef, 1 + clip_coef)] + [1 + clip_coef * x, 1 - clip_coef * x]
+        near += [1 + clip_coef + x, 1 - clip_coef - x]
+    return sorted({round(x, 12) for x in near if 1e-9 < x < 1e9})
+
+
+def between(bounds: Sequence[float]) -> list[float]:
+    """The bounds, and numbers between each and the next."""
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(bounds)]
+    return sorted({*bounds, *middles})
