@@ -160,7 +160,7 @@ def contrast(a: Measurement, b: Measurement, shortest: torch.dtype | None = None
         subnormal=subnormal,
         not_finite=not_finite,
         real=unexplained & ~edge,
-        size=np.divide(apart, terms, out=np.zeros_like(terms), where=unexplained & (terms > 0)),
+        size=np.divide(apart, terms, out=np.zeros_like(terms), where=unexplained & ~edge & (terms > 0)),
     )
 
 

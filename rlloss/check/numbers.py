@@ -89,6 +89,7 @@ def ratio_bounds(numbers: Sequence[float], clip_coef: float) -> list[float]:
         near += [abs(x), 1 + x, 1 - x, math.exp(min(x, 20.0)), math.exp(-min(x, 20.0))]
         near += [b * abs(x) for b in (1 - clip_coef, 1 + clip_coef)] + [1 + clip_coef * x, 1 - clip_coef * x]
         near += [1 + clip_coef + x, 1 - clip_coef - x]
+    # Bounds nearer to one another than a rounding are one.
     return sorted({round(x, 12) for x in near if 1e-9 < x < 1e9})
 
 

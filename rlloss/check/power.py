@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from rlloss.check.measure import contrast, measure
-from rlloss.check.numbers import numbers_of
 from rlloss.check.probes import grid
 from rlloss.check.regions import regions
 from rlloss.errors import LossError
@@ -84,7 +83,7 @@ def _difference(a: str, b: str, clip_coef: float) -> Difference:
     f, g = resolve(a), resolve(b)
     if f.sequence or g.sequence:
         raise LossError("sequence losses have no grid of ratios and advantages")
-    probe = grid(torch.float64, clip_coef, numbers_of(f.function, g.function))
+    probe = grid(torch.float64, clip_coef)
     left, right = measure(f, probe, clip_coef), measure(g, probe, clip_coef)
     found = contrast(left, right)
     ratio, A = (x.double().numpy() for x in (probe.ratio, probe.advantages))

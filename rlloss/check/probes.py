@@ -102,12 +102,8 @@ def _near(ratio: Tensor, logratio: Tensor, old: Tensor) -> tuple[Tensor, Tensor,
     return best, old_logp, found
 
 
-def ratios(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = ()) -> Tensor:
-    """The grid's ratios, ascending: the bounds exactly, their neighbours, and ever finer steps towards each anchor.
-
-    ``numbers``: those that the losses are written with; whatever bound they can make is tried on both sides, and
-    between any two.
-    """
+def ratios(dtype: torch.dtype, clip_coef: float) -> Tensor:
+    """The grid's ratios, ascending: the bounds exactly, their neighbours, and ever finer steps towards each anchor."""
     lower, upper = bounds(dtype, clip_coef)
     anchors = torch.stack([lower, upper, *(torch.tensor(a, dtype=dtype) for a in ANCHORS)])
     digits = round(-math.log2(torch.finfo(dtype).eps))
@@ -117,11 +113,18 @@ def ratios(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = ()) 
     reach = 4 if dtype == torch.float16 else 30  # as a logarithm; float16 overflows at 11
     log_wide = torch.cat([torch.linspace(-4, 4, 161), torch.linspace(-reach, reach, 121)]).double()
     wide = torch.exp(log_wide).to(dtype)
-    theirs = torch.tensor(between(ratio_bounds(numbers, clip_coef)) if numbers else [], dtype=torch.float64)
-    theirs = torch.cat([theirs * factor for factor in (1 - 1e-3, 1 - 1e-6, 1.0, 1 + 1e-6, 1 + 1e-3)])
-    theirs = theirs[(theirs.log().abs() < reach)].to(dtype)
-    together: Tensor = torch.unique(torch.cat([near, close, wide, theirs]))
+    together: Tensor = torch.unique(torch.cat([near, close, wide]))
     return together
+
+
+def ratios_of(numbers: Sequence[float], dtype: torch.dtype, clip_coef: float) -> Tensor:
+    """Ratios on both sides of every bound that numbers can make, on it, and between each bound and the next."""
+    theirs = ratio_bounds(numbers, clip_coef)
+    beside = [bound * factor for bound in theirs for factor in (1 - 1e-3, 1 - 1e-6, 1 + 1e-6, 1 + 1e-3)]
+    found = torch.tensor([*between(theirs), *beside], dtype=torch.float64)
+    reach = 4 if dtype == torch.float16 else 30
+    possible: Tensor = torch.unique(found[found.log().abs() < reach].to(dtype))
+    return possible
 
 
 def ties(dtype: torch.dtype, clip_coef: float) -> tuple[Tensor, Tensor]:
@@ -135,9 +138,19 @@ def ties(dtype: torch.dtype, clip_coef: float) -> tuple[Tensor, Tensor]:
     return torch.cat([r for r, _ in found]), torch.cat([a for _, a in found])
 
 
-def grid(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = ()) -> Probe:
+def grid_of(numbers: Sequence[float], dtype: torch.dtype, clip_coef: float) -> Probe:
+    """Every ratio at which losses with these numbers may bend, for a few advantages."""
+    columns, few = ratios_of(numbers, dtype, clip_coef), torch.tensor(FEW, dtype=dtype)
+    ratio, A = (x.flatten() for x in torch.meshgrid(columns, few, indexing="ij"))
+    unique, place = torch.unique(ratio, return_inverse=True)
+    size = 2 ** math.ceil(math.log2(len(ratio)))
+    logp, old_logp = (_pad(x[place], size) for x in at_ratio(unique))
+    return Probe("bounds", False, logp, old_logp, _pad(A, size), grid=True)
+
+
+def grid(dtype: torch.dtype, clip_coef: float) -> Probe:
     """Every ratio of ``ratios`` with every advantage, and the ties; N is a power of two, so that 1/N is exact."""
-    columns = ratios(dtype, clip_coef, numbers)
+    columns = ratios(dtype, clip_coef)
     sizes = [a for a in ADVANTAGES if dtype != torch.float16 or 1e-3 <= a <= 100]  # the range of float16 is small
     A = torch.tensor([0.0, *sizes, *(-a for a in sizes)], dtype=dtype)
     ratio, advantages = (x.flatten() for x in torch.meshgrid(columns, A, indexing="ij"))
@@ -214,8 +227,8 @@ def random_sequences(
 
 
 def sequence_grid(dtype: torch.dtype, clip_coef: float, tokens: int, numbers: Sequence[float] = ()) -> Probe:
-    """Every ratio of ``ratios`` as the first token of an answer whose others have the ratio 1, for a few advantages."""
-    columns = ratios(dtype, clip_coef, numbers)
+    """Ratios as those of the first token of an answer whose others have the ratio 1, for a few advantages."""
+    columns = torch.unique(torch.cat([ratios(dtype, clip_coef)[::3], ratios_of(numbers, dtype, clip_coef)]))
     ratio, A = (x.flatten() for x in torch.meshgrid(columns, torch.tensor(FEW, dtype=dtype), indexing="ij"))
     unique, place = torch.unique(ratio, return_inverse=True)
     size = 2 ** math.ceil(math.log2(len(ratio)))
@@ -283,7 +296,8 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequ
     """All probes of per-sample losses, an ordinary batch first."""
     generator = torch.Generator().manual_seed(seed)
     yield random_batch(64, dtype, generator, 0.3)
-    yield grid(dtype, clip_coef, numbers)
+    yield grid(dtype, clip_coef)
+    yield grid_of(numbers, dtype, clip_coef)
     for on_policy in (True, False):
         yield rare(dtype, clip_coef, numbers, on_policy=on_policy)
     for spread in (0.0, 0.3):

@@ -253,7 +253,7 @@ def reason(error: Exception, arithmetic: str = "exact") -> str:
     """Why something is open, in a few words."""
     if isinstance(error, NotFollowed):
         return f"{arithmetic} arithmetic cannot follow {error}"
-    return re.sub(r"^LOSS=", "", str(error))
+    return re.sub(r"^LOSS=", "", str(error)).split("; ")[0]
 
 
 class Late(Exception):

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from rlloss.check.measure import Contrast, array, contrast, describe, measure
 from rlloss.check.numbers import numbers_of
-from rlloss.check.probes import LONG, LONGEST, Probe, at_ratio, grid, random_sequences
-from rlloss.errors import LossError
+from rlloss.check.probes import LONG, LONGEST, Probe, at_ratio, random_sequences
 from rlloss.losses.formulation import Formulation
 
 MOST_RANGES = 4  # named per sign of A
@@ -33,8 +32,9 @@ def regions(
 ) -> tuple[str, ...]:
     """Where they really differ: ranges of log π if it decides, else of the ratio, for each sign of A.
 
-    The edges of ranges are found by bisection. For sequence losses: of a token that is an answer by itself; then the
-    kinds of batches, by their lengths and masks. Where none of that shows anything, a sample of the batches that do.
+    ``bisect``: edges of ranges are found by bisection, and log π and lengths are asked about. For sequence losses: of
+    a token that is an answer by itself; then the kinds of batches, by their lengths and masks. Where none of that
+    shows anything, a sample of the batches that do.
     """
     real = [c for c in contrasts if c.real.any()]
     if not real:
@@ -43,7 +43,7 @@ def regions(
         return _of_sequences(f, g, real, clip_coef, bisect=bisect)
     on_grid = next((c for c in real if c.probe.grid), None)
     return (
-        by_rarity(f, g, clip_coef)
+        (by_rarity(f, g, clip_coef) if bisect else ())
         or (by_ratio(f, g, on_grid, clip_coef, bisect=bisect) if on_grid is not None else ())
         or tuple(describe(c.probe, int(c.real.argmax())) for c in real[:MOST_RANGES])
     )
@@ -51,7 +51,7 @@ def regions(
 
 def by_ratio(f: Formulation, g: Formulation, c: Contrast, clip_coef: float, *, bisect: bool = True) -> tuple[str, ...]:
     """Ranges of the ratio, read from a grid."""
-    ratio, A = (x.double().numpy() for x in (c.probe.ratio, c.probe.advantages))
+    ratio, A = (array(x) for x in (c.probe.ratio, c.probe.sample_advantages))
     texts = []
     for sign, name in SIGNS:
         # Right at an edge some advantages differ and some do not: neither says where a region begins.
@@ -137,15 +137,12 @@ def _of_sequences(
     f: Formulation, g: Formulation, real: Sequence[Contrast], clip_coef: float, *, bisect: bool
 ) -> tuple[str, ...]:
     texts: list[str] = []
-    try:
+    tokens = next((c for c in real if c.probe.grid and c.probe.logp.shape[1] == 1), None)
+    if tokens is not None:
         left, right = of_tokens(f), of_tokens(g)
-        probe = grid(torch.float64, clip_coef, numbers_of(f.function, g.function))
-        c = contrast(measure(left, probe, clip_coef), measure(right, probe, clip_coef))
-        if c.real.any():
-            texts += by_rarity(left, right, clip_coef) or by_ratio(left, right, c, clip_coef, bisect=bisect)
-    except LossError:  # a loss need not take answers of one token
-        pass
-    if not texts:
+        rarity = by_rarity(left, right, clip_coef) if bisect else ()
+        texts += rarity or by_ratio(left, right, tokens, clip_coef, bisect=bisect)
+    if not texts and bisect:
         texts += by_length(f, g, clip_coef)
     kinds = sorted({_kind(c.probe) for c in real}, reverse=True)
     plain = [kind for kind in kinds if kind.endswith("lengths")]

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from rlloss import figures, tables
+from rlloss.check import alone
 from rlloss.check.comparison import compare
 from rlloss.check.figures import matrix_figure, pair_figure
 from rlloss.check.matrix import against_zoo, classes, formulas, matrix
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 Compares losses' gradients, bit by bit, without training anything.
 
   rlloss check ppo_clip mine.py:loss     two losses: IDENTICAL, EQUAL (up to rounding) or DIFFERENT, and why
-  rlloss check mine.py:loss              one loss against every loss of the zoo
+  rlloss check mine.py:loss              one loss against every loss of the zoo, and by itself
   rlloss check                           the zoo, every loss against every other
 
 A LOSS is a name of the zoo, file.py:function or module:function; the function takes
@@ -93,7 +94,7 @@ def check_pair(options: argparse.Namespace, settings: dict[str, Any], enough: Se
         with figures.style():
             figures.save(pair_figure(*options.losses, clip_coef=result.clip_coef), stem)
         print(f"written to {stem}.txt, .pdf, .png and .svg", file=sys.stderr)
-    return Exit.HOLDS if result.verdict in enough else Exit.FAILS
+    return Exit.HOLDS if result.holds and result.verdict in enough else Exit.FAILS
 
 
 def check_many(options: argparse.Namespace, settings: dict[str, Any], enough: Sequence[str]) -> int:
@@ -102,10 +103,12 @@ def check_many(options: argparse.Namespace, settings: dict[str, Any], enough: Se
     table = against_zoo(options.losses[0], **settings) if len(options.losses) == 1 else matrix(names, **settings)
     agree = table["on-policy"].isin(enough) & table["off-policy"].isin(enough)
     groups = None if len(options.losses) == 1 else classes(table, names)
+    itself = {"alone": alone.examine(options.losses[0], **settings)} if groups is None else {}
     if options.json:
-        print(to_json({"pairs": table.to_dict("records")}))
+        print(to_json({"pairs": table.to_dict("records"), **{key: found.to_dict() for key, found in itself.items()}}))
     elif groups is None:
         print(tables.text(table.drop(columns="a").rename(columns={"b": options.losses[0]})))
+        print(*(f"\n{alone.text(found)}" for found in itself.values()))
     else:
         if options.losses:
             print(tables.text(table), end="\n\n")

@@ -92,6 +92,7 @@ OPS: dict[str, Op] = {
 
 PROVABLE: dict[str, Op] = {
     "cast": Op(lambda x: x * 1.0, "{}"),
+    "same": Op(lambda x: x * 1.0, "{}"),  # of a finite number
     "cumsum": Op(_stacked(torch.sum), "sum({*})"),
     "prod": Op(_stacked(torch.prod), "prod({*})"),
     "std": Op(_stacked(torch.std), "std({*})"),

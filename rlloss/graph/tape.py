@@ -323,11 +323,16 @@ class Listener(TorchFunctionMode):
         if known and name in LEAVING and self.tape.proving:
             self._leave(name, args)
         if known and IN_PLACE.fullmatch(name):
-            raise self._unknown(f"{name} in place", "give the result a new name, as in x = x * 2")
+            if not self.tape.proving:
+                raise self._unknown(f"{name} in place", "give the result a new name, as in x = x * 2")
+            name = _out_of_place(name)
         with warnings.catch_warnings():
             if name in SPREADS:  # torch's about one sample; it is refused below, if the loss depends on it
                 warnings.simplefilter("ignore")
             result = func(*args, **kwargs)
+        if known and name == "setitem" and self.tape.proving:
+            self._set(*args)
+            return result
         if known and name == "item" and self.tape.proving and isinstance(result, int | float):
             (node,) = self.tape.nodes(args[0]).flatten().tolist()
             return Symbol(float(result), self.tape, node) if node >= 0 else result
@@ -367,7 +372,7 @@ class Listener(TorchFunctionMode):
         if name in CASTS:
             self._cast(name, args[0], result)
             return
-        if tape.proving and self._beyond_pages(name, args, kwargs, result):
+        if tape.proving and (self._beyond_pages(name, args, kwargs, result) or self._composed(name, args, result)):
             return
         op, values = self._operands(name, args, kwargs)
         where = tape.where()
@@ -405,6 +410,34 @@ class Listener(TorchFunctionMode):
         else:
             return False
         return True
+
+    def _composed(self, name: str, args: list[Any], result: Any) -> bool:
+        """Operations that are others in one; whether this is one, and is noted."""
+        tape, where = self.tape, self.tape.where()
+        if name == "logaddexp" and len(args) == 2:
+            shaped = torch.broadcast_tensors(*map(tape.nodes, args))  # type: ignore[no-untyped-call]
+            tape.record("logsumexp", torch.stack([nodes.flatten() for nodes in shaped], -1).tolist(), result, where)
+        elif name in ("nan_to_num", "real", "positive") and len(args) == 1:
+            tape.record("same", [[node] for node in tape.nodes(args[0]).flatten().tolist()], result, where)
+        else:
+            return False
+        return True
+
+    def _set(self, target: Tensor, places: Any, value: Any) -> None:
+        """``x[places] = value``: other nodes at some places, or a choice where the data says which places."""
+        tape = self.tape
+        before = tape.nodes(target)
+        if self._is_fixed([places]):
+            nodes = before.clone()
+            nodes[places] = tape.nodes(value)
+            tape.bind(target, nodes)
+            return
+        shaped = isinstance(places, Tensor) and places.dtype == torch.bool and places.shape == before.shape
+        if not shaped or tape.nodes(value).numel() != 1:
+            raise self._unknown("an assignment at places that depend on the data", "use torch.where")
+        rows = zip(tape.nodes(places).flatten().tolist(), before.flatten().tolist(), strict=True)
+        chosen = [[condition, int(tape.nodes(value)), node] for condition, node in rows]
+        tape.record("where", chosen, target, tape.where())
 
     @staticmethod
     def _divided_by(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -498,6 +531,16 @@ class Listener(TorchFunctionMode):
     def _unknown(self, what: str, remedy: str) -> GraphError:
         _, line = self.tape.where()
         return GraphError(f"LOSS={self.tape.title}: the graph cannot follow {what} ({line or 'in torch'}); {remedy}")
+
+
+def _out_of_place(name: str) -> str:
+    """``mul`` for ``mul_`` and ``__imul__``, ``setitem`` for ``__setitem__``."""
+    plain = name.strip("_")
+    if plain == "setitem":
+        return plain
+    if name.startswith("__i"):
+        plain = plain[1:]
+    return {"truediv": "div"}.get(plain, plain)
 
 
 def _holds_tensor(result: Any) -> bool:

@@ -186,7 +186,7 @@ class Calculator:
 
 
 SPREADS = ("std", "var", "std_n", "var_n")
-SAME = ("detach", "number")
+SAME = ("detach", "number", "same")
 NEAR = ("cast", "nextafter")  # the same number, but for its rounding
 COMPARED = {"gt": (1,), "ge": (0, 1), "lt": (-1,), "le": (-1, 0), "eq": (0,), "ne": (-1, 1)}
 

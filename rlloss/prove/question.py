@@ -21,6 +21,7 @@ from rlloss.prove.polynomials import Monomial, Polynomial, Quantity
 
 EFFORT = 30_000_000  # of Z3, in its own units, for one question: some seconds, and the same answer on any machine
 SIMPLE = tuple(map(Fraction, ("2", "1/2", "4", "1/4", "1", "3/2", "3/4", "10", "1/10")))
+WISHES = {"A": (1, -1, 2, -2, Fraction(1, 2)), EPSILON: (Fraction(1, 5), Fraction(1, 2))}  # by the names of inputs
 E_DIGITS = Fraction(1, 10**12)
 
 
@@ -271,23 +272,29 @@ class Question:
         return Answer(walk(self.diagram, ()), undecided)
 
     def _simplest(self, solver: z3.Solver, path: Path) -> Found | bool | None:
-        """Simple numbers on this path if there are any; None if the solver cannot tell whether there are numbers."""
-        wishes = [z3.Or(*(x == z3.RealVal(str(v)) for v in SIMPLE)) for x in self.bases]
-        sizes = [
-            z3.Or(*(u == v for v in (1, -1, 2, -2)))
-            for q, u in self.unknowns.items()
-            if q.kind == "var" and q.name.startswith("A")
+        """Simple numbers on this path if there are any; None if the solver cannot tell whether there are numbers.
+
+        The first of a fixed list that serves is taken for one unknown after another: what a solver would choose itself
+        depends on all that it was asked before.
+        """
+        outcome = solver.check()
+        if outcome != z3.sat:
+            return False if outcome == z3.unsat else None
+        wishes: list[tuple[Any, Sequence[Fraction | int]]] = [
+            (u, WISHES[q.name[0]]) for q, u in self.unknowns.items() if q.kind == "var" and q.name[0] in WISHES
         ]
-        eps = [u == z3.RealVal("1/5") for q, u in self.unknowns.items() if q.name == EPSILON]
-        for wish in ([*wishes, *sizes, *eps], [*sizes, *eps], sizes, []):
-            solver.push()
-            solver.add(*wish)
-            outcome = solver.check()
-            found = Found(self._values(solver.model()), path) if outcome == z3.sat else None
-            solver.pop()
-            if found is not None:
-                return found
-        return False if outcome == z3.unsat else None
+        depth = solver.num_scopes()
+        for unknown, values in [*sorted(wishes, key=lambda wish: str(wish[0])), *((x, SIMPLE) for x in self.bases)]:
+            for value in values:
+                solver.push()
+                solver.add(unknown == z3.RealVal(str(value)))
+                if solver.check() == z3.sat:
+                    break
+                solver.pop()
+        solver.check()
+        found = Found(self._values(solver.model()), path)
+        solver.pop(solver.num_scopes() - depth)
+        return found
 
     def _values(self, model: z3.ModelRef) -> dict[str, float]:
         """Inputs with these unknowns: what is given, and log-probabilities whose exponentials are as they should."""

@@ -28,7 +28,7 @@ def test_every_run_of_every_claim_composes_and_has_its_own_folder(name):
     for preset in ("quick", "paper"):
         configs = [load(overrides) for overrides in CLAIMS[name].runs(preset)]
         assert len({run_folder(config) for config in configs}) == len(configs)
-        assert configs or name == "overflow", "which trains nothing"
+        assert configs or name in ("overflow", "proved"), "which train nothing"
     if configs:
         assert len({config.seed for config in configs}) == 10
         assert {config.total_timesteps for config in configs} == {500_000}
@@ -206,6 +206,122 @@ def test_overflow_holds_and_fails_for_losses_that_overflow_otherwise(monkeypatch
             patch.setitem(LOSSES, name, LOSSES[other])
             patch.setitem(claim.judge.__globals__, "table", lambda: held.evidence)
             assert not claim.judge([]).holds, other
+
+
+PROVED = CLAIMS["proved"].judge.__globals__  # the claim's own file
+
+
+@pytest.fixture(scope="module")
+def proved():
+    return CLAIMS["proved"].judge([])
+
+
+def test_proved_holds(proved):
+    assert proved.holds, proved
+    table = proved.evidence.set_index("losses")
+    assert table["bitwise"].eq("proved").sum() == 3
+    assert table["regions"]["ppo_clip and reinforce"] == 5
+    assert table["bounds"]["ppo_clip and reinforce"] == 4, "two bounds of the ratio, and A = 0 outside of each"
+    assert table["numbers"]["ppo_clip and cispo"].endswith("ρ = 2, A = 1, ε = 0.2: 0 and -1.2")
+    assert (table["numbers"] == "none").equals(table["bitwise"] == "proved")
+
+
+def test_what_z3_was_asked_before_does_not_show_in_the_table_of_proved(proved):
+    """Its own numbers depend on that."""
+    rows = proved.evidence.to_dict("records")
+    for name, expected in PROVED["EXPECTED"].items():
+        if expected[0] == "refuted":
+            assert PROVED["row"](PROVED["Prover"](), name, *expected) in rows
+
+
+def test_another_solver_settles_every_question_of_proved(proved):
+    pytest.importorskip("cvc5", reason="pip install cvc5")
+    assert proved.evidence["cvc5"].tolist() == ["unsat"] * 7 + ["sat"] * 5
+    assert proved.summary.endswith("cvc5 comes to the same answer for 12 of 12")
+
+
+@pytest.fixture
+def few_pairs(monkeypatch):
+    """Of each kind one pair."""
+    expected = {name: PROVED["EXPECTED"][name] for name in ("klip_matched", "reinforce_textbook", "cispo")}
+    monkeypatch.setitem(PROVED, "EXPECTED", expected)
+    return CLAIMS["proved"]
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "numbers"),
+    [
+        ("klip_matched", "cispo", "float64, N = 1, ρ = 2, A = 1, ε = 0.2: 0 and -1.2"),  # another gradient
+        ("klip_matched", "reinforce_textbook", "float32"),  # other bits
+        ("reinforce_textbook", "reinforce", "none"),  # the same bits
+        ("cispo", "ppo_clip", "none"),  # no other gradient
+    ],
+)
+def test_proved_fails_for_a_loss_that_is_another(few_pairs, monkeypatch, name, other, numbers):
+    resolve = PROVED["resolve"]
+    monkeypatch.setitem(PROVED, "resolve", lambda loss: resolve(other if loss == name else loss))
+    finding = few_pairs.judge([])
+    assert not finding.holds
+    wrong = finding.evidence[~finding.evidence["as expected"]]
+    assert wrong["losses"].tolist() == [f"ppo_clip and {name}"]
+    assert wrong["numbers"].item().startswith(numbers)
+
+
+@pytest.mark.parametrize(
+    ("word", "wrong"),
+    [
+        ("sat", ["klip_matched", "reinforce_textbook"]),
+        ("unsat", ["cispo"]),
+        ("", ["klip_matched", "reinforce_textbook", "cispo"]),  # it choked on the question
+        ("unknown", []),
+        ("not installed", []),
+    ],
+)
+def test_proved_fails_if_another_solver_contradicts(few_pairs, monkeypatch, word, wrong):
+    monkeypatch.setitem(PROVED, "second_word", lambda question: word)
+    finding = few_pairs.judge([])
+    assert finding.holds is not bool(wrong)
+    losses = finding.evidence.loc[~finding.evidence["as expected"], "losses"]
+    assert losses.tolist() == [f"ppo_clip and {name}" for name in wrong]
+    assert finding.summary.endswith("cvc5 is not installed") == (word == "not installed")
+
+
+def test_without_another_solver_proved_rests_on_z3(few_pairs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cvc5", None)
+    finding = few_pairs.judge([])
+    assert finding.holds
+    assert finding.evidence["cvc5"].eq("not installed").all()
+
+
+def test_numbers_that_pytorch_does_not_bear_out_refute_nothing(few_pairs, monkeypatch):
+    broken = {"gradient": lambda loss, ratio, A: A, "differing_bits": lambda f, g: ""}
+    for name, function in broken.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(PROVED, name, function)
+            assert not few_pairs.judge([]).holds, name
+
+
+def test_the_regions_of_the_figure_are_where_pytorch_has_these_gradients():
+    """Each formula that the figure prints, at every point of its region; drawn twice it is the same."""
+    prover, resolve = PROVED["Prover"](), PROVED["resolve"]
+    values = {"0": lambda r, A: 0, r"-A\rho": lambda r, A: -A * r}
+    values |= {rf"-A(1{sign}\epsilon)": lambda r, A, x=x: -A * x for sign, x in (("-", 0.8), ("+", 1.2))}
+    for name, most in (("ppo_clip", 5), ("reinforce", 5), ("cispo", 3)):
+        found = PROVED["seen_regions"](prover, resolve(name))
+        assert len(found) == most
+        for (_, (polynomial,)), inside in found:
+            formula = values[PROVED["formula"](polynomial)]
+            for i, j in list(zip(*inside.nonzero(), strict=True))[::37]:
+                r, A = float(PROVED["RATIOS"][j]), float(PROVED["ADVANTAGES"][i])
+                assert PROVED["gradient"](resolve(name), r, A) == pytest.approx(formula(r, A))
+
+
+def test_proved_is_drawn_the_same_whatever_was_proved_before(tmp_path):
+    for name in "ab":
+        with figures.style():
+            figures.save(CLAIMS["proved"].figure([]), tmp_path / name)
+    for kind in ("pdf", "png", "svg"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
 def test_a_pair_that_cannot_be_judged_bears_nothing_out(make_run, tmp_path):

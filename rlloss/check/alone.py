@@ -1,0 +1,642 @@
+"""One loss by itself: to which changes of a batch its gradient is blind, and whether its derivatives are its own.
+
+Each question changes a batch in one way, and compares the gradients before and after. What a trainer takes for
+granted (padding, the order of the samples, micro-batches) is often not so, and never raises an error.
+"""
+
+import math
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlloss.check.comparison import CLIP_COEF, AnyLoss, check_settings
+from rlloss.check.measure import Array, measure
+from rlloss.check.probes import Probe, random_batch
+from rlloss.check.text import LABEL, WIDTH
+from rlloss.errors import LossError
+from rlloss.losses.formulation import Formulation, dtype_name, resolve
+
+DTYPES = (torch.float64, torch.float32)  # coarser ones cannot tell rounding from a change
+YES, ROUNDING, NO, NOT_TRIED = "yes", "up to rounding", "NO", "not tried"
+CHANGED = 1e-5  # of the gradient's norm: more is a change; float32 rounds a hundredth of that
+DERIVED = 1e-5  # of a derivative's norm: what central differences in float64 never reach where all is well
+STEP = 1e-5  # of those differences
+UNDER_MASK = {  # what lies under the mask: (logp, old_logp)
+    "other numbers": (-0.3, -1.7),
+    "a ratio that overflows (logp -1, old_logp -801)": (-1.0, -801.0),
+    "-1e10": (-1e10, -1e10),
+    "-1e10 in logp alone": (-1e10, -1.0),
+    "-inf": (-math.inf, -math.inf),
+    "nan": (math.nan, math.nan),
+}
+
+ONCE = "torch::autograd::Error"  # the name of autograd's node behind a backward pass that is marked once_differentiable
+
+Gradient = Callable[[Probe], Array]
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One question: whether the gradient stays the same under one kind of change, and if not, by how much it moves."""
+
+    name: str
+    asks: str  # what was done to the batches
+    verdict: str  # yes: to the last bit; up to rounding; NO; not tried
+    change: float  # the largest seen, relative to the gradient's norm (L2); inf: it became infinite or NaN
+    example: str = ""  # of a NO: the smallest batch that shows it, and what was done to it
+    factors: tuple[float, ...] = ()  # by what the example's gradient is multiplied: one number, or one per sequence
+    why: tuple[str, ...] = ()  # in words: what becomes of the gradient, elsewhere too
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Autograd's derivatives beside central differences in float64: relative errors; None where that was not tried.
+
+    ``gradient``: against the slope of the value. ``hessian`` and ``network``: against the slope of autograd's own
+    gradient, in logp and in the parameters of a small softmax policy.
+    """
+
+    gradient: float | None = None
+    hessian: float | None = None
+    network: float | None = None
+    why: str = ""  # nothing was tried, or no second derivative
+
+    @property
+    def true_loss(self) -> bool | None:
+        return None if self.gradient is None else self.gradient < DERIVED
+
+    @property
+    def second_order(self) -> bool | None:
+        """Whether Hessian-vector products are those of the gradient that trains."""
+        known = [x for x in (self.hessian, self.network) if x is not None]
+        return max(known) < DERIVED if known else None
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What ``examine`` found about one loss."""
+
+    loss: str
+    sequence: bool
+    clip_coef: float
+    dtypes: tuple[str, ...]
+    seed: int
+    traits: tuple[Trait, ...]
+    derivatives: Derivatives
+    left_out: tuple[str, ...]  # what was not tried, and why
+
+    def trait(self, name: str) -> Trait:
+        return next(trait for trait in self.traits if trait.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a change that is no number is null there."""
+        kinds = {"true_loss": self.derivatives.true_loss, "second_order": self.derivatives.second_order}
+        return {**asdict(self), "derivatives": {**kinds, **asdict(self.derivatives)}}
+
+
+def examine(
+    loss: AnyLoss, *, clip_coef: float | None = CLIP_COEF, dtypes: Sequence[torch.dtype] = DTYPES, seed: int = 0
+) -> Alone:
+    """One loss by itself: what its gradient does not depend on, and whether it is a true loss, of second order too.
+
+    Args: a loss as ``compare`` takes it; ``clip_coef`` (None: 0.2); the dtypes, of which float64 and float32 are used
+        (both, if neither is among them); the seed of the random batches.
+    Raises: LossError (a ValueError) for a loss that cannot be used, in one line that names it.
+    """
+    clip_coef = CLIP_COEF if clip_coef is None else clip_coef
+    check_settings(clip_coef, dtypes)
+    fine = [dtype for dtype in dtypes if dtype in DTYPES] or list(DTYPES)
+    with warnings.catch_warnings():  # of the user's function: they are about batches that nobody trains on
+        warnings.simplefilter("ignore")
+        formulation = resolve(loss)
+        taken, left_out = _taken(formulation, fine, clip_coef)
+        probes = [p for dtype in taken for p in batches(dtype, seed, sequence=formulation.sequence)]
+        finite = _finite(formulation, probes, clip_coef, left_out)
+        questions = SEQUENCES if formulation.sequence else SAMPLES
+        traits = tuple(_answer(question, formulation, finite, clip_coef, left_out) for question in questions)
+        derivatives = derivatives_of(formulation, clip_coef, seed)
+    return Alone(
+        formulation.name,
+        formulation.sequence,
+        clip_coef,
+        tuple(map(dtype_name, taken)),
+        seed,
+        traits,
+        derivatives,
+        tuple(dict.fromkeys(left_out)),
+    )
+
+
+def _taken(loss: Formulation, dtypes: Sequence[torch.dtype], clip_coef: float) -> tuple[list[torch.dtype], list[str]]:
+    """The dtypes that a loss takes, and in words those that it does not. Raises: the first's LossError if all."""
+    taken, errors = [], {}
+    for dtype in dtypes:
+        ordinary = batches(dtype, 0, sequence=loss.sequence)[-1]
+        try:
+            first, again = (measure(loss, ordinary, clip_coef).gradient for _ in range(2))
+        except LossError as error:
+            errors[dtype] = error
+            continue
+        if not np.array_equal(first, again, equal_nan=True):
+            raise LossError(f"{loss.name} gives another gradient when called again; a random loss cannot be examined")
+        taken.append(dtype)
+    if not taken:
+        raise next(iter(errors.values()))
+    return taken, [f"{dtype_name(d)}: {_reason(loss, error)}" for d, error in errors.items()]
+
+
+def _reason(loss: Formulation, error: LossError) -> str:
+    """A LossError without the loss's name and without advice, which is for commands that stop at it."""
+    return str(error).removeprefix(loss.name).lstrip(": ").split("; ")[0]
+
+
+def _finite(
+    loss: Formulation, probes: Sequence[Probe], clip_coef: float, left_out: list[str]
+) -> list[tuple[Probe, Array]]:
+    """The batches on which a loss has a finite gradient, with it. One sample has no standard deviation, for example."""
+    found = []
+    for probe in probes:
+        try:
+            gradient = _gradient(loss, clip_coef)(probe)
+        except LossError as error:
+            left_out.append(f"{probe.name}: {_reason(loss, error)}")
+            continue
+        if np.isfinite(gradient).all():
+            found.append((probe, gradient))
+        else:
+            left_out.append(f"{probe.name}: its gradient is not finite there")
+    return found
+
+
+def _gradient(loss: Formulation, clip_coef: float) -> Gradient:
+    return lambda probe: measure(loss, probe, clip_coef).gradient.reshape(tuple(probe.logp.shape))
+
+
+# ------------------------------------------------------------------------------------------------------- batches
+
+
+def batches(dtype: torch.dtype, seed: int, *, sequence: bool) -> list[Probe]:
+    """The batches that are changed, the smallest first, so that the first that tells is the smallest example."""
+    generator = torch.Generator().manual_seed(seed)
+    if sequence:
+        lengths = [[1], [1, 1], [1, 2], [2, 4, 1, 3], [5, 5, 5, 5]]
+        lengths += [torch.randint(1, 12, (n,), generator=generator).tolist() for n in (8, 16)]
+        return [_sequences(each, dtype, generator) for each in lengths]
+    return [_samples(n, dtype, generator) for n in (1, 2, 3, 4, 7, 64, 100)]
+
+
+def _samples(n: int, dtype: torch.dtype, generator: torch.Generator) -> Probe:
+    """N samples; on-policy if there are few, so that no clip leaves an example without a gradient."""
+    name = f"{n} sample{'s' if n > 1 else ''}"
+    return replace(random_batch(n, dtype, generator, 0.0 if n < 4 else 0.3), name=name)
+
+
+def _sequences(lengths: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Probe:
+    """Answers of these lengths, padded to the longest; in large batches with a hole, as a tool's words leave one."""
+    rows, width = len(lengths), max(lengths)
+    flat = _samples(rows * width, dtype, generator)
+    mask = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
+    if rows > 4:
+        mask[mask.sum(1).argmax(), 1] = False
+    advantages = torch.randn(rows, generator=generator, dtype=torch.float64).to(dtype)
+    logp, old_logp = flat.logp.view(rows, width), flat.old_logp.view(rows, width)
+    return Probe(_answers(mask.sum(1).tolist()), flat.on_policy, logp, old_logp, advantages, mask)
+
+
+def _answers(lengths: Sequence[int]) -> str:
+    if len(lengths) == 2 and lengths[0] != lengths[1]:
+        return f"answers of {lengths[0]} and {lengths[1]} tokens"
+    answers = f"{len(lengths)} answer{'s' if len(lengths) > 1 else ''}"
+    if min(lengths) != max(lengths):
+        return f"{answers} of {min(lengths)} to {max(lengths)} tokens"
+    return f"{answers} of {lengths[0]} token{'s' if lengths[0] > 1 else ''}"
+
+
+# ----------------------------------------------------------------------------------------------------- questions
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One batch before and after one change, element by element."""
+
+    probe: Probe
+    how: str  # what was done to it
+    before: Array
+    after: Array
+    kind: str = ""  # the kind of change, where some kinds can matter and others not
+    expected: tuple[float, str] | None = None  # a factor, and what it would mean
+    scale: float | None = None  # that a difference is held against; None: the norm of the gradient before
+
+    @property
+    def change(self) -> float:
+        """The difference relative to the gradient; inf if it is not finite afterwards."""
+        if np.array_equal(self.before, self.after):
+            return 0.0
+        if not np.isfinite(self.after).all():
+            return math.inf
+        scale = self.scale or float(np.linalg.norm(self.before)) or float(np.linalg.norm(self.after))
+        return float(np.linalg.norm(self.after - self.before)) / scale
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The number by which the gradient was multiplied, or one for each sequence; () if it is no multiple."""
+        rows = [slice(None)] if self.before.ndim == 1 else range(len(self.before))
+        found: list[float] = []
+        if not np.isfinite(self.after).all():
+            return ()
+        for row in rows:
+            x, y = np.atleast_1d(self.before[row]), np.atleast_1d(self.after[row])
+            moving = x != 0
+            if not moving.any() and not y.any():
+                continue
+            multiples = y[moving] / x[moving]
+            if y[~moving].any() or np.ptp(multiples) > CHANGED * np.abs(multiples).max():
+                return ()
+            found.append(float(np.median(multiples)))
+        same = np.ptp(found) <= CHANGED * np.abs(found).max() if found else False
+        return (found[0],) if same else tuple(found)
+
+
+def _padded(gradient: Gradient, probe: Probe, before: Array) -> Iterator[Trial]:
+    width = probe.logp.shape[1]
+    for more in (1, 3, width):
+        wider = _widened(probe, more)
+        how = f"padded from {width} column{'s' if width > 1 else ''} to {width + more}"
+        expected = (width / (width + more), "it is divided by the width")
+        yield Trial(probe, how, np.pad(before, ((0, 0), (0, more))), gradient(wider), expected=expected)
+
+
+def _widened(probe: Probe, more: int) -> Probe:
+    """With more columns, masked, of the log-probability -1."""
+    assert probe.mask is not None
+    logp, old_logp = (torch.nn.functional.pad(x, (0, more), value=-1.0) for x in (probe.logp, probe.old_logp))
+    mask = torch.nn.functional.pad(probe.mask, (0, more), value=False)
+    return replace(probe, logp=logp, old_logp=old_logp, mask=mask)
+
+
+def _under_mask(gradient: Gradient, probe: Probe, before: Array) -> Iterator[Trial]:
+    """Other numbers where the mask is False, which must reach nothing, and whose own gradient must be 0."""
+    probe = _widened(probe, 1)
+    assert probe.mask is not None
+    counted = np.where(probe.mask.numpy(), gradient(probe), 0.0)  # again: the width may matter, which is not asked here
+    for kind, numbers in UNDER_MASK.items():
+        logp, old_logp = (
+            torch.where(probe.mask, x, y) for x, y in zip((probe.logp, probe.old_logp), numbers, strict=True)
+        )
+        batch = replace(probe, logp=logp, old_logp=old_logp)
+        yield Trial(probe, f"{kind} under the mask", counted, gradient(batch), kind)
+
+
+def _with_empty(gradient: Gradient, probe: Probe, before: Array) -> Iterator[Trial]:
+    assert probe.mask is not None
+    rows = len(before)
+    logp, old_logp = (torch.cat([x, torch.full_like(x[:1], -1.0)]) for x in (probe.logp, probe.old_logp))
+    mask = torch.cat([probe.mask, torch.zeros_like(probe.mask[:1])])
+    advantages = torch.cat([probe.advantages, torch.full_like(probe.advantages[:1], 0.5)])
+    batch = replace(probe, logp=logp, old_logp=old_logp, advantages=advantages, mask=mask)
+    expected = (rows / (rows + 1), "it counts in the divisor")
+    how = "beside one without a token"
+    yield Trial(probe, how, np.pad(before, ((0, 1), (0, 0))), gradient(batch), expected=expected)
+
+
+def _rows(probe: Probe, rows: slice | Tensor) -> Probe:
+    mask = None if probe.mask is None else probe.mask[rows]
+    logp, old_logp, advantages = probe.logp[rows], probe.old_logp[rows], probe.advantages[rows]
+    return replace(probe, logp=logp, old_logp=old_logp, advantages=advantages, mask=mask)
+
+
+def _reordered(gradient: Gradient, probe: Probe, before: Array) -> Iterator[Trial]:
+    rows = len(before)
+    if rows == 1:
+        return
+    for how, order in (
+        ("in reverse", torch.arange(rows).flip(0)),
+        ("shuffled", torch.randperm(rows, generator=torch.Generator().manual_seed(rows))),
+    ):
+        yield Trial(probe, how, before[order.numpy()], gradient(_rows(probe, order)))
+
+
+def _in_halves(gradient: Gradient, probe: Probe, before: Array) -> Iterator[Trial]:
+    """Two micro-batches of as many rows each, whose losses are averaged."""
+    rows = len(before)
+    if rows % 2:
+        return
+    halves = [_rows(probe, half) for half in (slice(None, rows // 2), slice(rows // 2, None))]
+    after = np.concatenate([gradient(half) / 2 for half in halves])
+    if rows == 2 and not np.isfinite(after).all():
+        return  # one sample alone has no standard deviation
+    tokens = [int(half.mask.sum()) for half in halves if half.mask is not None]
+    kind = ("as many tokens in both halves" if tokens[0] == tokens[1] else "more tokens in one half") if tokens else ""
+    how = "one in each micro-batch" if rows == 2 else "half of them in each micro-batch"
+    yield Trial(probe, how, before, after, kind, (0.5, "it is a sum over the batch"))
+
+
+def _among_others(gradient: Gradient, probe: Probe, before: Array) -> Iterator[Trial]:
+    """One row's gradient with other numbers in all other rows, of the same lengths."""
+    rows = len(before)
+    if rows == 1:
+        return
+    for i in dict.fromkeys((0, rows // 2, rows - 1)):
+        mine = (torch.arange(rows) == i).view(-1, *[1] * (probe.logp.ndim - 1))
+        changed = replace(
+            probe,
+            logp=torch.where(mine, probe.logp, 0.7 * probe.logp - 0.1),
+            old_logp=torch.where(mine, probe.old_logp, 0.9 * probe.old_logp - 0.3),
+            advantages=torch.where(mine.flatten(), probe.advantages, 1 - 2 * probe.advantages),
+        )
+        scale = float(np.linalg.norm(before)) / math.sqrt(rows)  # its own may be 0, behind a clip
+        x, y = np.atleast_1d(before[i]), np.atleast_1d(gradient(changed)[i])
+        yield Trial(probe, "other numbers in all but one", x, y, scale=scale)
+
+
+def _shifted(gradient: Gradient, probe: Probe, before: Array) -> Iterator[Trial]:
+    for by in (1, 3, 7):
+        batch = replace(probe, logp=probe.logp - by, old_logp=probe.old_logp - by)
+        yield Trial(probe, f"with logp and old_logp {by} lower", before, gradient(batch))
+
+
+@dataclass(frozen=True)
+class Question:
+    name: str
+    asks: str
+    trials: Callable[[Gradient, Probe, Array], Iterator[Trial]]
+    most: int = 1  # factors that say something: of the whole gradient, or of each half's
+
+
+ORDER = "order"
+SHIFT = Question("logp shifted", "one number added to logp and to old_logp", _shifted)
+SEQUENCES = (
+    Question("padding", "the answers padded to more columns", _padded),
+    Question("under mask", "anything under the mask: an overflowing ratio, -1e10, -inf, nan", _under_mask),
+    Question("empty answer", "one more answer, without a token", _with_empty),
+    Question(ORDER, "the answers in another order", _reordered),
+    Question("split in two", "two micro-batches of as many answers, the mean of their losses", _in_halves, 2),
+    Question("others", "one answer's gradient, with other numbers in the other answers", _among_others, 0),
+    SHIFT,
+)
+SAMPLES = (
+    Question(ORDER, "the samples in another order", _reordered),
+    Question("split in two", "two micro-batches of as many samples, the mean of their losses", _in_halves, 2),
+    Question("others", "one sample's gradient, with other numbers in the other samples", _among_others, 0),
+    SHIFT,
+)
+
+
+def _answer(
+    question: Question,
+    loss: Formulation,
+    probes: Sequence[tuple[Probe, Array]],
+    clip_coef: float,
+    left_out: list[str],
+) -> Trait:
+    trials: list[Trial] = []
+    for probe, before in probes:
+        try:
+            trials += question.trials(_gradient(loss, clip_coef), probe, before)
+        except LossError as error:
+            left_out.append(f"{question.name}, {probe.name}: {_reason(loss, error)}")
+    if not trials:
+        return Trait(question.name, question.asks, NOT_TRIED, 0.0)
+    changed = [trial for trial in trials if trial.change > CHANGED]
+    largest = max(trial.change for trial in trials)
+    if changed:
+        return _no(question, trials, changed)
+    coarse = [t for t in trials if t.change > 256 * torch.finfo(t.probe.dtype).eps]
+    why = (f"off by {largest:.0e} in {dtype_name(coarse[0].probe.dtype)}",) if coarse else ()
+    return Trait(question.name, question.asks, ROUNDING if largest else YES, largest, why=why)
+
+
+def _no(question: Question, trials: Sequence[Trial], changed: Sequence[Trial]) -> Trait:
+    """The smallest example of a change; a multiple counts as one only if every change is one."""
+    first, dtype = changed[0], changed[0].probe.dtype
+    multiples = all(trial.factors for trial in changed) and len(first.factors) <= question.most
+    factors = first.factors if multiples else ()
+    explained = [
+        t.expected is not None and len(t.factors) == 1 and _close(t.factors[0], t.expected[0]) for t in changed
+    ]
+    why = [_effect(first, factors)]
+    if multiples and first.expected is not None and all(explained):
+        why[0] += f" ({first.expected[1]})"
+    else:
+        larger = [t for t in changed if t.probe.logp.numel() > first.probe.logp.numel() and math.isfinite(t.change)]
+        worst = sorted(larger, key=lambda trial: trial.change)[-1:]
+        why += [f"{t.probe.name}: off by {t.change:.2g} of its norm" for t in worst]
+    bad = dict.fromkeys(trial.kind for trial in changed if trial.kind)
+    fine = dict.fromkeys(trial.kind for trial in trials if trial.kind and trial.kind not in bad)
+    kinds = [f"likewise with {', '.join(list(bad)[1:])}"] if len(bad) > 1 else []
+    kinds += [f"unchanged with {', '.join(fine)}"] if fine else []
+    why += ["; ".join(kinds)] if kinds else []
+    example = f"{first.probe.name}, {first.how}"
+    if dtype != trials[0].probe.dtype:
+        example += f" ({dtype_name(dtype)})"
+    largest = max(trial.change for trial in changed)
+    return Trait(question.name, question.asks, NO, largest, example, factors, tuple(why))
+
+
+def _close(x: float, y: float) -> bool:
+    return math.isclose(x, y, rel_tol=CHANGED)
+
+
+def _effect(trial: Trial, factors: Sequence[float]) -> str:
+    """In words: what became of the gradient."""
+    broken = ~np.isfinite(trial.after)
+    unequal = broken | (trial.after != trial.before)
+    mask = trial.probe.mask
+    hidden = mask is not None and mask.shape == trial.before.shape and not (unequal & mask.numpy()).any()
+    if broken.any() and hidden:
+        return f"gradient {trial.after[broken][0]:g} at a masked position, and so for every parameter"
+    if broken.any():
+        return f"gradient {trial.after[broken][0]:g}"
+    if hidden:
+        return f"gradient {trial.after[unequal][0]:.3g} at a masked position"
+    if not trial.after.any():
+        return "gradient 0"
+    if factors:
+        return f"gradient times {' and '.join(f'{x:.6g}' for x in factors)}"
+    return f"gradient off by {trial.change:.2g} of its norm"
+
+
+# ------------------------------------------------------------------------------------------------- derivatives
+
+
+def derivatives_of(loss: Formulation, clip_coef: float, seed: int) -> Derivatives:
+    """Autograd's gradient and Hessian beside central differences, in logp and through a small network; the worst."""
+    generator = torch.Generator().manual_seed(seed)
+    errors: dict[str, list[float]] = {"gradient": [], "hessian": [], "network": []}
+    why = ""
+    for spread in (0.1, 0.3, 1.0):
+        batch = _derived_batch(loss, generator, spread)
+        for place, (value, at) in _places(loss, batch, generator, clip_coef, spread).items():
+            try:
+                first, second, refused = _errors(value, at, generator)
+            except LossError as error:
+                return Derivatives(why=_reason(loss, error))
+            why = why or refused
+            if place == "hessian":
+                errors["gradient"] += first
+            errors[place] += second
+    if not errors["gradient"]:
+        return Derivatives(why="its gradient is not finite, or jumps everywhere")
+    return Derivatives(**{name: max(found, default=None) for name, found in errors.items()}, why=why)
+
+
+def _derived_batch(loss: Formulation, generator: torch.Generator, spread: float) -> Probe:
+    flat = random_batch(16, torch.float64, generator, spread)
+    if not loss.sequence:
+        return flat
+    mask = torch.arange(4) < torch.tensor([4, 1, 2, 3]).unsqueeze(1)
+    logp, old_logp = flat.logp.view(4, 4), flat.old_logp.view(4, 4)
+    return replace(flat, logp=logp, old_logp=old_logp, advantages=flat.advantages[:4], mask=mask)
+
+
+Value = Callable[[Tensor], Tensor]
+
+
+def _places(
+    loss: Formulation, batch: Probe, generator: torch.Generator, clip_coef: float, spread: float
+) -> dict[str, tuple[Value, Tensor]]:
+    """The loss as a function of logp, and of the parameters of a network whose policy it is; and a point of each."""
+    shape, float64 = batch.logp.shape, torch.float64
+    obs = torch.randn(*shape, 3, generator=generator, dtype=float64)
+    actions = torch.randint(0, 4, (*shape, 1), generator=generator)
+    parameters = torch.randn(3 * 8 + 8 * 4, generator=generator, dtype=float64) / 2
+
+    def logp(theta: Tensor) -> Tensor:
+        logits = torch.tanh(obs @ theta[:24].view(3, 8)) @ theta[24:].view(8, 4)
+        return torch.log_softmax(logits, -1).gather(-1, actions).squeeze(-1)
+
+    moved = parameters + spread / 2 * torch.randn(parameters.shape, generator=generator, dtype=float64)
+    of_network = replace(batch, old_logp=logp(moved))
+    return {
+        "hessian": (lambda x: batch.loss(loss, x, clip_coef).mean(), batch.logp),
+        "network": (lambda theta: of_network.loss(loss, logp(theta), clip_coef).mean(), parameters),
+    }
+
+
+def _errors(value: Value, at: Tensor, generator: torch.Generator) -> tuple[list[float], list[float], str]:
+    """Relative errors of autograd's first and second derivative at a point, along random directions.
+
+    [] where nothing is finite or the gradient jumps on all of them; and why there is no second derivative.
+    """
+    leaf = at.clone().requires_grad_()
+    total = value(leaf)
+    gradient = _slope(total, leaf, create_graph=True)
+    rounding = 4 * torch.finfo(at.dtype).eps * abs(float(total.detach())) / STEP  # of a value far from 0
+    firsts, apart, sizes, refused = [], [], [], ""
+    for _ in range(8):
+        along = torch.randn(at.shape, generator=generator, dtype=at.dtype)
+        slope, curve = _central(value, at, along, STEP)
+        _, closer = _central(value, at, along, STEP / 4)
+        terms = gradient.detach() * along
+        size = float(gradient.detach().norm() * along.norm())
+        if not (curve - closer).norm() <= 1e-4 * (curve.norm() + size):
+            continue  # not finite, or a bend in between: a clip bound
+        off = max(abs(slope - float(terms.sum())) - rounding, 0.0)
+        firsts.append(off / max(float(terms.abs().sum()), 1e-300))
+        try:
+            product = _product(gradient, leaf, along)
+        except RuntimeError as error:
+            refused = " ".join(str(error).split()).split(". ")[0]
+            continue
+        apart.append(float((product - curve).norm()))
+        sizes.append(max(float(curve.norm()), float(product.norm()), 1e-4 * size, 1e-300))
+    seconds = [math.hypot(*apart) / math.hypot(*sizes)] if apart else []
+    return firsts, seconds, refused
+
+
+def _slope(total: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor:
+    gradient = torch.autograd.grad(total, leaf, create_graph=create_graph, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if gradient is None else gradient
+
+
+def _product(gradient: Tensor, leaf: Tensor, along: Tensor) -> Tensor:
+    """Autograd's Hessian-vector product; 0 if its gradient is a constant to it.
+
+    Raises: RuntimeError if there is none.
+    """
+    if not gradient.requires_grad:
+        return torch.zeros_like(leaf)
+    seen: set[Any] = set()
+    todo: list[Any] = [gradient.grad_fn]
+    while todo:  # behind a once_differentiable autograd finds no leaf, and says nothing where unused ones are allowed
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == ONCE:
+            raise RuntimeError("a backward pass in it is marked once_differentiable")
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+    product = torch.autograd.grad(gradient, leaf, along, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if product is None else product
+
+
+def _central(value: Value, at: Tensor, along: Tensor, step: float) -> tuple[float, Tensor]:
+    """The slopes of the value and of its gradient along a direction, as central differences."""
+    values, gradients = [], []
+    for side in (1, -1):
+        leaf = (at + side * step * along).requires_grad_()
+        total = value(leaf)
+        values.append(float(total.detach()))
+        gradients.append(_slope(total, leaf))
+    return (values[0] - values[1]) / (2 * step), (gradients[0] - gradients[1]) / (2 * step)
+
+
+# -------------------------------------------------------------------------------------------------------- words
+
+
+def text(found: Alone) -> str:
+    """The report on one loss, for the terminal: one answer a line, for a NO with its smallest example."""
+    lines = [f"{found.loss} by itself: does its gradient stay the same?", ""]
+    for trait in found.traits:
+        lines += _labelled(trait.name, trait.verdict, _said(trait))
+    lines += ["", *_labelled("true loss", *_true_loss(found.derivatives))]
+    lines += _labelled("second order", *_second_order(found.derivatives))
+    batch = "1 to 16 answers of 1 to 11 tokens" if found.sequence else "1 to 100 samples"
+    settings = f"{batch}; {', '.join(found.dtypes)}; clip_coef {found.clip_coef:g}; seed {found.seed}"
+    more = [f"{len(found.left_out) - 3} more"] if len(found.left_out) > 3 else []
+    for label, entries in (("left out", [*found.left_out[:3], *more]), ("tried", [settings])):
+        for i, entry in enumerate(entries):
+            lines += _wrapped(f"{label if i == 0 else '':<{LABEL}}", entry)
+    return "\n".join(lines)
+
+
+def _said(trait: Trait) -> list[str]:
+    if trait.verdict != NO:
+        return ["; ".join((trait.asks, *trait.why))]
+    return [f"{trait.example}: {trait.why[0]}", *trait.why[1:]]
+
+
+def _labelled(label: str, verdict: str, entries: Sequence[str]) -> list[str]:
+    column = len(ROUNDING) + 2
+    lines = []
+    for i, entry in enumerate(entries):
+        lines += _wrapped(f"{label:<{LABEL}}{verdict:<{column}}" if i == 0 else " " * (LABEL + column), entry)
+    return lines
+
+
+def _wrapped(first: str, entry: str) -> list[str]:
+    return textwrap.wrap(entry, WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
+
+
+def _true_loss(d: Derivatives) -> tuple[str, list[str]]:
+    if d.true_loss is None:
+        return NOT_TRIED, [d.why]
+    if d.true_loss:
+        return YES, ["its gradient is the slope of its value"]
+    return NO, ["a surrogate: its gradient is not the slope of its value"]
+
+
+def _second_order(d: Derivatives) -> tuple[str, list[str]]:
+    if d.second_order is None:
+        return NOT_TRIED, [f"it cannot be differentiated twice: {d.why}" if d.gradient is not None else d.why]
+    if d.second_order:
+        return YES, ["autograd's Hessian is the slope of its gradient"]
+    network = f" ({d.network:.2g} through a small network)" if d.network is not None else ""
+    off = f"autograd's Hessian is off by {d.hessian:.2g} of its norm{network}"
+    return NO, [f"{off}: Hessian-vector products, gradient penalties and MAML see another loss"]
