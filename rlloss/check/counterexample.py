@@ -118,11 +118,12 @@ def alone(f: Formulation, g: Formulation, clip_coef: float, contrasts: Sequence[
     return min(contrasts, key=lambda c: c.probe.logp.numel(), default=None)
 
 
-def how_plain(c: Contrast, i: int) -> tuple[bool, int, int, float]:
-    """How many digits element ``i`` takes, and how far it lies from 1; what really differs comes first."""
+def how_plain(c: Contrast, i: int) -> tuple[bool, bool, int, int, float]:
+    """What really differs comes first, and single tokens; then how many digits it takes, and how far from 1 it lies."""
     ratio, A, logp = (array(x)[i : i + 1] for x in (c.probe.ratio, c.probe.sample_advantages, c.probe.logp))
     far = abs(math.log(ratio[0])) if ratio[0] > 0 and math.isfinite(ratio[0]) else math.inf
-    return not c.real[i], int(_digits(ratio)[0]), int(_digits(A)[0] + _digits(logp)[0]), far
+    several = c.probe.mask is not None and c.probe.logp.shape[1] > 1
+    return not c.real[i], several, int(_digits(ratio)[0]), int(_digits(A)[0] + _digits(logp)[0]), far
 
 
 def plainest(c: Contrast) -> int:

@@ -113,7 +113,7 @@ NOT_FOLLOWED = {
     "python_if": "a Python if decides in Python",
     "own_function": "does not compute what it did",
     "median": "median",
-    "scattered": "in place",
+    "ranked": "sort",
 }
 
 

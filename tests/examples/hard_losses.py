@@ -50,10 +50,8 @@ def median(logp, old_logp, advantages, *, clip_coef):
     return _ppo(torch.exp(logp - old_logp), advantages - advantages.median(), clip_coef)
 
 
-def scattered(logp, old_logp, advantages, *, clip_coef):
-    ratio = torch.exp(logp - old_logp).clone()
-    ratio[advantages == 0] = 1.0
-    return _ppo(ratio, advantages, clip_coef)
+def ranked(logp, old_logp, advantages, *, clip_coef):
+    return _ppo(torch.exp(logp - old_logp), advantages.sort().values, clip_coef)
 
 
 # -------------------------------------------------------------------- operations that are followed, in two spellings
@@ -137,6 +135,15 @@ def _measured(logp, old_logp, advantages, *, clip_coef):
     return _ppo(ratio, advantages, clip_coef), metrics
 
 
+def _assigned(logp, old_logp, advantages, *, clip_coef):
+    """Numbers assigned in place, at places that the data decides and at all; their gradient is 0 either way."""
+    ratio = torch.exp(logp - old_logp).clone()
+    ratio[advantages == 0] = 1.0
+    objective = torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
+    objective *= -1
+    return objective
+
+
 def _cast(logp, old_logp, advantages, *, clip_coef):
     return _ppo((logp.float() - old_logp.float()).exp().double(), advantages, clip_coef)
 
@@ -165,6 +172,7 @@ FOLLOWED = {
     "item": (_weighted, _weighted_by_item),
     "metrics": ("ppo_clip", _measured),
     "cast": ("ppo_clip", _cast),
+    "assignment": ("ppo_clip", _assigned),
 }
 """Pairs that are one loss in two spellings, by the operation that the first one uses."""
 
@@ -178,5 +186,6 @@ WRONG = {
     "item": _halved,
     "metrics": _halved,
     "cast": _halved,
+    "assignment": _halved,
 }
 """A third that is another."""

@@ -1,0 +1,164 @@
+"""What people met: pairs that were misjudged once, each for a kind of fault, with what is right."""
+
+import pytest
+import torch
+
+from rlloss.check import compare
+from rlloss.check.text import full_text, text
+from rlloss.cli.main import main
+from rlloss.errors import LossError
+from rlloss.verdicts import Verdict
+from tests.examples import users_losses as users
+
+FILE = "tests/examples/users_losses.py"
+
+
+def found(f, g, **settings):
+    result = compare(f, g, **settings)
+    return result, " ".join(text(result).split())
+
+
+@pytest.mark.parametrize("bound", [6, 3.5, 20])
+def test_log_ratios_beyond_the_usual(bound):
+    result, said = found(users.plain, users.log_ratio_within(bound))
+    assert result.verdict == Verdict.DIFFERENT
+    assert 0 in result.example.gradients
+    assert "differ at A > 0: ratio <" in said
+
+
+def test_rare_tokens():
+    result, said = found(users.plain, users.without_rare)
+    assert (result.on_policy.verdict, result.off_policy.verdict) == (Verdict.DIFFERENT, Verdict.DIFFERENT)
+    assert result.example.logp < -9
+    assert "A > 0 and A < 0: log π < -9 at any ratio" in said
+
+
+def test_rare_samples():
+    result, said = found("ppo_clip", users.frequent_only)
+    assert result.verdict == Verdict.DIFFERENT
+    assert "A > 0 and A < 0: log π < -3 at any ratio" in said
+
+
+def test_what_lies_under_the_padding_is_said_and_fails(capsys):
+    result, said = found(users.plain, users.mask_as_factor)
+    assert result.verdict == Verdict.IDENTICAL
+    assert not result.holds
+    overflow = result.padding[0]
+    assert (overflow.logp, overflow.old_logp, overflow.a) == (-1, -801, None)
+    assert str(overflow.b[1]) == "nan"
+    assert "under the mask" in said
+    assert main(["check", f"{FILE}:plain", f"{FILE}:mask_as_factor", "--dtype", "float64"]) == 1
+    assert "old_logp -801 under the mask" in " ".join(capsys.readouterr().out.split())
+    assert compare(users.plain, users.plain).padding == ()
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.28, 1.2801), (1.9, 1.90001), (0.95, 0.951)])
+def test_a_ratio_between_two_near_bounds(low, high):
+    result, said = found(users.upper_bound(low), users.upper_bound(high))
+    assert result.verdict == Verdict.DIFFERENT
+    assert low < result.example.ratio < high
+    assert 0 in result.example.gradients
+    assert f"A > 0: {low:g} < ratio < {high:g}" in said or f"of {low:g}" in said
+
+
+@pytest.mark.parametrize("clip_coef", [0.05, 0.2, 0.01])
+def test_candidates_are_relative_to_clip_coef(clip_coef):
+    result, _ = found("gspo", users.gspo_wider, clip_coef=clip_coef)
+    assert result.verdict == Verdict.DIFFERENT
+    assert 1 + clip_coef < result.example.ratio < 1.01 * (1 + clip_coef)
+
+
+def test_rounding_of_a_shorter_format_is_no_difference():
+    result, said = found(users.plain, users.micro_batches)
+    assert result.verdict == Verdict.EQUAL
+    assert result.proof.exact == "proved"
+    assert result.shortest == "float32"
+    assert "computed in float32" in said
+    lines = [line for line in text(result).splitlines() if "gradient -0.333" in line]
+    assert lines, "the example tells the two numbers apart"
+
+
+def test_a_batch_of_one_answer_has_no_deviation():
+    result, said = found("grpo", users.normalised_inside)
+    assert result.verdict == Verdict.DIFFERENT
+    assert "nan" in " ".join(result.not_finite)
+    assert "refused" not in said
+
+
+def test_the_size_of_a_difference():
+    assert found("grpo", users.summed_per_answer)[0].factor == "|o_i|, its answer's number of tokens"
+    assert found("grpo", "dr_grpo")[0].factor == "|o_i| / T"
+    assert found(users.soft_gate(True), users.soft_gate(False))[0].factor == "0.25 where A > 0, 0.2625 where A < 0"
+    result, said = found(users.less_the_mean, users.leave_one_out)
+    assert result.factor == "N / (N - 1)"
+    assert "times N / (N - 1)" in said
+    assert result.size.cosine == pytest.approx(1)
+
+
+@pytest.mark.parametrize("spec", ["other_names"])
+def test_names_are_known(spec):
+    result, said = found(users.plain, f"{FILE}:{spec}")
+    assert result.verdict in (Verdict.IDENTICAL, Verdict.EQUAL)
+    assert "proved" in said
+
+
+def test_a_dtype_that_a_loss_refuses_is_left_out_and_said():
+    result, said = found("ppo_clip", users.upcast)
+    assert result.verdict == Verdict.EQUAL
+    assert result.dtypes == ("float32", "bfloat16")
+    assert "left out float64" in said
+    assert result.proof.exact == "proved"
+    with pytest.raises(LossError, match="float64"):
+        compare("ppo_clip", users.upcast, dtypes=(torch.float64,))
+
+
+def test_names_with_a_dot(capsys):
+    assert compare("ppo_clip", f"{FILE}:Trainer.static").verdict == Verdict.IDENTICAL
+    assert main(["check", "ppo_clip", f"{FILE}:Trainer.method"]) == 2
+    assert "@staticmethod" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("most", [100, 512])
+def test_long_answers(most):
+    result, said = found(users.plain, users.first_tokens(most))
+    assert result.verdict == Verdict.DIFFERENT
+    assert f"answers of {most + 1} tokens and more" in said
+    assert max(map(len, said.split("example")[1].split("different")[0].split(","))) < 200, "no line of 500 ratios"
+
+
+def test_masks_with_holes_and_late_starts():
+    result, said = found(users.plain, users.length_by_count)
+    assert result.verdict == Verdict.DIFFERENT
+    assert "holes" in said
+    assert "late starts" in said
+    assert any("0" in mask for mask in result.example.masks)
+
+
+def test_a_padded_token_is_called_padded():
+    result, said = found(users.plain, users.length_by_count)
+    if result.example.padded:
+        assert "the padded token" in said
+    assert "the padded token" in " ".join(full_text(result).split()) or not result.example.padded
+
+
+def test_advantages_of_zero_beside_others():
+    result, _ = found(users.plain, users.without_equal_groups)
+    assert result.verdict == Verdict.DIFFERENT
+
+
+def test_values_that_nearly_agree_are_told_apart():
+    _, said = found(users.upper_bound(1.28), users.upper_bound(1.2801))
+    one, other = said.split("values differ: ")[1].split(" on a batch")[0].split(" and ")
+    assert one != other
+
+
+def test_a_small_number_beside_probabilities_is_a_difference():
+    result, _ = found("ppo_clip", users.floored)
+    assert result.verdict == Verdict.DIFFERENT
+    assert result.proof.exact == "refuted"
+
+
+def test_nothing_of_numpy_or_torch_is_warned_of(recwarn):
+    compare("grpo", users.normalised_inside)
+    compare(users.less_the_mean, users.leave_one_out)
+    assert [str(w.message) for w in recwarn] == []

@@ -1,0 +1,142 @@
+"""Losses as their users had them when a comparison misjudged them. Each stands for a kind; test_cases.py says which."""
+
+import torch
+
+
+def _surrogate(ratio, A, low, high):
+    return -torch.minimum(ratio * A, ratio.clamp(low, high) * A)
+
+
+def _logratio(logp, old_logp, mask):
+    return torch.where(mask, logp - old_logp, 0.0)
+
+
+def _over_all(token, mask):
+    return torch.where(mask, token, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def plain(logp, old_logp, advantages, mask, *, clip_coef):
+    ratio = _logratio(logp, old_logp, mask).exp()
+    return _over_all(_surrogate(ratio, advantages[:, None], 1 - clip_coef, 1 + clip_coef), mask)
+
+
+def log_ratio_within(bound):
+    def loss(logp, old_logp, advantages, mask, *, clip_coef):
+        ratio = _logratio(logp, old_logp, mask).clamp(-bound, bound).exp()
+        return _over_all(_surrogate(ratio, advantages[:, None], 1 - clip_coef, 1 + clip_coef), mask)
+
+    return loss
+
+
+def without_rare(logp, old_logp, advantages, mask, *, clip_coef):
+    ratio = _logratio(logp, old_logp, mask).exp()
+    token = _surrogate(ratio, advantages[:, None], 1 - clip_coef, 1 + clip_coef)
+    return _over_all(torch.where(logp.detach() > -9, token, 0.0), mask)
+
+
+def mask_as_factor(logp, old_logp, advantages, mask, *, clip_coef):
+    token = _surrogate((logp - old_logp).exp(), advantages[:, None], 1 - clip_coef, 1 + clip_coef)
+    return (token * mask).sum() / mask.sum().clamp(min=1)
+
+
+def upper_bound(high):
+    def loss(logp, old_logp, advantages, mask, *, clip_coef):
+        return _over_all(_surrogate(_logratio(logp, old_logp, mask).exp(), advantages[:, None], 0.8, high), mask)
+
+    return loss
+
+
+def gspo_wider(logp, old_logp, advantages, mask, *, clip_coef):
+    s = (_logratio(logp, old_logp, mask).sum(1) / mask.sum(1).clamp(min=1)).exp()
+    return _surrogate(s, advantages, 1 - clip_coef, 1.01 * (1 + clip_coef)).mean()
+
+
+def micro_batches(logp, old_logp, advantages, mask, *, clip_coef):
+    """Two parts, each a mean over its tokens, weighted by a quotient of two counts: a float32, whatever the dtype."""
+    half, total = max(1, len(logp) // 2), 0.0
+    for part in (slice(0, half), slice(half, None)):
+        if len(logp[part]):
+            share = mask[part].sum() / mask.sum().clamp(min=1)
+            total = total + share * plain(logp[part], old_logp[part], advantages[part], mask[part], clip_coef=clip_coef)
+    return total
+
+
+def normalised_inside(logp, old_logp, rewards, mask, *, clip_coef):
+    A = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
+    ratio = _logratio(logp, old_logp, mask).exp()
+    token = torch.where(mask, _surrogate(ratio, A[:, None], 1 - clip_coef, 1 + clip_coef), 0.0)
+    return (token.sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+def summed_per_answer(logp, old_logp, advantages, mask, *, clip_coef):
+    ratio = _logratio(logp, old_logp, mask).exp()
+    token = torch.where(mask, _surrogate(ratio, advantages[:, None], 1 - clip_coef, 1 + clip_coef), 0.0)
+    return token.sum(1).mean()
+
+
+def other_names(old_log_prob, log_prob, advantages, response_mask, *, clip_coef=0.2):
+    A = advantages if advantages.ndim == 2 else advantages[:, None]
+    token = _surrogate((log_prob - old_log_prob).exp(), A, 1 - clip_coef, 1 + clip_coef)
+    return (token * response_mask).sum() / response_mask.sum()
+
+
+def first_tokens(most):
+    def loss(logp, old_logp, advantages, mask, *, clip_coef):
+        return plain(logp[:, :most], old_logp[:, :most], advantages, mask[:, :most], clip_coef=clip_coef)
+
+    return loss
+
+
+def length_by_count(logp, old_logp, advantages, mask, *, clip_coef):
+    """Takes a mask for a length: wrong where it has holes or starts late."""
+    filled = torch.arange(mask.shape[1]) < mask.sum(1, keepdim=True)
+    return plain(logp, old_logp, advantages, filled, clip_coef=clip_coef)
+
+
+def without_equal_groups(logp, old_logp, advantages, mask, *, clip_coef):
+    """Answers with an advantage of 0 do not count, in the denominator either."""
+    return plain(logp, old_logp, advantages, mask & (advantages != 0)[:, None], clip_coef=clip_coef)
+
+
+def floored(logp, old_logp, advantages, *, clip_coef):
+    """A small number beside both probabilities."""
+    return _surrogate((logp.exp() + 1e-8) / (old_logp.exp() + 1e-8), advantages, 1 - clip_coef, 1 + clip_coef)
+
+
+# -------------------------------------------------------------------------------------------------- of samples
+
+
+def frequent_only(logp, old_logp, advantages, *, clip_coef):
+    keep = torch.where(logp.detach() < -3.0, 0.0, 1.0).to(logp.dtype)
+    return keep * _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
+
+
+def upcast(logp, old_logp, advantages, *, clip_coef):
+    ratio = (logp.float() - old_logp.float()).exp()
+    return _surrogate(ratio, advantages.float(), 1 - clip_coef, 1 + clip_coef)
+
+
+def soft_gate(scaled):
+    def loss(logp, old_logp, advantages, *, clip_coef):
+        tau = torch.where(advantages > 0, 1.0, 1.05).to(advantages.dtype)
+        gate = torch.sigmoid(tau * ((logp - old_logp).exp() - 1))
+        return -(gate * 4 / tau if scaled else gate) * advantages
+
+    return loss
+
+
+def less_the_mean(logp, old_logp, rewards):
+    return -(rewards - rewards.mean()) * logp
+
+
+def leave_one_out(logp, old_logp, rewards):
+    return -(rewards - (rewards.sum() - rewards) / max(len(rewards) - 1, 1)) * logp
+
+
+class Trainer:
+    def method(self, logp, old_logp, advantages, *, clip_coef):
+        return _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
+
+    @staticmethod
+    def static(logp, old_logp, advantages, *, clip_coef):
+        return _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
