@@ -1,6 +1,6 @@
 """Pictures of a comparison: value and gradient against the ratio, the map of agreement, the equivalence matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -126,7 +127,8 @@ def matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> Figure:
     place = {name: i for i, name in enumerate(names)}
     colours = ListedColormap([SHADES[0], SHADES[2], "#FBE3D6", "white"])
     side = 0.092 * max(len(names), 12)  # inches a panel takes
-    drawing, axes = figures.panels(1, 2, 2 * side + 0.85, side + 1.3)
+    drawing, axes = figures.panels(1, 2, 2 * side + 0.85, side + 1.75)
+    handles: list[Line2D] = []
     titles = {"on-policy": r"on-policy: $\rho = 1$", "off-policy": "off-policy"}
     for panel, (column, title) in zip(axes[0], titles.items(), strict=True):
         cells = np.full((len(names), len(names)), 3)
@@ -138,6 +140,8 @@ def matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> Figure:
         for line in range(1, len(names)):
             panel.axhline(line, color="white", linewidth=0.5)
             panel.axvline(line, color="white", linewidth=0.5)
+        if column == "off-policy":  # what is proved is proved of every input
+            handles = draw_proofs(panel, pairs, place)
         panel.set_title(title)
         ticks = np.arange(len(names)) + 0.5
         panel.set_xticks(ticks, names, rotation=90, fontsize=5)
@@ -147,6 +151,29 @@ def matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> Figure:
         panel.spines[:].set_visible(False)
     labels = ("identical to the last bit", "equal up to rounding", "different", "not comparable")
     shown = [0, 1, 2] + ([3] if (cells == 3).any() else [])
-    handles = [Patch(facecolor=colours(i), edgecolor="#BBBBBB", linewidth=0.4, label=labels[i]) for i in shown]
-    drawing.legend(handles=handles, loc="outside upper center", ncols=4)
+    patches = [Patch(facecolor=colours(i), edgecolor="#BBBBBB", linewidth=0.4, label=labels[i]) for i in shown]
+    drawing.legend(handles=[*patches, *handles], loc="outside upper center", ncols=3)
     return drawing
+
+
+PROOFS = {"bits": ("proved, bit for bit", True), "exact": ("proved, exact arithmetic", False)}
+"""How a cell is known: its label, and whether its dot is full."""
+
+
+def draw_proofs(panel: Axes, pairs: pd.DataFrame, place: Mapping[str, int]) -> list[Line2D]:
+    """A dot in each cell that is proved, full for a proof of bits; their legend. An edge is proved but for a point."""
+    legend = []
+    how = pairs["proof"].replace("edges", "exact")
+    for known, (label, full) in PROOFS.items():
+        cells = [
+            (place[a], place[b]) for a, b in pairs.loc[how == known, ["a", "b"]].itertuples(index=False, name=None)
+        ]
+        if cells:
+            x, y = np.array([*cells, *(cell[::-1] for cell in cells)]).T + 0.5
+            dots = panel.plot(
+                x, y, "o", markersize=1.6, markeredgewidth=0.4, color="white", fillstyle="full" if full else "none"
+            )
+            legend += [Line2D([], [], color="black", fillstyle=dot.get_fillstyle(), label=label) for dot in dots]
+    for line in legend:
+        line.set(linestyle="none", marker="o", markersize=3, markeredgewidth=0.5)
+    return legend
