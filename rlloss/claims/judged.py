@@ -1,6 +1,6 @@
 """A claim with its runs, judged."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from rlloss.config.compose import load
 from rlloss.config.metrics import METRICS
 from rlloss.config.schema import Config
 from rlloss.errors import ConfigError
-from rlloss.runs.place import check_folder, run_folder
-from rlloss.runs.reader import WHERE_KEYS, RunFolder
+from rlloss.runs.place import check_folder, recorded, run_folder
+from rlloss.runs.reader import RunFolder
 
 HOLDS, FAILS, NOT_RUN = "holds", "DOES NOT HOLD", "not run"
 SUMMARY = ("final_digest", "optimizer_steps", "env_steps", "machine")  # of run.json: what claims and figures read
@@ -70,7 +70,7 @@ def _damage(run: RunFolder, config: Config) -> str:
         check_folder(run.path, config)
     except ConfigError as error:
         return str(error)
-    absent = [f"config.yaml has no {key}" for key in config.flat() if key not in run.config and key not in WHERE_KEYS]
+    absent = [f"config.yaml has no {key}" for key in recorded(asdict(config)) if key not in run.config]
     absent += [f"run.json has no {key}" for key in SUMMARY if key not in run.info]
     absent += [f"metrics.csv has no column {name}" for name in METRICS if name not in run.metrics]
     return f"{run.path.name}/{absent[0]}" if absent else ""

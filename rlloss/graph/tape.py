@@ -102,6 +102,18 @@ class Operation:
     line: str = ""
 
 
+class Held(float):
+    """A number that a tensor holds: of its dtype, where a Python number has that of the operation. ``eps``: to which
+    it was rounded."""
+
+    eps: float
+
+    def __new__(cls, value: float, eps: float) -> "Held":
+        self = super().__new__(cls, value)
+        self.eps = eps
+        return self
+
+
 class Symbol(float):
     """A Python float that remembers how it was computed."""
 
@@ -212,7 +224,11 @@ class Tape:
         if isinstance(value, Tensor):
             if id(value) in self._nodes:
                 return self._nodes[id(value)][1]
-            flat = [self._constant(float(x)) for x in value.detach().flatten().tolist()]
+            floating = value.is_floating_point()
+            if floating:
+                self.formats.add(str(value.dtype))
+            eps = torch.finfo(value.dtype).eps if floating else 0.0
+            flat = [self._constant(Held(x, eps)) for x in value.detach().flatten().tolist()]
             return torch.tensor(flat, dtype=torch.int64).reshape(value.shape)
         return torch.tensor(self._constant(float(value)))
 
@@ -363,7 +379,9 @@ class Listener(TorchFunctionMode):
         tape = self.tape
         if name in FACTORIES or name in ("grad", "grad_fn"):
             fill = next((value for value in (*args, *kwargs.values()) if isinstance(value, Symbol)), None)
-            if fill is not None:
+            if fill is not None and tape.proving:  # rounded to the tensor's format, as no operand is
+                tape.record("number", [[fill.node]] * result.numel(), result, tape.where())
+            elif fill is not None:
                 tape.bind(result, torch.full(result.shape, fill.node))
             return
         if name in LAYOUT:

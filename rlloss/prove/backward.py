@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlloss.graph.graph import Graph, Node
+from rlloss.graph.tape import Held
 from rlloss.prove.diagrams import Diagram, Diagrams
 
 
@@ -265,14 +266,10 @@ class Gradients:
     def argument(self, node: Node, arg: int | float) -> Diagram:
         """An argument's value, as this operation takes it."""
         value = self._values[arg] if isinstance(arg, int) else self.on.constant(arg)
-        if node.op in OPERATIONS and (not isinstance(arg, int) or self.graph.nodes[arg].number):
+        of_python = self.graph.nodes[arg].number if isinstance(arg, int) else not isinstance(arg, Held)
+        if node.op in OPERATIONS and of_python:
             return self.calculator.cases.apply(self.on.operand, value)
         return value
-
-    def arguments(self, node: Node) -> list[Diagram]:
-        for a in node.args:
-            self.value(a)
-        return [self.argument(node, a) for a in node.args]
 
     def slopes(self, node: Node, up: Diagram) -> Sequence[Diagram | None]:
         wanted = [isinstance(a, int) and self.graph.nodes[a].requires_grad for a in node.args]
@@ -283,14 +280,18 @@ class Gradients:
         if node.op in LINEAR:
             return c.slopes(node, [unused] * len(node.args), unused, up)
         if node.op == "mul":
-            return [
-                c.mul(up, self.value(other)) if w else None for w, other in zip(wanted, node.args[::-1], strict=True)
-            ]
+            others = zip(wanted, node.args[::-1], strict=True)
+            return [c.mul(up, self.needed(node, x)) if want else None for want, x in others]
         if node.op == "div" and not wanted[1]:
-            return [c.div(up, self.value(node.args[1])), None]
+            return [c.div(up, self.needed(node, node.args[1])), None]
         if node.op == "where":
             return BACKWARD["where"](c, up, unused, self.value(node.args[0]), unused, unused)
-        return c.slopes(node, [self.value(a) for a in node.args], self.value(node.id), up)
+        return c.slopes(node, [self.needed(node, a) for a in node.args], self.value(node.id), up)
+
+    def needed(self, node: Node, arg: int | float) -> Diagram:
+        """An argument's value, computed now if it was not before."""
+        self.value(arg)
+        return self.argument(node, arg)
 
     def at_inputs(self, incoming: Any) -> list[Diagram]:
         """The gradient at every input that has one, in their order. Raises: NotFollowed, TooManyCases."""

@@ -41,7 +41,7 @@ class Exact:
 
     def constant(self, x: float) -> Number:
         if math.isfinite(x):
-            return poly.number(x)
+            return poly.number(x)  # a tensor's number keeps how rough it is
         return NAN if math.isnan(x) else Limit(1 if x > 0 else -1)
 
     def operand(self, x: Number) -> Number:

@@ -6,6 +6,7 @@ all other quantities have whole powers from 1 on.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -123,9 +124,18 @@ def polynomial(terms: Mapping[Monomial, Fraction]) -> Polynomial:
 
 
 def number(x: float | Fraction) -> Polynomial:
-    """A number as its author wrote it: 0.2 is 1/5, not the float beside it. Raises: ValueError unless finite."""
-    value = x if isinstance(x, Fraction) else Fraction(x) if isinstance(x, int) else Fraction(repr(float(x)))
-    return polynomial({(): value})
+    """A number as its author meant it: 0.2 is 1/5, not the float beside it, and 1/3 computed by Python is a third.
+
+    A number of a tensor (``Held``) is as rough as the tensor's dtype. Raises: ValueError unless finite.
+    """
+    if isinstance(x, Fraction | int):
+        return polynomial({(): Fraction(x)})
+    near, eps = Fraction(x), max(getattr(x, "eps", 0.0), sys.float_info.epsilon)
+    digits = int(-math.log10(eps))
+    for meant in (near.limit_denominator(round(eps**-0.375)), Fraction(f"{float(x):.{digits}g}")):
+        if abs(meant - near) <= 2 * Fraction(eps) * abs(near):
+            return polynomial({(): meant})
+    return polynomial({(): Fraction(repr(float(x)))})
 
 
 def single(q: Quantity, power: Power = 1) -> Polynomial:

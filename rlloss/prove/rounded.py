@@ -23,6 +23,7 @@ from rlloss.prove.diagrams import Diagram, Diagrams
 from rlloss.prove.exact import known_sign
 from rlloss.prove.polynomials import Polynomial
 
+LARGEST_WHOLE = 16  # up to which float8_e4m3, and every longer format, has all whole numbers
 EFFORT = 30_000_000  # of Z3, in its own units, for one question: some seconds, and the same answer on any machine
 
 
@@ -161,7 +162,7 @@ class Rounded:
     def operand(self, x: Term) -> Term:
         """A number as an operand. PyTorch computes with it in float32 where tensors are shorter, and rounds it to the
         tensors' format where it bounds or is compared: two numbers, then."""
-        if x.body.op != "number":
+        if x.body.op != "number" or _in_every_format(x.body):
             return x
         return Term(x.scale, Body("operand", name=x.body.name, between=x.body.between))
 
@@ -216,6 +217,15 @@ class Rounded:
     def differs(self, x: Term, y: Term) -> Diagram:
         """0 where two terms are one; else what they are, for the solver to tell apart."""
         return 0 if x == y else (x, y)
+
+
+def _in_every_format(body: Body) -> bool:
+    """Whether a number is a small whole one, which no format rounds."""
+    try:
+        x = float(body.name)
+    except ValueError:
+        return False
+    return x.is_integer() and x <= LARGEST_WHOLE
 
 
 def _powers_around(x: Fraction) -> tuple[Fraction, Fraction]:

@@ -13,6 +13,7 @@ from typing import Any
 import z3
 
 from rlloss.graph.graph import Graph
+from rlloss.prove import polynomials as poly
 from rlloss.prove.backward import SPREADS, NotFollowed, gradients
 
 LOGIC = "ALL"
@@ -43,7 +44,7 @@ class Written:
     def constant(self, x: float) -> Any:
         if x != x or abs(x) == float("inf"):
             raise NotFollowed(f"the number {x}")
-        return z3.RealVal(str(Fraction(repr(float(x)))))
+        return z3.RealVal(str(poly.number(x).constant))
 
     def operand(self, x: Any) -> Any:
         return x

@@ -39,6 +39,11 @@ def run_folder(config: Config) -> Path:
     return Path(config.run_root) / name
 
 
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config, nested, as its run folder has it: flat."""
+    return read_config(yaml.safe_dump(dict(config)))
+
+
 def check_folder(folder: Path, config: Config) -> None:
     """Raises: ConfigError if ``folder`` holds something other than a run of this config."""
     refuse_another(folder, asdict(config))
@@ -55,7 +60,7 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
         if any(_not_ours(path) for path in folder.iterdir()):
             raise ConfigError(f"run_dir={folder}: is not empty and holds no run; name another folder")
         return
-    there, here = RunFolder(folder).config, read_config(yaml.safe_dump(dict(config)))
+    there, here = RunFolder(folder).config, recorded(config)
     if not there:
         raise ConfigError(
             f"run_dir={folder}: its config.yaml cannot be read; name another run_dir, or remove that folder"

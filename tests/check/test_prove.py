@@ -1,5 +1,6 @@
 """Proofs of whole losses: what is proved, what is refuted and by which numbers, and what says that it is open."""
 
+import json
 import math
 import re
 import time
@@ -8,9 +9,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, note, settings, strategies as st
 
-from rlloss.check import prove
+from rlloss.check import assert_same_gradient, compare, prove
 from rlloss.check.prove import Batch, Prover, masks, probe_at
 from rlloss.check.result import Proof
+from rlloss.check.text import text
+from rlloss.cli.main import main
 from rlloss.errors import LossError
 from rlloss.losses import LOSSES, SEQUENCE_LOSSES
 from rlloss.losses.formulation import Formulation, resolve
@@ -131,6 +134,22 @@ def test_harder_operations_are_followed(name):
     assert (proof.exact, refutation) == ("proved", None), proof.why
     wrong = hard_losses.WRONG[name]
     assert settle(hard_losses.FOLLOWED[name][0], wrong)[0].exact == "refuted"
+
+
+def test_a_number_of_python_and_one_of_a_tensor_round_differently():
+    """In bfloat16 PyTorch multiplies by a Python number in float32, and by a tensor's in bfloat16."""
+
+    def python(logp, old_logp, advantages):
+        return 0.2 * (logp * advantages)
+
+    def tensor(logp, old_logp, advantages):
+        return torch.full_like(logp, 0.2) * (logp * advantages)
+
+    proof, _ = settle(python, tensor)
+    assert (proof.exact, proof.bitwise) == ("proved", "open")
+    assert settle(python, python)[0].bitwise == "proved"
+    numbers = torch.linspace(0.5, 2, 193).bfloat16()
+    assert not torch.equal(0.2 * numbers, torch.full_like(numbers, 0.2) * numbers)
 
 
 def test_losses_that_couple_samples_are_asked_in_batches():
@@ -435,3 +454,48 @@ def test_the_words_for_a_bound():
     proof, _ = settle("ppo_clip", hard_losses.strict_above)
     assert re.fullmatch(r"ratio = 1 \+ ε", proof.edges[0])
     assert math.isfinite(len(proof.edges))
+
+
+# ------------------------------------------------------------------------------------------------ what users see
+
+
+def test_the_headline_says_how_a_verdict_is_known():
+    def said(f, g):
+        return text(compare(f, g, dtypes=(F64,))).splitlines()[0].split(": ", 1)[1]
+
+    assert said("ppo_clip", "reinforce") == "IDENTICAL, proved for every input, dtype and batch size"
+    assert said("ppo_clip", "reinforce_textbook") == "EQUAL, proved in exact arithmetic for every input and batch size"
+    assert said("ppo_clip", "cispo") == "DIFFERENT: ratio 2, A = 1: gradients 0 and -1.2"
+    assert said("ppo_clip", hard_losses.numpy).startswith("DIFFERENT")
+    open_ = said("reinforce_unclipped", hard_losses.numpy)
+    assert open_.startswith("IDENTICAL on all that was tried (not proved: ")
+    assert "numpy" in open_
+
+
+def test_json_has_the_proof(capsys):
+    assert main(["check", "ppo_clip", "reinforce_mask", "--dtype", "float64", "--json"]) == 0
+    proof = json.loads(capsys.readouterr().out)["proof"]
+    assert proof["exact"] == "proved"
+    assert proof["bitwise"] == "open"
+    assert {"why", "scope", "edges"} <= set(proof)
+
+
+def test_an_assertion_may_ask_for_a_proof():
+    assert_same_gradient("ppo_clip", "reinforce", proved=True, bitwise=True)
+    assert_same_gradient("ppo_clip", "klip", proved=True, dtypes=(F64,))
+    with pytest.raises(AssertionError, match="to the last bit not proved"):
+        assert_same_gradient("ppo_clip", "ppo_masked", proved=True, bitwise=True, dtypes=(F64,))
+    assert_same_gradient("reinforce_unclipped", hard_losses.numpy, dtypes=(F64,))
+    with pytest.raises(AssertionError, match="not proved"):
+        assert_same_gradient("reinforce_unclipped", hard_losses.numpy, proved=True, dtypes=(F64,))
+
+
+def test_the_question_is_written_to_a_file(tmp_path, capsys):
+    file = tmp_path / "question.smt2"
+    assert main(["check", "ppo_clip", "reinforce", "--dtype", "float64", "--proof", str(file)]) == 0
+    assert judge(file.read_text()) == ["unsat"]
+    assert str(file) in capsys.readouterr().err
+    assert main(["check", "ppo_clip", "--proof", str(file)]) == 2
+    assert "two losses" in capsys.readouterr().err
+    assert main(["check", "ppo_clip", "reinforce", "--proof", str(tmp_path / "none" / "x.smt2")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

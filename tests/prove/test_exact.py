@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from rlloss.graph.tape import Held
 from rlloss.prove import polynomials as poly
 from rlloss.prove.diagrams import Diagrams, TooManyCases
 from rlloss.prove.exact import NAN, Exact, Limit, value_at
@@ -31,6 +32,13 @@ def test_numbers_are_what_their_authors_wrote():
     assert number(0.2) == number(Fraction(1, 5))
     assert (ONE - number(0.2)) == number(0.8)
     assert (number(0.1) + number(0.2)) == number(0.3)  # unlike floats
+    assert number(1 - 0.9) == number(0.1)
+    assert number(1 / 3) == number(Fraction(1, 3))
+    assert number(1.28) != number(1.2801)
+    assert number(1.0 + 1e-12) != ONE
+    single = Held(1.2000000476837158, 2**-23)  # 1.2 in float32
+    assert number(single) == number(1.2) != number(float(single))
+    assert number(Held(1.2801, 2**-23)) != number(Held(1.28, 2**-23))
 
 
 def test_powers_and_inverses():
