@@ -189,13 +189,14 @@ def filtered(printed: str, filter: str | None) -> str:
 
 def _verdict(report: str) -> list[str]:
     """The first line, where it is one: a table begins with its header."""
-    return re.findall(r"\A.*: [A-Z]+ \(.*", report)
+    return re.findall(r"\A.* and .*: (?:IDENTICAL|EQUAL|DIFFERENT)\b.*", report)
 
 
 def _example(report: str) -> list[str]:
     """The factor, and the two lines of the smallest example, where a report has them."""
+    factor = re.findall(r"^size .*\n(?: +.*\n)?? +(.*'s gradient is .* times .*)", report, re.MULTILINE)
     found = re.search(r"^example +(.*)\n +(.*)", report, re.MULTILINE)
-    return [*re.findall(r"^factor +(.*)", report, re.MULTILINE), *([f"{found[1]}; {found[2]}"] if found else [])]
+    return [*factor, *([f"{found[1]}; {found[2]}"] if found else [])]
 
 
 if __name__ == "__main__":
