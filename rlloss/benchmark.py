@@ -37,6 +37,7 @@ CHECKS = (
     "rlloss check ppo_clip klip",
     "rlloss check ppo_clip cispo",
     "rlloss check grpo dapo",
+    "rlloss check gspo gspo_token",
     "rlloss check",
 )
 
