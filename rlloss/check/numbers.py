@@ -38,12 +38,16 @@ def _numbers(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:
     if isinstance(thing, functools.partial):
         for inner in (thing.func, *thing.args, *thing.keywords.values()):
             yield from _numbers(inner, depth, seen)
-    elif isinstance(thing, tuple | list | frozenset):
-        for inner in thing:
-            yield from _numbers(inner, depth, seen)
+    elif isinstance(thing, tuple | list | frozenset | dict):
+        for inner in thing.values() if isinstance(thing, dict) else thing:
+            yield from _numbers(inner, 0 if isinstance(thing, dict) else depth, seen)
+    elif inspect.isclass(thing):  # a class of constants
+        for inner in vars(thing).values():
+            if isinstance(inner, int | float):
+                yield from _numbers(inner, 0, seen)
     elif isinstance(thing, types.FunctionType | types.MethodType):
         yield from _in_function(inspect.unwrap(thing), depth, seen)
-    elif not inspect.isclass(thing) and not isinstance(thing, types.ModuleType) and hasattr(thing, "__dict__"):
+    elif not isinstance(thing, types.ModuleType) and hasattr(thing, "__dict__"):
         yield from _in_object(thing, depth, seen)
 
 

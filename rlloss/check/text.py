@@ -115,6 +115,7 @@ def details(c: Comparison) -> dict[str, list[str]]:
         "proof": proof_lines(c.proof) if c.proof else [],
         "differ at": list(c.regions),
         "size": _size(c),
+        "network": _network(c),
         "padding": [_padding(c, p) for p in c.padding],
         **(_closeness(c) if c.verdict == Verdict.EQUAL else {}),
         "example": _example(c, c.example) if c.example else [],
@@ -165,7 +166,19 @@ def _size(c: Comparison) -> list[str]:
         return []
     apart, cosine = f"{c.size.relative:.3g}", f"{c.size.cosine:.6g}"
     lines = [f"on one batch the difference is {apart} of {c.a}'s gradient (L2); the cosine of the two is {cosine}"]
+    if c.size.relative < SINGLE:
+        lines += ["that is no more than float32 rounds: something may be computed in it, whatever the inputs' dtype"]
     return [*lines, f"{c.b}'s gradient is {c.a}'s times {c.factor}"] if c.factor else lines
+
+
+def _network(c: Comparison) -> list[str]:
+    """Why losses are DIFFERENT of which no sample differs."""
+    parts = {"on-policy": c.on_policy, "off-policy": c.off_policy}
+    return [
+        f"{name}, the gradients of a network's parameters are {part.network:.2g} apart, though no sample's are"
+        for name, part in parts.items()
+        if part.verdict == Verdict.DIFFERENT and not part.differing
+    ]
 
 
 def _closeness(c: Comparison) -> dict[str, list[str]]:
@@ -210,6 +223,7 @@ def _example(c: Comparison, e: Example) -> list[str]:
     return [where, f"{e.why}: {gradients}"]
 
 
+SINGLE = 2**-22  # relative: a few roundings of float32
 MOST_SHOWN = 6  # numbers of an answer, answers of a batch
 
 

@@ -49,17 +49,18 @@ def parser() -> argparse.ArgumentParser:
         prog="rlloss check",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="""\
-Compares losses' gradients, bit by bit, without training anything.
+Have losses the same gradient? Proved from their graphs or refuted by numbers, and tried bit by bit.
 
   rlloss check ppo_clip mine.py:loss     two losses: IDENTICAL, EQUAL (up to rounding) or DIFFERENT, and why
   rlloss check mine.py:loss              one loss against every loss of the zoo, and by itself
   rlloss check                           the zoo, every loss against every other
 
-A LOSS is a name of the zoo, file.py:function or module:function; the function takes
-(logp, old_logp, advantages, *, clip_coef) and returns per-sample losses or their mean,
-or (logp, old_logp, advantages, mask, *, clip_coef) on [batch, tokens] and returns a scalar.
+A LOSS is a name of the zoo, file.py:function, file.py:Class.method or module:function; it takes
+(logp, old_logp, advantages, *, clip_coef) and returns per-sample losses or their mean, or with a
+mask [batch, tokens] and returns a scalar. Arguments may have a trainer's names, in any order.
 
-Exit code: 0 the gradients agree (one loss: with one of the zoo at least), 1 they differ, 2 bad input.""",
+Exit code: 0 the gradients agree (one loss: with one of the zoo at least), 1 they differ, or what lies
+under the mask reaches one of them, 2 bad input.""",
     )
     check.add_argument("losses", nargs="*", metavar="LOSS")
     check.add_argument("--dtype", action="append", choices=("float64", "float32", "bfloat16", "float16"),

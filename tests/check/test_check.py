@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from rlloss.check import compare
 from rlloss.check.matrix import against_zoo, classes, matrix
 from rlloss.check.probes import at_ratio, bounds, grid, ties
+from rlloss.check.text import text
 from rlloss.losses import LOSSES, ppo_clip
 from rlloss.verdicts import Verdict
 
@@ -269,6 +270,7 @@ def test_a_difference_that_only_a_network_shows():
     assert result.off_policy.differing == 0
     assert result.off_policy.network > 0.01
     assert result.verdict == DIFFERENT
+    assert "off-policy, the gradients of a network's parameters are" in text(result)
 
 
 def test_a_difference_that_only_the_search_shows():
