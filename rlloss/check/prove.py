@@ -377,10 +377,24 @@ class _Pair:
                 return f"at {describe(answer.found)} exact gradients differ and computed ones do not"
         if undecided:
             return f"the solver cannot tell, at {batch}"
-        answer = question.ask(lambda p: True)
-        if answer.found is not None:
+        return self.on_ties(question)
+
+    def on_ties(self, question: Question) -> str:
+        """Note the bounds that differ when they are hit, one after another; "" if all are known."""
+        named: set[Polynomial] = set()
+
+        def is_new(p: Polynomial) -> bool:
+            return p not in named
+
+        while True:
+            answer = question.ask(is_new)
+            if answer.found is None:
+                return "the solver cannot tell on some ties" if answer.undecided else ""
+            ties = {p for p, sign in answer.found.path if sign == 0 and not occurs(p)}
             self.edges[describe_ties(answer.found)] = None
-        return "the solver cannot tell on some ties" if answer.undecided else ""
+            if not ties or ties <= named:
+                return ""
+            named |= ties
 
     def canonical(self, diagram: Diagram) -> str:
         """A question by what it asks, whichever tokens it asks it of."""

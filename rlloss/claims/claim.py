@@ -32,7 +32,8 @@ def no_facts(evidence: pd.DataFrame) -> dict[str, str]:
 class Claim:
     """``runs`` lists each run's Hydra overrides for a preset (``quick`` or ``paper``).
 
-    ``judge`` and ``figure`` get those runs in that order, and decide on what the run folders hold and nothing else.
+    ``judge`` and ``figure`` get those runs in that order, and decide on what the run folders hold and nothing else. A
+    claim without runs computes its evidence on the spot, the same each time.
     ``facts`` makes of the evidence, as it stands in the claim's table, the numbers that the explanation quotes.
     """
 
