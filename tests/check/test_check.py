@@ -349,12 +349,12 @@ def test_float16_differs_by_subnormals_alone_and_is_not_called_identical():
     assert compare("ppo_clip", "cispo", dtypes=(F16,)).verdict == DIFFERENT
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.nested_given])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.nested_given])
 @given(clip_coef=st.floats(0.01, 0.9).map(lambda x: round(x, 3)), seed=st.integers(0, 1000))
 def test_the_twins_are_identical_and_cispo_is_not_at_any_clip_coef(clip_coef, seed):
-    same = compare("ppo_clip", "reinforce", clip_coef=clip_coef, dtypes=(F32,), seed=seed)
-    assert same.verdict == IDENTICAL
-    assert compare("ppo_clip", "cispo", clip_coef=clip_coef, dtypes=(F32,), seed=seed).verdict == DIFFERENT
+    tried = {"clip_coef": clip_coef, "dtypes": (F32,), "seed": seed, "prove": False}
+    assert compare("ppo_clip", "reinforce", **tried).verdict == IDENTICAL
+    assert compare("ppo_clip", "cispo", **tried).verdict == DIFFERENT
 
 
 # --------------------------------------------------------------------------------------------------- the probes

@@ -250,6 +250,7 @@ def test_another_solver_comes_to_the_same_answer(name):
     assert judge(prover.written(*pair)) == [expected]
 
 
+@pytest.mark.slow
 def test_another_solver_on_the_laws_of_exp_and_on_masks():
     prover = Prover()
     assert judge(prover.written(resolve("on_policy_ratio"), resolve("reinforce_plain"))) == ["unsat"]
