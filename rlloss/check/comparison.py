@@ -1,6 +1,7 @@
 """Are two losses one gradient? Settled without training: point by point, batch by batch, then through a network."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -155,11 +156,11 @@ def compare(
     proof, shortest = None, None
     if prover is not None:
         proof, refutation = prover.prove_what_was_tried(left, right, [*contrasts, *([found] if found else [])])
-        found = in_finest(left, right, refutation, clip_coef, dtypes) or found
+        found = in_finest(left, right, refutation, dtypes) or found
         shortest = prover.shortest_format(left, right) if proof.holds else None
         if shortest is not None:
             contrasts = contrast_all(a, b, shortest)
-            found = again(left, right, found, clip_coef, shortest)
+            found = again(left, right, found, shortest)
     tried_at = [*contrasts, *([found] if found else [])]
     parts = {on: part(tried_at, a, b, on_policy=on, shortest=shortest) for on in (True, False)}
     return Comparison(
@@ -173,7 +174,7 @@ def compare(
         edges=regions.edges(contrasts),
         factor=sizes.factor(a.measurements, b.measurements, contrasts),
         size=sizes.size(a.measurements, b.measurements, contrasts),
-        example=counterexample.example(left, right, found, clip_coef) if found is not None else None,
+        example=counterexample.example(left, right, found) if found is not None else None,
         values=values(a, b, clip_coef),
         not_finite=not_finite(a, b, contrasts),
         tried=tried(a.probes),
@@ -186,7 +187,7 @@ def compare(
 
 
 def in_finest(
-    f: Formulation, g: Formulation, refutation: Contrast | None, clip_coef: float, dtypes: Sequence[torch.dtype]
+    f: Formulation, g: Formulation, refutation: Contrast | None, dtypes: Sequence[torch.dtype]
 ) -> Contrast | None:
     """A refutation, which is in float64, in the finest of the dtypes that were asked for; None if it drowns there."""
     finest = min(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
@@ -195,23 +196,28 @@ def in_finest(
     p = refutation.probe
     logp, old_logp, advantages = (x.to(finest) for x in (p.logp, p.old_logp, p.advantages))
     probe = replace(p, logp=logp, old_logp=old_logp, advantages=advantages)
-    found = contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef))
+    x, y = (measure(loss, probe, refutation.clip_coef) for loss in (f, g))
+    found = contrast(x, y)
     return found if found.real.any() or found.not_finite.any() else None
 
 
 def tried(probes: Sequence[Probe]) -> tuple[str, ...]:
     """In words: what a verdict rests on."""
     if probes[0].mask is not None:
-        shapes = ", ".join(dict.fromkeys(probe.name.split(",")[0] for probe in probes if not probe.extreme))
+        names = dict.fromkeys(probe.name.split(",")[0] for probe in probes)
+        shapes = ", ".join(name for name in names if re.fullmatch(r"\d+ x \d+", name))
         batches = (
-            f"batches of {shapes} tokens, of equal and unequal lengths, on- and off-policy; a sequence without a token"
+            f"batches of {shapes} tokens, of equal and unequal lengths, on- and off-policy; holes, late starts, empty "
+            "answers, advantages of 0; every ratio of a grid in answers of 1 and 2 tokens; log π to -40; the losses' "
+            "own numbers as bounds and lengths"
         )
     else:
         points = next(probe.logp.numel() for probe in probes if probe.grid)
         sizes = ", ".join(map(str, sorted({probe.logp.numel() for probe in probes if probe.name.startswith("N")})))
         batches = (
             f"a grid of {points:,} (ratio, A) with both bounds and their neighbours, ratio 1, A = 0, rounding ties; "
-            f"ratios from 0 to inf; log-probabilities of 0 and less; random batches of N = {sizes}"
+            "ratios from 0 to inf, on both sides of the losses' own numbers; log π to -40; "
+            f"random batches of N = {sizes}"
         )
     return (batches, "through a network of two layers to its parameters; and Hypothesis searched for an example")
 
@@ -232,13 +238,12 @@ def check_settings(clip_coef: float, dtypes: Sequence[torch.dtype]) -> None:
         raise LossError("dtypes: needs at least one")
 
 
-def again(
-    f: Formulation, g: Formulation, found: Contrast | None, clip_coef: float, shortest: torch.dtype
-) -> Contrast | None:
+def again(f: Formulation, g: Formulation, found: Contrast | None, shortest: torch.dtype) -> Contrast | None:
     """A contrast once more, now that the format is known in which something is computed."""
     if found is None:
         return None
-    return contrast(measure(f, found.probe, clip_coef), measure(g, found.probe, clip_coef), shortest)
+    x, y = (measure(loss, found.probe, found.clip_coef) for loss in (f, g))
+    return contrast(x, y, shortest)
 
 
 def contrast_all(a: Survey, b: Survey, shortest: torch.dtype | None = None) -> list[Contrast]:

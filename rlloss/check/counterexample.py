@@ -197,9 +197,9 @@ def draw(dtypes: Sequence[torch.dtype], *, sequence: bool) -> st.SearchStrategy[
     )
 
 
-def example(f: Formulation, g: Formulation, found: Contrast, clip_coef: float) -> Example:
+def example(f: Formulation, g: Formulation, found: Contrast) -> Example:
     """What was found, in numbers: the element that differs most."""
-    probe = found.probe
+    probe, clip_coef = found.probe, found.clip_coef
     i = worst(found)
     why = (
         "different" if found.real[i] else "edge" if found.edge[i] else "subnormal" if found.subnormal[i] else "rounding"
@@ -208,11 +208,12 @@ def example(f: Formulation, g: Formulation, found: Contrast, clip_coef: float) -
     inputs = (probe.ratio, probe.sample_advantages, probe.logp, probe.old_logp)
     ratio, A, logp, old = (float(t.double().flatten()[i]) for t in inputs)
     if probe.mask is None:
-        return Example(why, dtype_name(probe.dtype), len(probe.logp), ratio, A, logp, old, (x, y))
+        return Example(why, dtype_name(probe.dtype), len(probe.logp), ratio, A, logp, old, clip_coef, (x, y))
     ratios = tuple(tuple(row[counts].tolist()) for row, counts in zip(probe.ratio, probe.mask, strict=True))
     token = (i // probe.logp.shape[1] + 1, i % probe.logp.shape[1] + 1)
     padded = not bool(probe.mask.flatten()[i])
-    return Example(why, dtype_name(probe.dtype), 1, ratio, A, logp, old, (x, y), ratios, token, padded, masks_of(probe))
+    mine = (why, dtype_name(probe.dtype), 1, ratio, A, logp, old, clip_coef, (x, y))
+    return Example(*mine, ratios, token, padded, masks_of(probe))
 
 
 def masks_of(probe: Probe) -> tuple[str, ...]:

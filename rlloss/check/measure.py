@@ -70,6 +70,7 @@ class Contrast:
     subnormal: NDArray[np.bool_]  # the gradient is subnormal on its way, and loses digits
     not_finite: NDArray[np.bool_]  # a gradient is infinite or NaN
     real: NDArray[np.bool_]  # explained by nothing
+    clip_coef: float  # what both losses got
     size: Array  # of what no rounding explains: the difference, relative to the terms
 
     @property
@@ -138,8 +139,8 @@ def contrast(a: Measurement, b: Measurement, shortest: torch.dtype | None = None
     unequal = (x != y) & ~(np.isnan(x) & np.isnan(y))
     none = np.zeros_like(unequal)
     if not unequal.any():
-        flat = none.astype(float)
-        return Contrast(probe, ulp=flat, edge=none, subnormal=none, not_finite=none, real=none, size=flat)
+        flat, same = none.astype(float), {"edge": none, "subnormal": none, "not_finite": none, "real": none}
+        return Contrast(probe=probe, ulp=flat, **same, clip_coef=a.clip_coef, size=flat)
     not_finite = unequal & ~(np.isfinite(x) & np.isfinite(y))
     terms = np.fmax(np.fmax(np.abs(x), np.abs(y)), np.fmax(a.terms, b.terms))
     subnormal = unequal & ~not_finite & _underflows(probe, terms)
@@ -160,6 +161,7 @@ def contrast(a: Measurement, b: Measurement, shortest: torch.dtype | None = None
         subnormal=subnormal,
         not_finite=not_finite,
         real=unexplained & ~edge,
+        clip_coef=a.clip_coef,
         size=np.divide(apart, terms, out=np.zeros_like(terms), where=unexplained & ~edge & (terms > 0)),
     )
 

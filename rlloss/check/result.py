@@ -43,6 +43,7 @@ class Example:
     advantage: float
     logp: float
     old_logp: float
+    clip_coef: float  # another than the comparison's only if they differ there and not at that
     gradients: tuple[float, float]
     sequences: tuple[tuple[float, ...], ...] = ()  # the ratios of the sequences' tokens
     token: tuple[int, int] = (0, 0)  # the sequence and its token, each from 1, whose numbers these are

@@ -41,7 +41,8 @@ def _known(c: Comparison) -> str:
     if c.proof is None:
         return f"{c.verdict} ({MEANING[c.verdict]})"
     if c.verdict == Verdict.DIFFERENT:
-        return f"{c.verdict}: {in_short(c.example)}" if c.example else f"{c.verdict} ({MEANING[c.verdict]})"
+        at = f" at clip_coef {short(c.example.clip_coef)}" if c.example and c.example.clip_coef != c.clip_coef else ""
+        return f"{c.verdict}{at}: {in_short(c.example)}" if c.example else f"{c.verdict} ({MEANING[c.verdict]})"
     exact = c.proof.exact in ("proved", "edges")
     if c.verdict == Verdict.IDENTICAL and c.proof.bitwise == "proved":
         return f"{c.verdict}, proved for {c.proof.scope.replace('every input', 'every input, dtype', 1)}"
@@ -215,11 +216,13 @@ def _example(c: Comparison, e: Example) -> list[str]:
 
     x, y = map(number, e.gradients) if exact else told_apart(*e.gradients)
     gradients = f"gradient {x} for {c.a}, {y} for {c.b}"
+    clip_coef = "" if e.clip_coef == c.clip_coef else f", clip_coef {number(e.clip_coef)}"
+    at = f"A = {number(e.advantage)}, logp {number(e.logp)}{clip_coef}"
     if e.sequences:
-        where = f"{_answers(e, number)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype})"
+        where = f"{_answers(e, number)}, {at} ({e.dtype})"
         token = "the padded token" if e.padded else "token"
         return [where, f"{e.why}: in sequence {e.token[0]}, {token} {e.token[1]}, {gradients}"]
-    where = f"ratio {number(e.ratio)}, A = {number(e.advantage)}, logp {number(e.logp)} ({e.dtype}, N = {e.n})"
+    where = f"ratio {number(e.ratio)}, {at} ({e.dtype}, N = {e.n})"
     return [where, f"{e.why}: {gradients}"]
 
 

@@ -86,6 +86,20 @@ def test_a_proof_for_one_clip_coef():
     assert settle("ppo_clip", wider, clip_coef=0.2)[0].exact == "proved"
 
 
+def test_a_difference_at_another_clip_coef_says_at_which():
+    """Equal at 0.2, which is tried, and nowhere else; the proof is for any."""
+
+    def wider(logp, old_logp, advantages, *, clip_coef):
+        return LOSSES["ppo_clip"](logp, old_logp, advantages, clip_coef=0.5 * clip_coef + 0.1)
+
+    result = compare("ppo_clip", wider, dtypes=(F64,))
+    assert result.verdict == "DIFFERENT"
+    assert result.example.clip_coef != 0.2
+    assert result.example.gradients[0] != result.example.gradients[1]
+    assert f"DIFFERENT at clip_coef {result.example.clip_coef:g}: ratio" in text(result)
+    assert compare("ppo_clip", wider, dtypes=(F64,), clip_coef=0.2).proof.exact == "proved"
+
+
 def test_an_edge_is_named_and_no_difference():
     def strict(logp, old_logp, advantages, *, clip_coef):
         ratio = torch.exp(logp - old_logp)
