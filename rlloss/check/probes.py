@@ -270,6 +270,12 @@ def _nothing_first(mask: Tensor) -> None:
     mask[0] = False
 
 
+def counts(numbers: Sequence[float]) -> set[int]:
+    """Numbers that may count samples or tokens, and their neighbours: a loss may change there, as in ``x[:100]``."""
+    whole = [int(abs(x)) for x in numbers if float(x).is_integer() and 3 < abs(x) < LONGEST]
+    return {n + by for n in whole for by in (-1, 0, 1)}
+
+
 def hostile_sequences(
     dtype: torch.dtype, clip_coef: float, generator: torch.Generator, numbers: Sequence[float]
 ) -> Iterator[Probe]:
@@ -287,8 +293,7 @@ def hostile_sequences(
     for on_policy in (True, False):
         yield as_answers(rare(dtype, clip_coef, numbers, on_policy=on_policy), 4)
     yield as_answers(extremes(dtype), 4)
-    lengths = {int(abs(x)) + by for x in numbers if float(x).is_integer() and 3 < abs(x) < LONGEST for by in (-1, 0, 1)}
-    for n in sorted({LONG, *lengths}):
+    for n in sorted({LONG, *counts(numbers)}):
         yield random_sequences((2, n), dtype, generator, 0.3, ragged=False)
 
 
@@ -306,6 +311,8 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequ
             if n > 3:  # the advantages of a real batch include 0, 1 and -1 at times
                 batch.advantages[:3] = torch.tensor([0.0, 1.0, -1.0], dtype=dtype)
             yield batch
+    for n in sorted(counts(numbers) - set(SIZES)):
+        yield random_batch(n, dtype, generator, 0.3)
     yield random_batch(4096, dtype, generator, 1.0)  # far off-policy
     yield random_batch(65_536, dtype, generator, 0.3)  # many, against narrow strips
     yield extremes(dtype)

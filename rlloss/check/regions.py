@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rlloss.check.measure import Contrast, array, contrast, describe, measure
 from rlloss.check.numbers import numbers_of
-from rlloss.check.probes import LONG, LONGEST, Probe, at_ratio, random_sequences
+from rlloss.check.probes import LONG, Probe, at_ratio, counts, random_sequences
 from rlloss.losses.formulation import Formulation
 
 MOST_RANGES = 4  # named per sign of A
@@ -169,10 +169,7 @@ def by_length(f: Formulation, g: Formulation, clip_coef: float) -> tuple[str, ..
         probe = random_sequences((2, n), torch.float64, generator, 0.3, ragged=False)
         return bool(contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef)).real.any())
 
-    numbers = [
-        int(abs(x)) for x in numbers_of(f.function, g.function) if float(x).is_integer() and 3 < abs(x) < LONGEST
-    ]
-    lengths = sorted({1, 2, 8, 64, LONG, *(n + by for n in numbers for by in (-1, 0, 1))})
+    lengths = sorted({1, 2, 8, 64, LONG, *counts(numbers_of(f.function, g.function))})
     texts = []
     differs = [differ(n) for n in lengths]
     for i in range(len(lengths) - 1):

@@ -126,6 +126,21 @@ def test_long_answers(most):
     assert max(map(len, said.split("example")[1].split("different")[0].split(","))) < 200, "no line of 500 ratios"
 
 
+def test_batches_of_a_size_that_a_loss_is_written_with():
+    """Its graph is traced on 3 samples and knows nothing of 300."""
+
+    def first(logp, old_logp, advantages):
+        keep = torch.arange(len(logp)) < 300
+        return -logp * advantages * keep
+
+    def every(logp, old_logp, advantages):
+        return -logp * advantages
+
+    result, _ = found(every, first)
+    assert result.verdict == Verdict.DIFFERENT
+    assert any("301" in batch for batch in result.off_policy.unequal)
+
+
 def test_masks_with_holes_and_late_starts():
     result, said = found(users.plain, users.length_by_count)
     assert result.verdict == Verdict.DIFFERENT

@@ -255,10 +255,8 @@ def test_a_difference_in_large_batches_only():
         return ppo_clip(logp, old_logp, A, clip_coef=clip_coef) * (1 if len(logp) < 1000 or len(logp) > 5000 else 1.1)
 
     result = compare(ppo_clip, loss, dtypes=(F64,))
-    assert set(result.off_policy.unequal) == {
-        "float64 N = 1000", "float64 N = 1024", "float64 N = 4096", "float64 log π down to -40",
-        "float64 bounds",
-    }  # fmt: skip
+    assert {"float64 N = 1000", "float64 N = 1001", "float64 N = 4096"} <= set(result.off_policy.unequal)
+    assert not {"float64 N = 999", "float64 N = 5001"} & set(result.off_policy.unequal), "its own numbers are tried"
     assert result.verdict == DIFFERENT
 
 
