@@ -1,19 +1,15 @@
-"""Watch a PyTorch function compute, and write down every operation on every number.
+"""What a traced function computed: every number a node, and where each tensor's numbers are.
 
-A TorchFunctionMode sees each operation under the name by which the author called it. A tensor is an array of numbers,
-each a node of its own: the tape keeps, beside every tensor, an integer tensor of that shape with its numbers' nodes.
-Operations that only move numbers (stack, unsqueeze, indexing) are replayed on those integers and leave no node.
-Python floats are followed too, as ``Symbol``: ``1 - clip_coef`` must move when the slider of ``clip_coef`` does.
+A tensor is an array of numbers, each a node of its own: the tape keeps, beside every tensor, an integer tensor of that
+shape with its numbers' nodes. Python floats are followed too, as ``Symbol``: ``1 - clip_coef`` must move when the
+slider of ``clip_coef`` does. Who listens to PyTorch and writes all this down is ``rlloss.graph.listen``.
 """
 
 import contextlib
 import functools
 import math
-import re
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
@@ -22,62 +18,16 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from rlloss.errors import GraphError
-from rlloss.graph.ops import FOLLOWED, OPS
+from rlloss.graph.ops import FOLLOWED
 from rlloss.losses import formulation
 
-UNARY = {
-    "neg": "neg", "negative": "neg", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
-    "abs": "abs", "absolute": "abs", "sign": "sign", "sigmoid": "sigmoid", "expit": "sigmoid", "tanh": "tanh",
-    "relu": "relu", "softplus": "softplus", "log_sigmoid": "logsigmoid", "logsigmoid": "logsigmoid",
-    "logical_not": "not", "__invert__": "not", "bitwise_not": "not", "isfinite": "isfinite", "isnan": "isnan",
-    "detach": "detach", "data": "detach",
-}  # fmt: skip
-BINARY = {
-    "add": "add", "sub": "sub", "subtract": "sub", "mul": "mul", "multiply": "mul", "div": "div", "divide": "div",
-    "true_divide": "div", "pow": "pow", "float_power": "pow", "minimum": "minimum", "maximum": "maximum",
-    "clamp_min": "clamp_min", "clamp_max": "clamp_max", "gt": "gt", "greater": "gt", "ge": "ge", "greater_equal": "ge",
-    "lt": "lt", "less": "lt", "le": "le", "less_equal": "le", "eq": "eq", "__eq__": "eq", "ne": "ne", "__ne__": "ne",
-    "not_equal": "ne", "logical_and": "and", "__and__": "and", "bitwise_and": "and", "logical_or": "or",
-    "__or__": "or", "bitwise_or": "or", "nextafter": "nextafter",
-}  # fmt: skip
-SWAPPED = {"rsub": "sub", "__rsub__": "sub", "__rpow__": "pow"}
-REDUCTIONS = {"sum": "sum", "mean": "mean", "amin": "amin", "amax": "amax", "logsumexp": "logsumexp", "all": "amin",
-              "any": "amax"}  # fmt: skip
-SPREADS = ("std", "var", "std_mean", "var_mean")
-LEAVING = {
-    "__bool__",
-    "__int__",
-    "__index__",
-    "__float__",
-    "__complex__",
-    "__contains__",
-    "nonzero",
-    "tolist",
-    "numpy",
-    "__array__",
-    "equal",
-    "allclose",
-}  # values that reach Python, where no tape can follow
-LAYOUT = {
-    "stack", "cat", "concat", "unsqueeze", "squeeze", "reshape", "view", "flatten", "ravel", "expand", "expand_as",
-    "broadcast_to", "view_as", "reshape_as", "__getitem__", "select", "permute", "transpose", "movedim", "t", "T",
-    "mT", "unbind", "chunk", "split", "repeat", "tile", "clone", "contiguous", "gather", "index_select",
-    "masked_select", "take_along_dim", "narrow", "flip", "roll", "diagonal", "swapaxes", "unflatten", "hstack",
-    "vstack", "atleast_1d",
-}  # fmt: skip
-SHAPED_AS = {"expand_as", "view_as", "reshape_as"}  # whose second argument gives a shape, not places
-CASTS = {"to", "cpu", "double", "float", "half", "bfloat16", "type", "type_as", "int", "long", "bool"}
-FACTORIES = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_tensor"}
 MACHINERY = (  # whose frames are between the author's line and the tape
     str(Path(torch.__file__).parent), str(mock.__file__), str(contextlib.__file__), str(functools.__file__), __file__,
-    str(Path(__file__).with_name("graph.py")), str(formulation.__file__),
+    *(str(Path(__file__).with_name(f"{name}.py")) for name in ("graph", "listen", "follow")), str(formulation.__file__),
 )  # fmt: skip
-IN_PLACE = re.compile(r"__setitem__|__i(add|sub|mul|div|truediv|pow|and|or|xor|floordiv|mod)__|\w*[a-z]_")
 MATH = {"exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt"}
-
 FINITE = ("isfinite", "isnan")  # what these ask has one answer in exact arithmetic
 
 Arg = int | float  # the number of a node, or a constant
@@ -288,7 +238,7 @@ class Tape:
         frames: list[FrameType] = []
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not self.home:
-            if not _is_machinery(frame):
+            if not is_machinery(frame):
                 frames.append(frame)
             frame = frame.f_back
         if frame is None:
@@ -298,7 +248,7 @@ class Tape:
         return scope, f"{Path(nearest.f_code.co_filename).name}, line {nearest.f_lineno}"
 
 
-def _is_machinery(frame: FrameType) -> bool:
+def is_machinery(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith(MACHINERY) or frame.f_code.co_name.startswith("<")
 
 
@@ -319,293 +269,3 @@ _PLAIN: dict[str, Callable[..., float]] = {
     "pow": lambda a, b: a**b,
     "neg": lambda a: -a,
 }
-
-
-class Listener(TorchFunctionMode):
-    """Writes every operation on a tape. Raises: GraphError for one that the tape has no words for."""
-
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self.tape = tape
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__"):
-            name = getattr(getattr(func, "__self__", None), "__name__", "")
-        known = self.tape.knows([*args, *kwargs.values()])
-        if known and name in LEAVING and self.tape.proving:
-            self._leave(name, args)
-        if known and IN_PLACE.fullmatch(name):
-            if not self.tape.proving:
-                raise self._unknown(f"{name} in place", "give the result a new name, as in x = x * 2")
-            name = _out_of_place(name)
-        with warnings.catch_warnings():
-            if name in SPREADS:  # torch's about one sample; it is refused below, if the loss depends on it
-                warnings.simplefilter("ignore")
-            result = func(*args, **kwargs)
-        if known and name == "setitem" and self.tape.proving:
-            self._set(*args)
-            return result
-        if known and name == "item" and self.tape.proving and isinstance(result, int | float):
-            (node,) = self.tape.nodes(args[0]).flatten().tolist()
-            return Symbol(float(result), self.tape, node) if node >= 0 else result
-        if known and _holds_tensor(result):
-            try:
-                # the method's operands come in another order than the function's
-                ordered = [args[1], args[0], *args[2:]] if func is torch.Tensor.where else list(args)
-                self._note(name, ordered, dict(kwargs), result)
-            except GraphError as error:
-                if not self.tape.proving or not self._is_fixed([*args, *kwargs.values()]):
-                    self.tape.refuse(result, error)
-        return result
-
-    def _is_fixed(self, values: Any) -> bool:
-        if isinstance(values, list | tuple):
-            return all(map(self._is_fixed, values))
-        return not self.tape.knows(values) or self.tape.fixed(self.tape.nodes(values).flatten().tolist())
-
-    def _leave(self, name: str, args: Sequence[Any]) -> None:
-        """A value goes where no tape follows: to Python's ``if``, to NumPy."""
-        for value in args:
-            if isinstance(value, Tensor | Symbol) and self.tape.knows(value):
-                for node in self.tape.nodes(value).flatten().tolist():
-                    if node >= 0:
-                        self.tape.decide(node, {"__bool__": "a Python if"}.get(name, name))
-
-    def _note(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> None:
-        tape = self.tape
-        if name in FACTORIES or name in ("grad", "grad_fn"):
-            fill = next((value for value in (*args, *kwargs.values()) if isinstance(value, Symbol)), None)
-            if fill is not None and tape.proving:  # rounded to the tensor's format, as no operand is
-                tape.record("number", [[fill.node]] * result.numel(), result, tape.where())
-            elif fill is not None:
-                tape.bind(result, torch.full(result.shape, fill.node))
-            return
-        if name in LAYOUT:
-            self._move(name, args, kwargs, result)
-            return
-        if name in CASTS:
-            self._cast(name, args[0], result)
-            return
-        if tape.proving and (self._beyond_pages(name, args, kwargs, result) or self._composed(name, args, result)):
-            return
-        op, values = self._operands(name, args, kwargs)
-        where = tape.where()
-        if isinstance(values, list):
-            shaped = torch.broadcast_tensors(*map(tape.nodes, values))  # type: ignore[no-untyped-call]
-            rows = torch.stack([nodes.flatten() for nodes in shaped], -1).tolist()
-            tape.record(op, rows, result, where)
-            return
-        tensor, dims = values
-        values_only = result[0] if isinstance(result, tuple) else result
-        tape.record(op, _rows(tape.nodes(tensor), dims), values_only, where, _layout(tensor, dims))
-
-    def _beyond_pages(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> bool:
-        """Operations that only a proof follows; whether this is one, and is noted."""
-        tape, where = self.tape, self.tape.where()
-        x = args[0] if args else kwargs.get("input")
-        dim = args[1] if len(args) > 1 and not isinstance(args[1], bool) else kwargs.get("dim", kwargs.get("axis"))
-        left = set(kwargs) - {"dim", "axis", "keepdim", "input"}
-        if not isinstance(x, Tensor):
-            return False
-        if name in ("softmax", "log_softmax") and kwargs.get("dtype") is None and isinstance(dim, int):
-            rows = _rows(tape.nodes(x), dim)
-            places = _rows(torch.arange(x.numel()).reshape(x.shape), dim)
-            ordered = {i: [n, *row] for row, at in zip(rows, places, strict=True) for n, i in zip(row, at, strict=True)}
-            tape.record(name, [ordered[i] for i in range(x.numel())], result, where, _layout(x, dim))
-        elif name == "cumsum" and isinstance(dim, int) and not left:
-            rows = _rows(tape.nodes(x), dim)
-            places = _rows(torch.arange(x.numel()).reshape(x.shape), dim)
-            prefix = {at[i]: row[: i + 1] for row, at in zip(rows, places, strict=True) for i in range(len(row))}
-            tape.record(name, [prefix[i] for i in range(x.numel())], result, where, _layout(x, dim))
-        elif name in ("std", "var") and (divided := self._divided_by(args, kwargs)) is not None:
-            tape.record(f"{name}{divided}", _rows(tape.nodes(x), dim), result, where, _layout(x, dim))
-        elif name == "prod" and not left:
-            tape.record(name, _rows(tape.nodes(x), dim), result, where, _layout(x, dim))
-        else:
-            return False
-        return True
-
-    def _composed(self, name: str, args: list[Any], result: Any) -> bool:
-        """Operations that are others in one; whether this is one, and is noted."""
-        tape, where = self.tape, self.tape.where()
-        if name == "logaddexp" and len(args) == 2:
-            shaped = torch.broadcast_tensors(*map(tape.nodes, args))  # type: ignore[no-untyped-call]
-            tape.record("logsumexp", torch.stack([nodes.flatten() for nodes in shaped], -1).tolist(), result, where)
-        elif name in ("nan_to_num", "real", "positive") and len(args) == 1:
-            tape.record("same", [[node] for node in tape.nodes(args[0]).flatten().tolist()], result, where)
-        else:
-            return False
-        return True
-
-    def _set(self, target: Tensor, places: Any, value: Any) -> None:
-        """``x[places] = value``: other nodes at some places, or a choice where the data says which places."""
-        tape = self.tape
-        before = tape.nodes(target)
-        if self._is_fixed([places]):
-            nodes = before.clone()
-            nodes[places] = tape.nodes(value)
-            tape.bind(target, nodes)
-            return
-        shaped = isinstance(places, Tensor) and places.dtype == torch.bool and places.shape == before.shape
-        if not shaped or tape.nodes(value).numel() != 1:
-            raise self._unknown("an assignment at places that depend on the data", "use torch.where")
-        rows = zip(tape.nodes(places).flatten().tolist(), before.flatten().tolist(), strict=True)
-        chosen = [[condition, int(tape.nodes(value)), node] for condition, node in rows]
-        tape.record("where", chosen, target, tape.where())
-
-    @staticmethod
-    def _divided_by(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-        """What a variance divides by: "" for N - 1, which is torch's default, "_n" for N; None: not known."""
-        correction = kwargs.get("unbiased", kwargs.get("correction", 1))
-        known = set(kwargs) <= {"dim", "axis", "keepdim", "unbiased", "correction"} and correction in (0, 1)
-        if not known or (len(args) > 1 and isinstance(args[1], bool)):
-            return None
-        return "" if correction else "_n"
-
-    def _operands(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
-        """The operation's own name with its operands in order: a list, or (tensor, dimensions) for a reduction."""
-        kwargs = {k: v for k, v in kwargs.items() if (k, v) not in (("alpha", 1), ("inplace", False))}
-        x = args[0] if args else kwargs.pop("input", None)
-        if name in UNARY and not kwargs and len(args) <= 1:
-            return UNARY[name], [x]
-        if name in ("__rdiv__", "__rtruediv__"):
-            return "rdiv", args
-        if name in BINARY | SWAPPED:
-            values = [*args, *(kwargs.pop(k) for k in ("other", "exponent", "min", "max") if k in kwargs)]
-            if not kwargs and len(values) == 2:
-                return (SWAPPED[name], values[::-1]) if name in SWAPPED else (BINARY[name], values)
-        if name in ("square", "reciprocal", "rsqrt"):
-            return "pow", [x, {"square": 2.0, "reciprocal": -1.0, "rsqrt": -0.5}[name]]
-        if name in ("clamp", "clip"):
-            low, high = ([*args[1:], None, None][:2][i] if len(args) > i + 1 else kwargs.get(k)
-                         for i, k in enumerate(("min", "max")))  # fmt: skip
-            if low is None or high is None:
-                return ("clamp_max", [x, high]) if low is None else ("clamp_min", [x, low])
-            return "clamp", [x, low, high]
-        if name == "where" and len(args) == 3:
-            return "where", args
-        if name == "masked_fill" and len(args) == 3:
-            return "where", [args[1], args[2], x]
-        return self._reduction(name, x, args, kwargs)
-
-    def _reduction(self, name: str, x: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
-        second = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", kwargs.get("other")))
-        if name in ("min", "max"):
-            if isinstance(second, Tensor):
-                return f"{name}imum", [x, second]
-            return (f"a{name}" if second is None else name), (x, second)
-        if name in REDUCTIONS and kwargs.get("dtype") is None:
-            return REDUCTIONS[name], (x, second)
-        if name in SPREADS:
-            raise self._unknown(name, "the few samples that it shows have none; let the advantages come normalised")
-        given = [key for key in kwargs if key not in ("dim", "axis", "other", "keepdim")]
-        raise self._unknown(f"{name} with {', '.join(given)}" if given else name, f"it can follow {', '.join(OPS)}")
-
-    def _move(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> None:
-        """Numbers that change places: do to the nodes what was done to the numbers."""
-        first, *rest = args
-        if name not in SHAPED_AS and not self._is_fixed([*rest, *kwargs.values()]):
-            raise self._unknown(f"{name} at places that depend on the data", "use torch.where")
-        source = [self._stopped(t) for t in first] if isinstance(first, list | tuple) else self._stopped(first)
-        if name in ("clone", "contiguous"):
-            self.tape.bind(result, source)  # type: ignore[arg-type]
-            return
-        function = getattr(torch, name) if isinstance(source, list) else getattr(torch.Tensor, name)
-        moved = function.__get__(source) if name in ("T", "mT") else function(source, *rest, **kwargs)
-        for tensor, nodes in zip(*((r if isinstance(r, tuple) else (r,)) for r in (result, moved)), strict=True):
-            self.tape.bind(tensor, nodes)
-
-    def _stopped(self, tensor: Tensor) -> Tensor:
-        """A tensor's nodes; under torch.no_grad behind nodes that stop the gradient, for moving numbers makes none."""
-        nodes = self.tape.nodes(tensor)
-        if torch.is_grad_enabled() or not tensor.requires_grad:
-            return nodes
-        stopped = tensor.detach()
-        self.tape.record("detach", [[node] for node in nodes.flatten().tolist()], stopped, self.tape.where())
-        return self.tape.nodes(stopped)
-
-    def _cast(self, name: str, source: Tensor, result: Tensor) -> None:
-        if result is source:
-            return
-        if result.dtype == source.dtype:
-            self.tape.bind(result, self.tape.nodes(source))
-            return
-        rows = [[node] for node in self.tape.nodes(source).flatten().tolist()]
-        if self.tape.proving and result.dtype == torch.bool:
-            zero = self.tape.nodes(0.0).item()
-            self.tape.record("ne", [[*row, int(zero)] for row in rows], result, self.tape.where())
-            return
-        if self.tape.proving and source.is_floating_point() and result.is_floating_point():
-            self.tape.record("cast", rows, result, self.tape.where(), str(result.dtype))
-            return
-        if result.dtype != torch.float64 and source.is_floating_point():
-            raise self._unknown(f"{name} to {result.dtype}", "graphs are in float64 throughout")
-        self.tape.record("number", rows, result, self.tape.where())
-
-    def _unknown(self, what: str, remedy: str) -> GraphError:
-        _, line = self.tape.where()
-        return GraphError(f"LOSS={self.tape.title}: the graph cannot follow {what} ({line or 'in torch'}); {remedy}")
-
-
-def _out_of_place(name: str) -> str:
-    """``mul`` for ``mul_`` and ``__imul__``, ``setitem`` for ``__setitem__``."""
-    plain = name.strip("_")
-    if plain == "setitem":
-        return plain
-    if name.startswith("__i"):
-        plain = plain[1:]
-    return {"truediv": "div"}.get(plain, plain)
-
-
-def _holds_tensor(result: Any) -> bool:
-    return isinstance(result, Tensor) or (isinstance(result, tuple | list) and any(map(_holds_tensor, result)))
-
-
-def _rows(nodes: Tensor, dims: int | Sequence[int] | None) -> list[list[int]]:
-    """For each number that a reduction over ``dims`` makes, the nodes that go into it."""
-    if dims is None or nodes.ndim == 0:
-        return [nodes.flatten().tolist()]
-    gone = [d % nodes.ndim for d in ([dims] if isinstance(dims, int) else dims)]
-    kept = [d for d in range(nodes.ndim) if d not in gone]
-    size = math.prod(nodes.shape[d] for d in gone)
-    rows: list[list[int]] = nodes.permute(*kept, *gone).reshape(-1, size).tolist()
-    return rows
-
-
-def _layout(tensor: Tensor, dims: int | Sequence[int] | None) -> str:
-    return f"{tuple(tensor.shape)} by {tensor.stride()} over {dims}"
-
-
-@contextmanager
-def recording(tape: Tape) -> Iterator[None]:
-    """Everything computed inside goes to the tape: tensors, Symbols, and ``math`` on Symbols."""
-
-    def profile(frame: FrameType, event: str, _: Any) -> None:
-        if event == "return" and not _is_machinery(frame):
-            tape.christen(frame)
-
-    def follow(name: str) -> Callable[..., float]:
-        plain: Callable[..., float] = getattr(math, name)
-
-        def followed(x: float, *base: float) -> float:
-            if not any(isinstance(number, Symbol) for number in (x, *base)):
-                return plain(x, *base)
-            return functools.reduce(functools.partial(tape.number, "div"), [tape.number(name, y) for y in (x, *base)])
-
-        return followed
-
-    before = sys.getprofile()
-    with ExitStack() as stack:
-        for name in MATH:
-            stack.enter_context(mock.patch.object(math, name, follow(name)))
-        stack.enter_context(Listener(tape))
-        if not tape.proving:  # a proof needs no names
-            sys.setprofile(profile)
-        try:
-            yield
-        finally:
-            sys.setprofile(before)
