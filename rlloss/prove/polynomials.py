@@ -13,11 +13,13 @@ from fractions import Fraction
 from functools import cached_property
 from math import gcd, isqrt
 
+from rlloss.prove.keyed import Keyed
+
 Power = int | Fraction
 
 
-@dataclass(frozen=True)
-class Quantity:
+@dataclass(frozen=True, eq=False)
+class Quantity(Keyed):
     """What a polynomial is in.
 
     ``kind``: ``var`` (an input, ``name``), ``exp`` (of ``of``, one monomial with coefficient 1), ``log``, ``sqrt`` or
@@ -33,22 +35,12 @@ class Quantity:
         """A name that is its own: the order of factors, and of quantities in a report."""
         return self.name if self.of is None else f"{self.kind}({self.of.key})"
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.kind, self.key))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Quantity) and (self.kind, self.key) == (other.kind, other.key))
-
 
 Monomial = tuple[tuple[Quantity, Power], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Polynomial:
+class Polynomial(Keyed):
     """A sum of monomials with their coefficients; immutable, hashable, and equal only if written the same."""
 
     terms: tuple[tuple[Monomial, Fraction], ...]  # in the order of their keys, no coefficient 0
@@ -56,16 +48,6 @@ class Polynomial:
     @cached_property
     def key(self) -> str:
         return " + ".join(f"{c}*{_name(m)}" for m, c in self.terms) or "0"
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self.key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Polynomial) and self.key == other.key)
 
     def __add__(self, other: "Polynomial") -> "Polynomial":
         total = dict(self.terms)

@@ -21,14 +21,15 @@ from rlloss.prove import polynomials as poly
 from rlloss.prove.backward import NotFollowed
 from rlloss.prove.diagrams import Diagram, Diagrams
 from rlloss.prove.exact import known_sign
+from rlloss.prove.keyed import Keyed
 from rlloss.prove.polynomials import Polynomial
 
 LARGEST_WHOLE = 16  # up to which float8_e4m3, and every longer format, has all whole numbers
 EFFORT = 30_000_000  # of Z3, in its own units, for one question: some seconds, and the same answer on any machine
 
 
-@dataclass(frozen=True)
-class Body:
+@dataclass(frozen=True, eq=False)
+class Body(Keyed):
     """A number without its sign and its power of two.
 
     ``op``: ``input``, ``number`` (a constant, or what Python computed from clip_coef), or the operation that rounds.
@@ -45,19 +46,9 @@ class Body:
             f"{self.op} {self.name}({', '.join(x.key for x in self.args)})" if self.args else f"{self.op} {self.name}"
         )
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self.key)
 
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Body) and self.key == other.key)
-
-
-@dataclass(frozen=True)
-class Term:
+@dataclass(frozen=True, eq=False)
+class Term(Keyed):
     """``scale`` * body, the scale plus or minus a power of two; 0 has the scale 0 and the body ``one``."""
 
     scale: Fraction
@@ -66,16 +57,6 @@ class Term:
     @cached_property
     def key(self) -> str:
         return self.body.key if self.scale == 1 else f"{self.scale} {self.body.key}"
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self.key)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Term) and self.key == other.key)
 
     def times(self, scale: Fraction) -> "Term":
         return Term(self.scale * scale, self.body) if self.scale * scale else ZERO
