@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlloss.check import counterexample, regions, sizes
+from rlloss.check.derivatives import is_true_loss
 from rlloss.check.measure import Contrast, Measurement, array, contrast, describe, measure
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
@@ -333,28 +334,6 @@ def first_minibatch(loss: Formulation, dtype: torch.dtype, clip_coef: float) -> 
     probe = Probe(probe.name, True, probe.logp, probe.old_logp, normalised, probe.mask)
     measured = measure(loss, probe, clip_coef)
     return float(measured.values.mean()), float(np.linalg.norm(measured.gradient))
-
-
-def is_true_loss(loss: Formulation, clip_coef: float, h: float = 1e-6) -> bool | None:
-    """Whether autograd's gradient is the slope of the loss's value: central differences along random directions.
-
-    False for a surrogate, whose stop-gradient hides part of the value from autograd. None if it takes no float64.
-    """
-    probes = probes_of(torch.float64, clip_coef, 7, sequence=loss.sequence)
-    probe = next(probe for probe in probes if len(probe.logp) > 1)  # one answer alone may have no deviation
-    generator = torch.Generator().manual_seed(7)
-    try:
-        gradient = torch.from_numpy(measure(loss, probe, clip_coef).gradient).view(probe.logp.shape)
-        for _ in range(8):
-            along = torch.randn(probe.logp.shape, generator=generator, dtype=torch.float64)
-            ends = [probe.loss(loss, (probe.logp + s * h * along).requires_grad_(), clip_coef).mean() for s in (1, -1)]
-            slope = float((ends[0] - ends[1]).detach()) / (2 * h)
-            terms = gradient * along
-            if not abs(slope - float(terms.sum())) <= 1e-5 * float(terms.abs().sum()) + 1e-8:
-                return False
-    except LossError:
-        return None
-    return True
 
 
 def assert_same_gradient(

@@ -1,7 +1,8 @@
 """Does what lies under the mask reach the gradient? Numbers that no token has are put there, one kind after another."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,39 +13,33 @@ from rlloss.check.result import Padding
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation
 
-UNDER = (  # logp and old_logp of a padded token
-    ("a ratio that overflows", -1.0, -801.0),
-    ("-inf", -torch.inf, -torch.inf),
-    ("nan", torch.nan, torch.nan),
-    ("-1e10", -1e10, -1e10),
-    ("other numbers", -3.0, -2.0),
-)
+UNDER_MASK = {  # what lies under the mask: (logp, old_logp)
+    "other numbers": (-0.3, -1.7),
+    "a ratio that overflows (logp -1, old_logp -801)": (-1.0, -801.0),
+    "-1e10": (-1e10, -1e10),
+    "-1e10 in logp alone": (-1e10, -1.0),
+    "-inf": (-math.inf, -math.inf),
+    "nan": (math.nan, math.nan),
+}
 CLOSE = 1e-12  # relative: what a number under the mask may move others by, added to them and multiplied by 0
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A batch with numbers under its mask that harm nobody."""
-
-    name: str
-    probe: Probe
-
-    def with_under(self, logp: float, old_logp: float) -> Probe:
-        p, mask = self.probe, self.probe.mask
-        assert mask is not None
-        return replace(p, logp=p.logp.where(mask, logp), old_logp=p.old_logp.where(mask, old_logp))
+def under_mask(probe: Probe, logp: float, old_logp: float) -> Probe:
+    """A batch with these numbers wherever no token counts."""
+    assert probe.mask is not None
+    return replace(probe, logp=probe.logp.where(probe.mask, logp), old_logp=probe.old_logp.where(probe.mask, old_logp))
 
 
-def batches() -> Iterator[Batch]:
-    for on_policy in (True, False):
-        spread = 0.0 if on_policy else 0.3
+def batches() -> Iterator[Probe]:
+    """Batches with padding at their end, and with holes and a late start; what lies there is harmless."""
+    for spread in (0.0, 0.3):
         probe = random_sequences((3, 6), torch.float64, torch.Generator().manual_seed(5), spread, ragged=True)
         assert probe.mask is not None
-        yield Batch("padding at the end", probe)
+        yield probe
         holes = probe.mask.clone()
         holes[:, 1] = False
         holes[1, 0] = False
-        yield Batch("holes and a late start", replace(probe, mask=holes))
+        yield replace(probe, mask=holes)
 
 
 def reaches(loss: Formulation, clip_coef: float) -> dict[str, tuple[float, float]]:
@@ -55,11 +50,11 @@ def reaches(loss: Formulation, clip_coef: float) -> dict[str, tuple[float, float
     found: dict[str, tuple[float, float]] = {}
     for batch in batches():
         try:
-            before = measure(loss, batch.probe, clip_coef).gradient
+            before = measure(loss, batch, clip_coef).gradient
         except LossError:
             continue
-        for name, logp, old_logp in UNDER:
-            if name not in found and (change := _change(loss, batch.with_under(logp, old_logp), before, clip_coef)):
+        for name, numbers in UNDER_MASK.items():
+            if name not in found and (change := _change(loss, under_mask(batch, *numbers), before, clip_coef)):
                 found[name] = change
     return found
 
@@ -84,6 +79,6 @@ def compare_padding(f: Formulation, g: Formulation, clip_coef: float) -> tuple[P
     left, right = reaches(f, clip_coef), reaches(g, clip_coef)
     return tuple(
         Padding(name, logp, old_logp, left.get(name), right.get(name))
-        for name, logp, old_logp in UNDER
+        for name, (logp, old_logp) in UNDER_MASK.items()
         if (name in left) != (name in right)
     )

@@ -153,12 +153,9 @@ def _padding(c: Comparison, p: Padding) -> str:
     """What lies under the mask, and what becomes of a gradient."""
 
     def said(name: str, change: tuple[float, float] | None) -> str:
-        return f"{short(change[1])} instead of {short(change[0])} for {name}" if change else f"nothing for {name}"
+        return f"{short(change[1])} instead of {short(change[0])} for {name}" if change else f"unchanged for {name}"
 
-    there = f"logp {short(p.logp)}, old_logp {short(p.old_logp)} under the mask"
-    return f"{there} ({p.what}): a gradient is {said(c.a, p.a)}, {said(c.b, p.b)}".replace(
-        "a gradient is nothing", "changes nothing"
-    )
+    return f"under the mask {p.what}: a gradient is {said(c.a, p.a)}, {said(c.b, p.b)}"
 
 
 def _size(c: Comparison) -> list[str]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlloss.check import alone
+from rlloss.check import alone, derivatives
 from rlloss.check.alone import NO, NOT_TRIED, ROUNDING, YES, examine, text
-from rlloss.check.comparison import is_true_loss
+from rlloss.check.derivatives import is_true_loss
 from rlloss.check.measure import measure
 from rlloss.check.probes import Probe
 from rlloss.cli import main
@@ -223,10 +223,10 @@ def test_second_derivatives_of_one_sample_by_hand():
             return loss(x, old_logp, A, clip_coef=0.2).mean()
 
         leaf = logp.clone().requires_grad_()
-        gradient = alone._slope(value(leaf), leaf, create_graph=True)
+        gradient = derivatives._slope(value(leaf), leaf, create_graph=True)
         assert gradient.item() == pytest.approx(-ratio * 2)
-        assert float(alone._product(gradient, leaf, torch.ones(1, dtype=F64))) == pytest.approx(product)
-        slope, curve = alone._central(value, logp, torch.ones(1, dtype=F64), 1e-5)
+        assert float(derivatives._product(gradient, leaf, torch.ones(1, dtype=F64))) == pytest.approx(product)
+        slope, curve = derivatives._central(value, logp, torch.ones(1, dtype=F64), 1e-5)
         assert curve.item() == pytest.approx(-ratio * 2), "the gradient that trains bends, for both"
         assert (slope == pytest.approx(-ratio * 2, rel=1e-6)) == (name == "ppo_clip")
 
@@ -260,8 +260,8 @@ def test_the_points_lie_away_from_clip_bounds():
 
 def test_directions_across_a_bend_are_left_out():
     generator, near, far = torch.Generator(), torch.full((3,), 1e-9, dtype=F64), torch.ones(3, dtype=F64)
-    assert alone._errors(lambda x: x.abs().sum(), near, generator) == ([], [], "")
-    firsts, seconds, _ = alone._errors(lambda x: x.abs().sum(), far, generator)
+    assert derivatives._errors(lambda x: x.abs().sum(), near, generator) == ([], [], "")
+    firsts, seconds, _ = derivatives._errors(lambda x: x.abs().sum(), far, generator)
     assert len(firsts) == 8
     assert max(firsts + seconds) < 1e-7
 

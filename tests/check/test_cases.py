@@ -48,7 +48,7 @@ def test_what_lies_under_the_padding_is_said_and_fails(capsys):
     assert str(overflow.b[1]) == "nan"
     assert "under the mask" in said
     assert main(["check", f"{FILE}:plain", f"{FILE}:mask_as_factor", "--dtype", "float64"]) == 1
-    assert "old_logp -801 under the mask" in " ".join(capsys.readouterr().out.split())
+    assert "under the mask a ratio that overflows (logp -1, old_logp -801)" in " ".join(capsys.readouterr().out.split())
     assert found(users.plain, users.plain)[0].padding == ()
 
 
