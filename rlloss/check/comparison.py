@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from rlloss.check import counterexample, regions, sizes
 from rlloss.check.derivatives import is_true_loss
-from rlloss.check.measure import Contrast, Measurement, array, contrast, describe, measure
+from rlloss.check.measure import USUAL, Contrast, Margin, Measurement, array, contrast, describe, measure, shrinking
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import Probe, random_batch, random_sequences, sample_probes, sequence_probes
 from rlloss.check.prove import Prover
-from rlloss.check.result import Comparison, Part, Values
+from rlloss.check.result import Comparison, Part, Proof, Values
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name, resolve
 from rlloss.verdicts import Verdict
@@ -150,20 +150,12 @@ def compare(
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     dtypes, left_out = usable((left, right), clip_coef, dtypes, seed)
-    numbers = numbers_of(left.function, right.function)
-    a, b = (survey(loss, clip_coef, dtypes, seed, numbers) for loss in (left, right))
-    contrasts = contrast_all(a, b)
-    found = counterexample.search(left, right, clip_coef, dtypes, contrasts)
-    proof, shortest = None, None
-    if prover is not None:
-        proof, refutation = prover.prove_what_was_tried(left, right, [*contrasts, *([found] if found else [])])
-        found = in_finest(left, right, refutation, dtypes) or found
-        shortest = prover.shortest_format(left, right) if proof.holds else None
-        if shortest is not None:
-            contrasts = contrast_all(a, b, shortest)
-            found = again(left, right, found, shortest)
+    numbers = {*numbers_of(left.function, right.function), *(prover.numbers(left, right) if prover else ())}
+    a, b = (survey(loss, clip_coef, dtypes, seed, sorted(numbers)) for loss in (left, right))
+    known = settle(a, b, clip_coef, dtypes, prover)
+    contrasts, found = known.contrasts, known.found
     tried_at = [*contrasts, *([found] if found else [])]
-    parts = {on: part(tried_at, a, b, on_policy=on, shortest=shortest) for on in (True, False)}
+    parts = {on: part(tried_at, a, b, on_policy=on, margin=known.margin) for on in (True, False)}
     return Comparison(
         a=left.name,
         b=right.name,
@@ -180,11 +172,45 @@ def compare(
         not_finite=not_finite(a, b, contrasts),
         tried=tried(a.probes),
         seed=seed,
-        proof=proof,
+        proof=known.proof,
         padding=compare_padding(left, right, clip_coef),
         left_out=left_out,
-        shortest="" if shortest is None else dtype_name(shortest),
+        rounding=rounding_in_words(known.margin),
     )
+
+
+class Known(NamedTuple):
+    """What trying two losses and proving them came to, each in the light of the other."""
+
+    contrasts: list[Contrast]
+    found: Contrast | None  # the example
+    proof: Proof | None
+    margin: Margin  # what more than usual is rounding
+
+
+def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype], prover: Prover | None) -> Known:
+    """Look for an example, prove or refute, and tell rounding from a difference by what that shows."""
+    f, g = a.loss, b.loss
+    contrasts = contrast_all(a, b)
+    found = counterexample.search(f, g, clip_coef, dtypes, contrasts)
+    proof, refutation, shortest = None, None, None
+    if prover is not None:
+        proof, refutation = prover.prove_what_was_tried(f, g, [*contrasts, *([found] if found else [])])
+        shortest = prover.shortest_format(f, g) if proof.holds else None
+    margin = Margin(shortest, 0.0 if refutation is not None else shrinking(contrasts))
+    if margin != USUAL:
+        contrasts, found = contrast_all(a, b, margin), again(f, g, found, margin)
+    return Known(contrasts, in_finest(f, g, refutation, dtypes) or found, proof, margin)
+
+
+def rounding_in_words(margin: Margin) -> str:
+    """Why a difference that is larger than usual is rounding after all; "" if nothing is."""
+    if margin.shortest is not None:
+        return f"one factor is computed in {dtype_name(margin.shortest)}, whatever the inputs' dtype, and rounded so"
+    if margin.roundings:
+        many = f"some {margin.roundings:.1g} of its units"
+        return f"the difference shrinks from float32 to float64 as rounding does: {many}, in every format"
+    return ""
 
 
 def in_finest(
@@ -239,25 +265,23 @@ def check_settings(clip_coef: float, dtypes: Sequence[torch.dtype]) -> None:
         raise LossError("dtypes: needs at least one")
 
 
-def again(f: Formulation, g: Formulation, found: Contrast | None, shortest: torch.dtype) -> Contrast | None:
-    """A contrast once more, now that the format is known in which something is computed."""
+def again(f: Formulation, g: Formulation, found: Contrast | None, margin: Margin) -> Contrast | None:
+    """A contrast once more, now that more is known to be rounding."""
     if found is None:
         return None
     x, y = (measure(loss, found.probe, found.clip_coef) for loss in (f, g))
-    return contrast(x, y, shortest)
+    return contrast(x, y, margin)
 
 
-def contrast_all(a: Survey, b: Survey, shortest: torch.dtype | None = None) -> list[Contrast]:
-    return [contrast(x, y, shortest) for x, y in zip(a.measurements, b.measurements, strict=True)]
+def contrast_all(a: Survey, b: Survey, margin: Margin = USUAL) -> list[Contrast]:
+    return [contrast(x, y, margin) for x, y in zip(a.measurements, b.measurements, strict=True)]
 
 
-def part(
-    contrasts: Iterable[Contrast], a: Survey, b: Survey, *, on_policy: bool, shortest: torch.dtype | None = None
-) -> Part:
+def part(contrasts: Iterable[Contrast], a: Survey, b: Survey, *, on_policy: bool, margin: Margin = USUAL) -> Part:
     """The verdict on one half, from all that was tried there."""
     half = [c for c in contrasts if c.probe.on_policy == on_policy]
     worst = max(half, key=lambda c: c.ulp.max())
-    furthest, moved = _network(a, b, on_policy=on_policy, shortest=shortest)
+    furthest, moved = _network(a, b, on_policy=on_policy, margin=margin)
     differing = sum(int(c.real.sum()) for c in half)
     unequal = tuple(f"{dtype_name(c.probe.dtype)} {c.probe.name}" for c in half if c.unequal)
     close = Verdict.EQUAL if unequal or furthest else Verdict.IDENTICAL
@@ -274,15 +298,15 @@ def part(
     )
 
 
-def _network(a: Survey, b: Survey, *, on_policy: bool, shortest: torch.dtype | None) -> tuple[float, bool]:
+def _network(a: Survey, b: Survey, *, on_policy: bool, margin: Margin) -> tuple[float, bool]:
     """The largest relative difference of the parameters' gradients, and whether it is more than half of the digits."""
     furthest, moved = 0.0, False
     for probe, x, y in zip(networks(a.probes), a.networks, b.networks, strict=True):
         if probe.on_policy == on_policy and not torch.equal(x, y):
             norm = max(float(x.double().norm()), float(y.double().norm()))
             relative = float((x.double() - y.double()).norm()) / norm
-            eps = max(torch.finfo(dtype).eps for dtype in (probe.dtype, shortest or probe.dtype))
-            furthest, moved = max(furthest, relative), moved or relative > math.sqrt(eps)
+            eps = max(torch.finfo(dtype).eps for dtype in (probe.dtype, margin.shortest or probe.dtype))
+            furthest, moved = max(furthest, relative), moved or relative > max(math.sqrt(eps), margin.roundings * eps)
     return furthest, moved
 
 

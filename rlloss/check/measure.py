@@ -5,10 +5,10 @@ absolute values (``Measurement.terms``), not what was left of them. Where terms 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,25 @@ from rlloss.losses.formulation import Formulation, dtype_name
 ULPS_OF_ROUNDING = 4  # units in the last place: eight operations that round to half a unit, which no loss here exceeds
 LOGP_ROUNDINGS = 16  # times (1 + |logp| + |old_logp|) * eps: exp turns a log-probability's rounding into the ratio's,
 # and a loss that forms the ratio by other operations (of both logs, of sums over a sequence) makes a few of them
+SHRINKS = 2**20  # times, at least, from float32 to float64, which have 29 digits between them: then it is rounding
 COARSE = 1 / 16  # of the terms, where 16 such roundings would be more: bfloat16 and float16 have too few digits for 16
 COARSEST = 1 / 2  # of the terms, where even one would: half of a gradient is never called rounding
 
 Array = NDArray[np.float64]
+
+
+class Margin(NamedTuple):
+    """What more than usual is rounding, where something is known of two losses.
+
+    ``shortest``: a format in which one computes something whatever its inputs are. ``roundings``: so many of them, in
+    every format: a difference that shrinks with the format as rounding does.
+    """
+
+    shortest: torch.dtype | None = None
+    roundings: float = 0.0
+
+
+USUAL = Margin()
 
 
 @dataclass(frozen=True)
@@ -129,12 +144,8 @@ def array(x: Tensor) -> Array:
     return x.detach().double().numpy().ravel()
 
 
-def contrast(a: Measurement, b: Measurement, shortest: torch.dtype | None = None) -> Contrast:
-    """Tell rounding from an edge, and both from a real difference, element by element.
-
-    ``shortest``: a format in which a loss computes something whatever its inputs are, and by whose rounding two
-    gradients may therefore differ in every dtype.
-    """
+def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast:
+    """Tell rounding from an edge, and both from a real difference, element by element."""
     x, y, probe = a.gradient, b.gradient, a.probe
     unequal = (x != y) & ~(np.isnan(x) & np.isnan(y))
     none = np.zeros_like(unequal)
@@ -145,11 +156,11 @@ def contrast(a: Measurement, b: Measurement, shortest: torch.dtype | None = None
     terms = np.fmax(np.fmax(np.abs(x), np.abs(y)), np.fmax(a.terms, b.terms))
     subnormal = unequal & ~not_finite & _underflows(probe, terms)
     unequal &= ~(not_finite | subnormal)
-    rounding, ulp = _rounding(x, y, terms, probe, shortest)
+    rounding, ulp = _rounding(x, y, terms, probe, margin)
     edge, unexplained = none, unequal & ~rounding
     if unexplained.any():
         for left, right in ((a.nearby[0], y), (a.nearby[1], y), (x, b.nearby[0]), (x, b.nearby[1])):
-            edge = edge | _rounding(left, right, terms, probe, shortest)[0]
+            edge = edge | _rounding(left, right, terms, probe, margin)[0]
     if probe.on_policy and probe.dtype == torch.float64:
         edge = none  # not a place that is hit by chance: whole minibatches have the ratio 1
     with np.errstate(invalid="ignore"):
@@ -166,17 +177,29 @@ def contrast(a: Measurement, b: Measurement, shortest: torch.dtype | None = None
     )
 
 
-def _rounding(
-    x: Array, y: Array, terms: Array, probe: Probe, shortest: torch.dtype | None
-) -> tuple[NDArray[np.bool_], Array]:
+def _rounding(x: Array, y: Array, terms: Array, probe: Probe, margin: Margin) -> tuple[NDArray[np.bool_], Array]:
     """Whether x - y is no more than rounding, and its size in units in the last place of the terms."""
-    coarsest = max((probe.dtype, shortest or probe.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    coarsest = max((probe.dtype, margin.shortest or probe.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    eps = torch.finfo(coarsest).eps
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(x - y)
         ulp = np.ceil(apart / spacing(terms, coarsest))
-    unit = (1 + array(probe.logp.abs() + probe.old_logp.abs())) * torch.finfo(coarsest).eps
-    margin = np.minimum(np.maximum(unit, np.minimum(LOGP_ROUNDINGS * unit, COARSE)), COARSEST) * terms
-    return (ulp <= ULPS_OF_ROUNDING) | (apart <= margin), ulp
+    unit = (1 + array(probe.logp.abs() + probe.old_logp.abs())) * eps
+    usual = np.minimum(np.maximum(unit, np.minimum(LOGP_ROUNDINGS * unit, COARSE)), COARSEST)
+    allowed = np.maximum(usual, margin.roundings * eps) * terms
+    return (ulp <= ULPS_OF_ROUNDING) | (apart <= allowed), ulp
+
+
+def shrinking(contrasts: Sequence[Contrast]) -> float:
+    """How many roundings explain what differs in float64 and in float32, if it shrinks from one to the other as
+    rounding does; 0 if nothing differs, or if it does not."""
+    sizes = {
+        dtype: max((float(c.size.max()) for c in contrasts if c.probe.dtype == dtype), default=0.0)
+        for dtype in (torch.float64, torch.float32)
+    }
+    if not 0 < SHRINKS * sizes[torch.float64] <= sizes[torch.float32]:
+        return 0.0
+    return 2 * max(size / torch.finfo(dtype).eps for dtype, size in sizes.items())
 
 
 def spacing(x: Array, dtype: torch.dtype) -> Array:

@@ -152,9 +152,13 @@ class Subject:
 
     @cached_property
     def uses_clip_coef(self) -> bool:
-        graph = self.graph(Batch((1, 1), ((True,),)) if self.loss.sequence else Batch((1,)))
-        i = [given.name for given in graph.inputs].index("clip_coef")
-        return any(i in node.args for node in graph.nodes)
+        i = [given.name for given in self.smallest.inputs].index("clip_coef")
+        return any(i in node.args for node in self.smallest.nodes)
+
+    @property
+    def smallest(self) -> Graph:
+        """The graph of one sample, or of one answer of one token."""
+        return self.graph(Batch((1, 1), ((True,),)) if self.loss.sequence else Batch((1,)))
 
 
 def measured(loss: Formulation, probe: Probe, clip_coef: float) -> list[float]:
@@ -206,9 +210,22 @@ class Prover:
         self, f: Formulation, g: Formulation, contrasts: Sequence[Contrast]
     ) -> tuple[Proof, Contrast | None]:
         """``prove``, knowing what trying the two has shown: a small difference, or one in bfloat16, may be rounding."""
-        shown = [c.size for c in contrasts if c.probe.dtype in (torch.float64, torch.float32)]
-        refuted = any((size > ROUNDED_AT_MOST).any() for size in shown)
+        in_full = [c for c in contrasts if c.probe.dtype == torch.float64]
+        shown = in_full or [c for c in contrasts if c.probe.dtype == torch.float32]
+        refuted = any((c.size > ROUNDED_AT_MOST).any() for c in shown)
         return self.prove(f, g, refuted=refuted, bits=not any(c.unequal for c in contrasts))
+
+    def numbers(self, *losses: Formulation) -> set[float]:
+        """The numbers in the losses' graphs: what was computed of clip_coef, and what no code shows as it is."""
+        found: set[float] = set()
+        for loss in losses:
+            try:
+                graph = self.subject(loss).smallest
+            except (GraphError, LossError):
+                continue
+            found |= {float(a) for node in graph.nodes for a in node.args if isinstance(a, float)}
+            found |= {node.value for node in graph.nodes if node.number and node.op != "input"}
+        return {x for x in found if x and math.isfinite(x)}
 
     def shortest_format(self, f: Formulation, g: Formulation) -> torch.dtype | None:
         """The shortest dtype in which a loss computes something though its inputs are float64, if there is one."""

@@ -120,7 +120,7 @@ class Comparison:
     size: Size | None = None  # of the difference, on a batch; None: there is none
     padding: tuple[Padding, ...] = ()  # what under the mask reaches the gradient of one of them
     left_out: tuple[str, ...] = ()  # dtypes that a loss refuses, and how
-    shortest: str = ""  # a dtype in which a factor is computed whatever the inputs' dtype is, if that is all
+    rounding: str = ""  # in words: why a difference larger than usual is rounding after all
 
     @property
     def verdict(self) -> Verdict:

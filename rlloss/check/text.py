@@ -188,11 +188,8 @@ def _closeness(c: Comparison) -> dict[str, list[str]]:
     for name in (*c.on_policy.unequal, *c.off_policy.unequal):
         dtype, batch = name.split(" ", 1)
         batches.setdefault(dtype, {})[batch.removeprefix("N = ")] = None
-    formats = (
-        f"something is computed in {c.shortest} whatever the inputs' dtype; in exact arithmetic it is one gradient"
-    )
     return {
-        "format": [formats] if c.shortest else [],
+        "format": [c.rounding] if c.rounding else [],
         "edges": [f"at ratio {jumps}: there one gradient jumps an ulp of logp before the other"] if c.edges else [],
         "rounding": [f"at most {worst.ulp} ulp of the terms that are summed: {worst.where}"] if worst.ulp else [],
         "subnormal": [f"{small:,} samples differ whose gradient is subnormal on its way to logp"] if small else [],

@@ -72,10 +72,26 @@ def test_rounding_of_a_shorter_format_is_no_difference():
     result, said = found(users.plain, users.micro_batches, dtypes=(torch.float64, torch.float32, torch.bfloat16))
     assert result.verdict == Verdict.EQUAL
     assert result.proof.exact == "proved"
-    assert result.shortest == "float32"
     assert "computed in float32" in said
     lines = [line for line in text(result).splitlines() if "gradient -0.333" in line]
     assert lines, "the example tells the two numbers apart"
+
+
+def test_a_difference_that_shrinks_as_rounding_does_is_rounding():
+    """A detour by large numbers loses 13 bits, in every format; a factor that is 1e-9 off loses none."""
+
+    def detour(logp, old_logp, advantages):
+        return -((logp + 1e4) - (old_logp + 1e4)).exp() * advantages
+
+    def off(logp, old_logp, advantages):
+        return -(logp - old_logp).exp() * advantages * (1 + 1e-9)
+
+    every = (torch.float64, torch.float32, torch.bfloat16)
+    result, said = found("ppo_unclipped", detour, dtypes=every)
+    assert (result.verdict, result.proof.exact) == (Verdict.EQUAL, "proved")
+    assert "shrinks from float32 to float64 as rounding does" in said
+    result, _ = found("ppo_unclipped", off, dtypes=every)
+    assert (result.verdict, result.proof.exact) == (Verdict.DIFFERENT, "refuted")
 
 
 def test_a_batch_of_one_answer_has_no_deviation():
