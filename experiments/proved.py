@@ -141,22 +141,27 @@ def in_words(dtype: torch.dtype | str, n: int, ratio: float, A: float, gradients
 
 
 def second_word(question: str) -> str:
-    """What another solver says of a question in SMT-LIB: unsat where there is one gradient, sat, or unknown."""
+    """What another solver says of a question: unsat where there is one gradient, sat, or unknown."""
+    return " and ".join(dict.fromkeys(second_words(question)))
+
+
+def second_words(questions: str) -> list[str]:
+    """Another solver's answer to each question of a text in SMT-LIB; that it is not installed, once, if it is not."""
     try:
         cvc5 = import_module(SECOND)
     except ImportError:
-        return NOT_INSTALLED
+        return [NOT_INSTALLED]
     solver = cvc5.Solver()
     solver.setOption("rlimit-per", str(SECOND_EFFORT))
     solver.setOption("nl-cov", "true")  # coverings decide products of unknowns, which its own lemmas search for long
     symbols = cvc5.SymbolManager(solver)
     parser = cvc5.InputParser(solver, symbols)
-    parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, question, "question")
+    parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, questions, "question")
     words = []
     while not (command := parser.nextCommand()).isNull():
         said = str(command.invoke(solver, symbols)).split()
         words += [word for word in said[:1] if word in ("sat", "unsat", UNKNOWN)]
-    return " and ".join(dict.fromkeys(words))
+    return words
 
 
 def together(prover: Prover, losses: Sequence[Formulation]) -> tuple[Diagrams, Diagram]:
