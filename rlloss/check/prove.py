@@ -38,6 +38,7 @@ TOKENS = (2, 3)  # the largest batch of sequences: answers, tokens
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 CHECK_WITHIN = (0.5, 1.0, 3.0, 8.0)  # of log-probabilities, at which what was found is held against autograd
 TRACED_AT = 0.2  # clip_coef, where it is any
+REFINEMENTS = 24  # times that a question is asked again with what its last answer violated
 ROUNDED_AT_MOST = 0.02  # relative to the terms: a difference beyond it is not asked whether it is rounding
 SECONDS = 20.0  # after which what is not proved stays open
 
@@ -386,13 +387,20 @@ class _Pair:
         question = Question(self.on.cases, diagram, self.epsilon)
         undecided = 0
         for allowed in (is_data, occurs):
-            answer = question.ask(allowed)
-            undecided += answer.undecided
-            if answer.found is not None:
+            for _ in range(REFINEMENTS):
+                answer = question.ask(allowed)
+                undecided += answer.undecided
+                if answer.found is None:
+                    break
                 tried = self.replay(batch, answer.found)
                 if tried is not None:
                     return tried
-                return f"at {describe(answer.found)} exact gradients differ and computed ones do not"
+                if time.monotonic() > self.until:
+                    raise Late
+                if not question.refine():
+                    return f"at {describe(answer.found)} exact gradients differ and computed ones do not"
+            else:
+                return f"no answer after {REFINEMENTS} numbers at which computed gradients do not differ"
         if undecided:
             return f"the solver cannot tell, at {batch}"
         return self.on_ties(question)
@@ -404,8 +412,12 @@ class _Pair:
         def is_new(p: Polynomial) -> bool:
             return p not in named
 
+        refinements = 0
         while True:
             answer = question.ask(is_new)
+            if answer.found is not None and refinements < REFINEMENTS and question.refine():
+                refinements += 1  # no float lies on a tie for sure, so nothing is computed there
+                continue
             if answer.found is None:
                 return "the solver cannot tell on some ties" if answer.undecided else ""
             ties = {p for p, sign in answer.found.path if sign == 0 and not occurs(p)}

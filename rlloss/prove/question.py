@@ -81,6 +81,10 @@ class Question:
     epsilon: Fraction | None = None  # what clip_coef is; None: any number between 0 and 1
     effort: int = EFFORT
     unknowns: dict[Quantity, Any] = field(default_factory=dict)
+    tangents: set[tuple[int, Fraction]] = field(
+        default_factory=set
+    )  # (basis vector, where exp is bounded by its slope)
+    _last: list[tuple[int, Fraction]] = field(default_factory=list)
 
     # ------------------------------------------------------------------------------------------------ translation
 
@@ -220,12 +224,25 @@ class Question:
             value = Fraction(math.exp(sum(float((p.constant or 0) * c) for p, c in parts)))
             yield z3.And(x > z3.RealVal(str(value * (1 - E_DIGITS))), x < z3.RealVal(str(value * (1 + E_DIGITS))))
             return
-        exponent = poly.ZERO
-        for p, c in parts:
-            exponent = exponent + poly.number(c) * p
-        if all(self._is_raw(q) for m, _ in exponent.terms for q, _ in m):
-            u = self._plain(exponent)
+        u = self.exponent(i)
+        if u is not None:
             yield z3.And((x > 1) == (u > 0), (x == 1) == (u == 0), x >= 1 + u, x * (1 - u) <= 1)
+            yield z3.And((x == 1 + u) == (u == 0), (x * (1 - u) == 1) == (u == 0))  # it touches its slope there alone
+            yield from (z3.And(*_tangent(x, u, at)) for j, at in sorted(self.tangents) if j == i)
+
+    def exponent(self, i: int) -> z3.ArithRef | None:
+        """What basis unknown ``i`` is the exponential of, if all that it is made of occurs by itself, too."""
+        total = poly.ZERO
+        for q, c in zip(self.exponentials, self.basis[i], strict=True):
+            total = total + poly.number(c) * poly_of(q)
+        raw = total.terms and all(self._is_raw(q) for m, _ in total.terms for q, _ in m)
+        return self._plain(total) if raw else None
+
+    def refine(self) -> bool:
+        """The last answer's numbers are none of exp's: add what they violate. False if nothing is left to add."""
+        new = set(self._last) - self.tangents
+        self.tangents |= new
+        return bool(new)
 
     def _plain(self, p: Polynomial) -> z3.ArithRef:
         total: Any = z3.RealVal(0)
@@ -298,6 +315,12 @@ class Question:
 
     def _values(self, model: z3.ModelRef) -> dict[str, float]:
         """Inputs with these unknowns: what is given, and log-probabilities whose exponentials are as they should."""
+        exponents = [(i, self.exponent(i)) for i in range(len(self.basis))]
+        self._last = [
+            (i, Fraction(_float(model.eval(u, model_completion=True))).limit_denominator(10**6))
+            for i, u in exponents
+            if u is not None
+        ]
         values = {
             q.name: _float(model.eval(u, model_completion=True)) for q, u in self.unknowns.items() if q.kind == "var"
         }
@@ -318,6 +341,13 @@ class Question:
         if most > -0.01 and ratios and not any(n in known for n in names):
             values = {n: v - most - 1.0 for n, v in values.items()}
         return {n: v for n, v in values.items() if is_input(n)}
+
+
+def _tangent(x: Any, u: Any, at: Fraction) -> Iterator[Any]:
+    """exp lies above its tangent at a point, and so does exp of the negative."""
+    for above, exponent, place in ((x, u, at), (1 / x, -u, -at)):
+        least = Fraction(math.exp(place)) * (1 - E_DIGITS)
+        yield above >= z3.RealVal(str(least)) * (1 + exponent - z3.RealVal(str(place)))
 
 
 def _logarithm_of(q: Quantity) -> str:

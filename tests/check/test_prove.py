@@ -223,6 +223,40 @@ def test_a_wrong_rule_of_differentiation_is_caught_before_anything_is_proved(op,
     assert "does not compute" in proof.why
 
 
+def k3_below(most, ratio=None):
+    """Samples whose k3 estimate of the KL divergence is small, and maybe whose ratio is, too."""
+
+    def loss(logp, old_logp, advantages):
+        logratio = logp - old_logp
+        kept = logratio.exp() - 1 - logratio < most
+        if ratio is not None:
+            kept = kept & (logratio.exp() < ratio)
+        return -torch.where(kept, logratio.exp(), 0.0) * advantages
+
+    return loss
+
+
+def test_a_number_that_does_not_differ_adds_the_lemma_that_it_violates(monkeypatch):
+    """A k3 below 0.1 keeps the ratio below 1.5, which follows from exp's slope there, and from nothing simpler."""
+    assert settle(k3_below(0.1), k3_below(0.1, 2))[0].exact == "proved"
+    proof, refutation = settle(k3_below(0.1), k3_below(0.1, 1.3))
+    assert proof.exact == "refuted"
+    assert refutation.real.any()
+    monkeypatch.setattr(prove.Question, "refine", lambda self: False)
+    proof, refutation = settle(k3_below(0.1), k3_below(0.1, 2))
+    assert (proof.exact, refutation) == ("open", None)
+
+
+def test_a_tie_of_a_logarithm_and_its_exponential_that_no_number_has_is_no_edge():
+    def above_its_slope(logp, old_logp, advantages):
+        return -torch.where(logp.detach().exp() > logp.detach() + 1, logp, 0.0) * advantages
+
+    def below_0(logp, old_logp, advantages):
+        return -torch.where(logp.detach() < 0, logp, 0.0) * advantages
+
+    assert settle(above_its_slope, below_0)[0].exact == "proved"
+
+
 def test_a_refutation_that_pytorch_does_not_see_is_no_refutation(monkeypatch):
     monkeypatch.setattr(prove, "measure", lambda loss, probe, clip_coef: measured_once(probe))
     monkeypatch.setattr(prove.Subject, "hold_against_function", lambda self, batch: None)
