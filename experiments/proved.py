@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from rlloss import figures
 from rlloss.check.comparison import compare
 from rlloss.check.measure import Contrast
-from rlloss.check.prove import Batch, Prover
+from rlloss.check.prove import Prover
+from rlloss.check.subject import Batch
 from rlloss.claims import Claim, Finding, Overrides
 from rlloss.losses.formulation import Formulation, resolve
 from rlloss.prove import polynomials as poly

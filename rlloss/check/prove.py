@@ -5,185 +5,34 @@ three sizes, one question settles every batch size; losses that couple samples a
 losses are asked for every mask of up to ``TOKENS``: holes, late starts and empty answers included.
 """
 
-import itertools
 import math
-import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from rlloss.check.measure import Contrast, contrast, measure
-from rlloss.check.probes import Probe
 from rlloss.check.result import Proof
+from rlloss.check.subject import DTYPES, SIZES, TOKENS, Batch, Subject, masks, probe_at
 from rlloss.errors import GraphError, LossError
-from rlloss.graph.graph import Graph, trace_batch, untrue
 from rlloss.losses.formulation import Formulation
 from rlloss.prove import polynomials as poly
-from rlloss.prove.backward import Gradients, NotFollowed, gradients
+from rlloss.prove.backward import NotFollowed
 from rlloss.prove.diagrams import Diagram, TooManyCases
-from rlloss.prove.exact import EPSILON, Exact, value_at
+from rlloss.prove.exact import EPSILON, Exact
 from rlloss.prove.polynomials import Polynomial
 from rlloss.prove.question import Found, Question
-from rlloss.prove.rounded import Asked, Rounded, named
+from rlloss.prove.rounded import Asked, Rounded
 from rlloss.prove.written import question, smt_lib
 
-SIZES = (1, 2, 3)
-TOKENS = (2, 3)  # the largest batch of sequences: answers, tokens
-DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-CHECK_WITHIN = (0.5, 1.0, 3.0, 8.0)  # of log-probabilities, at which what was found is held against autograd
 TRACED_AT = 0.2  # clip_coef, where it is any
 REFINEMENTS = 24  # times that a question is asked again with what its last answer violated
 ROUNDED_AT_MOST = 0.02  # relative to the terms: a difference beyond it is not asked whether it is rounding
 SECONDS = 20.0  # after which what is not proved stays open
-
-Shape = tuple[int, ...]
-Mask = tuple[tuple[bool, ...], ...]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What is traced: so many samples, or sequences with a mask."""
-
-    shape: Shape
-    mask: Mask | None = None
-
-    def __str__(self) -> str:
-        if self.mask is None:
-            return f"{self.shape[0]} sample{'s' if self.shape[0] > 1 else ''}"
-        return "mask " + " / ".join("".join("01"[t] for t in row) for row in self.mask)
-
-
-def masks(largest: Shape = TOKENS) -> Iterator[Batch]:
-    """Every mask of every size, the smallest first, full ones before others."""
-    for shape in itertools.product(*(range(1, n + 1) for n in largest)):
-        for bits in itertools.product((True, False), repeat=shape[0] * shape[1]):
-            rows = tuple(tuple(bits[i * shape[1] : (i + 1) * shape[1]]) for i in range(shape[0]))
-            yield Batch(shape, rows)
-
-
-class Subject:
-    """One loss, traced and differentiated where it is asked.
-
-    Raises: GraphError, LossError, NotFollowed, TooManyCases.
-    """
-
-    def __init__(self, loss: Formulation, on: Exact, rounded: Rounded, clip_coef: float) -> None:
-        self.loss, self.on, self.rounded, self.clip_coef = loss, on, rounded, clip_coef
-        self.graphs: dict[Batch, Graph] = {}
-        self.found: dict[tuple[Batch, int], list[Diagram]] = {}
-        self.rounded_found: dict[Batch, list[Diagram]] = {}
-
-    def graph(self, batch: Batch) -> Graph:
-        if batch not in self.graphs:
-            self.graphs[batch] = trace_batch(self.loss, batch.shape, batch.mask, clip_coef=self.clip_coef)
-        return self.graphs[batch]
-
-    def gradients(self, batch: Batch, first: int = 0) -> list[Diagram]:
-        """The gradient at every logp. ``first``: the sample that is called number 0, and sample 0 by its number."""
-        if (batch, first) not in self.found:
-            graph = self.graph(batch)
-            inputs = {
-                i: self.on.constant(given.value)
-                if given.name.startswith("mask")
-                else poly.variable(_swapped(given.label, first))
-                for i, given in enumerate(graph.inputs)
-            }
-            self.found[batch, first] = gradients(graph, self.on, inputs, poly.ONE)
-            if not first:
-                self.hold_against_function(batch)
-        return self.found[batch, first]
-
-    def roundings(self, batch: Batch) -> list[Diagram]:
-        """The gradient at every logp in rounded arithmetic, for any gradient that comes in."""
-        if batch not in self.rounded_found:
-            graph, on = self.graph(batch), self.rounded
-            inputs: dict[int, Any] = {}
-            for i, given in enumerate(graph.inputs):
-                inputs[i] = on.constant(given.value) if given.name.startswith("mask") else named(given.label)
-            numbers = Gradients(graph, Exact(), {i: poly.variable(x.label) for i, x in enumerate(graph.inputs)})
-            for node in graph.nodes:
-                if node.number and node.op != "input":
-                    inputs[node.id] = on.python(node.formula, numbers.value(node.id))
-            self.rounded_found[batch] = gradients(graph, on, inputs, named("incoming"))
-        return self.rounded_found[batch]
-
-    def hold_against_function(self, batch: Batch) -> None:
-        """Compute the gradients as they were found and as autograd has them, at a few places anywhere.
-
-        The whole chain is tried: the trace, the rules of each operation, the normal form. Raises: GraphError.
-        """
-        draw = random.Random(0)
-        rough = roughness(self.graph(batch))
-        for reach in CHECK_WITHIN:
-            inputs = {
-                given.label: draw.uniform(given.low, given.high) if given.name == "clip_coef"
-                else draw.uniform(-2, 2) if given.name.startswith("adv")
-                else draw.uniform(-reach, 0)
-                for given in self.graph(batch).inputs
-            }  # fmt: skip
-            probe = probe_at(batch, inputs)
-            theirs = measured(self.loss, probe, inputs[EPSILON])
-            for ours, gradient in zip(self.found[batch, 0], theirs, strict=True):
-                try:
-                    value = value_at(self.on.cases, ours, inputs)
-                except (ArithmeticError, ValueError):
-                    continue
-                close = abs(value - gradient) <= rough * max(1.0, abs(gradient))
-                if not close and (math.isfinite(value) or math.isfinite(gradient)):
-                    at = ", ".join(f"{name} {x:.4g}" for name, x in inputs.items() if not name.startswith("mask"))
-                    raise untrue(self.loss.name, at)
-
-    @cached_property
-    def elementwise(self) -> bool:
-        """Whether the gradient at each of N samples is one formula of that sample alone, divided by N."""
-        (alone,) = self.gradients(Batch((1,)))
-        for n in SIZES[1:]:
-            for i in range(n):
-                among = self.gradients(Batch((n,)), first=i)[i]
-                times = self.on.cases.apply(lambda x, n=n: self.on.mul(x, poly.number(n)), among)
-                if times != alone:
-                    return False
-        return True
-
-    @cached_property
-    def uses_clip_coef(self) -> bool:
-        i = [given.name for given in self.smallest.inputs].index("clip_coef")
-        return any(i in node.args for node in self.smallest.nodes)
-
-    @property
-    def smallest(self) -> Graph:
-        """The graph of one sample, or of one answer of one token."""
-        return self.graph(Batch((1, 1), ((True,),)) if self.loss.sequence else Batch((1,)))
-
-
-def measured(loss: Formulation, probe: Probe, clip_coef: float) -> list[float]:
-    """A loss's gradient as autograd has it, in float32 for one that takes no float64. Raises: LossError."""
-    try:
-        found: list[float] = measure(loss, probe, clip_coef).gradient.tolist()
-    except LossError:
-        logp, old, A = (x.float() for x in (probe.logp, probe.old_logp, probe.advantages))
-        single = Probe(probe.name, probe.on_policy, logp, old, A, probe.mask)
-        found = measure(loss, single, clip_coef).gradient.tolist()
-    return found
-
-
-def roughness(graph: Graph) -> float:
-    """How near a computed gradient comes to the exact one, by the shortest format on the way."""
-    formats = [DTYPES[name] for name in graph.formats if name in DTYPES]
-    return max([1e-9, *(1e3 * torch.finfo(dtype).eps for dtype in formats)])
-
-
-def _swapped(label: str, first: int) -> str:
-    """Labels of sample ``first`` and of sample 0, exchanged."""
-    if not first:
-        return label
-    return re.sub(r"\[(\d+)", lambda m: f"[{ {0: first, first: 0}.get(int(m[1]), int(m[1])) }", label)
 
 
 @dataclass
@@ -441,21 +290,6 @@ class _Pair:
         except LossError:
             return None
         return tried if tried.real.any() or tried.not_finite.any() else None
-
-
-def probe_at(batch: Batch, inputs: Mapping[str, float]) -> Probe:
-    """A batch with these inputs; what is not among them has the ratio 1 and A = 1."""
-    places = [f"[{','.join(map(str, place))}]" for place in itertools.product(*map(range, batch.shape))]
-
-    def tensor(name: str, default: Callable[[str], float], at: Sequence[str], shape: Shape) -> torch.Tensor:
-        flat = [inputs.get(name + place, default(place)) for place in at]
-        return torch.tensor(flat, dtype=torch.float64).reshape(shape)
-
-    old = tensor("old", lambda at: inputs.get(f"logp{at}", -1.0), places, batch.shape)
-    logp = tensor("logp", lambda at: inputs.get(f"old{at}", -1.0), places, batch.shape)
-    A = tensor("A", lambda at: 1.0, [f"[{i}]" for i in range(batch.shape[0])], batch.shape[:1])
-    mask = None if batch.mask is None else torch.tensor(batch.mask)
-    return Probe("proof", bool((logp == old).all()), logp, old, A, mask)
 
 
 def is_data(p: Polynomial) -> bool:

@@ -10,8 +10,9 @@ import torch
 
 from experiments.proved import second_words
 from rlloss.check import assert_same_gradient, compare, prove
-from rlloss.check.prove import Batch, Prover, masks, probe_at
+from rlloss.check.prove import Prover
 from rlloss.check.result import Proof
+from rlloss.check.subject import Batch, masks, probe_at
 from rlloss.check.text import text
 from rlloss.cli.main import main
 from rlloss.errors import LossError
