@@ -152,17 +152,21 @@ def _whole(c: Fraction) -> Power:
 
 
 def log(x: Polynomial) -> Polynomial:
-    """log(x): term by term of a product, or a quantity of its own."""
-    if len(x.terms) == 1 and x.terms[0][1] > 0:
-        (m, c), total = x.terms[0], ZERO
-        if c != 1:
-            total = single(Quantity("log", of=polynomial({(): c})))
-        for q, p in m:
-            total = total + number(Fraction(p)) * (
-                q.of if q.kind == "exp" and q.of else single(Quantity("log", of=single(q)))
-            )
-        return total
-    return single(Quantity("log", of=x))
+    """log(x): the exponents of what is positive for sure, and a quantity of its own for the rest.
+
+    A product of others is not taken apart: of two negative numbers it has a logarithm, and they have none.
+    """
+    if len(x.terms) != 1 or x.terms[0][1] <= 0:
+        return single(Quantity("log", of=x))
+    (m, c), total = x.terms[0], ZERO
+    rest = monomial(tuple((q, p) for q, p in m if q.kind != "exp"))
+    for q, p in m:
+        if q.kind == "exp" and q.of is not None:
+            total = total + number(Fraction(p)) * q.of
+    for factor in (number(c), rest):
+        if factor != ONE:
+            total = total + single(Quantity("log", of=factor))
+    return total
 
 
 def sqrt(x: Polynomial) -> Polynomial:

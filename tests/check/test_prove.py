@@ -248,6 +248,22 @@ def test_a_number_that_does_not_differ_adds_the_lemma_that_it_violates(monkeypat
     assert (proof.exact, refutation) == ("open", None)
 
 
+def test_the_logarithm_of_a_product_of_negative_numbers():
+    def by_log(logp, old_logp, advantages):
+        return -torch.where(torch.log(advantages * advantages) > 0, logp, 0.0) * advantages
+
+    def by_size(logp, old_logp, advantages):
+        return -torch.where(advantages.abs() > 1, logp, 0.0) * advantages
+
+    def above_1(logp, old_logp, advantages):
+        return -torch.where(advantages > 1, logp, 0.0) * advantages
+
+    assert settle(by_log, by_size)[0].exact == "proved"
+    proof, refutation = settle(by_log, above_1)
+    assert proof.exact == "refuted"
+    assert (refutation.probe.advantages < -1).all()
+
+
 def test_a_tie_of_a_logarithm_and_its_exponential_that_no_number_has_is_no_edge():
     def above_its_slope(logp, old_logp, advantages):
         return -torch.where(logp.detach().exp() > logp.detach() + 1, logp, 0.0) * advantages

@@ -26,6 +26,8 @@ def test_the_laws_of_exp_are_the_normal_form():
     assert exp(log(ONE - EPS)) == ONE - EPS
     assert log(exp(X) * exp(-Y)) == X - Y
     assert exp(X) != exp(Y)
+    assert log(A * A) != log(A) + log(A), "of a negative number"
+    assert log(number(3) * exp(X) * A) == X + log(number(3)) + log(A)
 
 
 def test_numbers_are_what_their_authors_wrote():
