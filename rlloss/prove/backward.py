@@ -21,6 +21,7 @@ class Arithmetic(Protocol):
     """What ``gradients`` needs of numbers. A value is a diagram; these work on its leaves."""
 
     cases: Diagrams
+    rounds: bool  # whether the order of operations matters
 
     def constant(self, x: float) -> Any: ...
     def operand(self, x: Any) -> Any: ...
@@ -112,6 +113,8 @@ class Calculator:
     def slopes(self, node: Node, a: Sequence[Diagram], y: Diagram, up: Diagram) -> Sequence[Diagram | None]:
         """What a node sends back to each argument; None: nothing. Raises: NotFollowed."""
         op = node.op
+        if self.on.rounds and op in FUSED:
+            return [self._fused(f"{op} {node.over}, slope {i}", up, *a) for i in range(len(a))]
         if op in BACKWARD:
             return BACKWARD[op](self, up, y, *a)
         if op == "pow":
@@ -138,6 +141,9 @@ class Calculator:
         if op == "cast":
             return [self.cases.apply(lambda x: self.on.near("cast back", x), up, key="cast back")]
         return self._spread(op, up, y, a)
+
+    def _fused(self, name: str, *values: Diagram) -> Diagram:
+        return self.cases.apply(lambda *x: self.on.near(name, *x), *values, key=name)
 
     def _first(self, up: Diagram, y: Diagram, a: Sequence[Diagram]) -> list[Diagram]:
         """All of the gradient to the first that is the least (or the greatest)."""
@@ -188,6 +194,10 @@ class Calculator:
 
 SPREADS = ("std", "var", "std_n", "var_n")
 SAME = ("detach", "number", "same")
+FUSED = (  # whose derivatives PyTorch computes in one kernel, in an order of its own
+    "sigmoid", "logsigmoid", "softplus", "tanh", "expm1", "log1p", "pow", "rdiv", "div", "prod", "logsumexp", "softmax",
+    "log_softmax", *SPREADS,
+)  # fmt: skip
 NEAR = ("cast", "nextafter")  # the same number, but for its rounding
 COMPARED = {"gt": (1,), "ge": (0, 1), "lt": (-1,), "le": (-1, 0), "eq": (0,), "ne": (-1, 1)}
 

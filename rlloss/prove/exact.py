@@ -36,6 +36,8 @@ class Exact:
     Infinities that the author wrote down, as ``masked_fill(…, -inf)``, are followed as IEEE arithmetic has them.
     """
 
+    rounds = False
+
     def __init__(self) -> None:
         self.cases = Diagrams()
 

@@ -119,6 +119,8 @@ class Order:
 class Rounded:
     """Arithmetic on terms, for ``rlloss.prove.backward``."""
 
+    rounds = True
+
     def __init__(self) -> None:
         self.cases = Diagrams()
 

@@ -33,6 +33,8 @@ class NoCases:
 class Written:
     """Arithmetic on formulas, for ``rlloss.prove.backward``."""
 
+    rounds = False
+
     def __init__(self) -> None:
         self.cases: Any = NoCases()
         self.exp, self.log = (z3.Function(name, z3.RealSort(), z3.RealSort()) for name in ("Exp", "Log"))

@@ -248,6 +248,20 @@ def test_a_number_that_does_not_differ_adds_the_lemma_that_it_violates(monkeypat
     assert (proof.exact, refutation) == ("open", None)
 
 
+def test_the_derivative_of_one_kernel_is_not_that_of_its_formula_bit_for_bit():
+    """PyTorch computes the slope of var in an order of its own, which no formula in Python need have."""
+
+    def of_var(logp, old_logp, advantages):
+        return logp.var() + 0 * advantages
+
+    def of_formula(logp, old_logp, advantages):
+        return ((logp - logp.mean()) ** 2).sum() / max(len(logp) - 1, 1) + 0 * advantages
+
+    proof, _ = settle(of_var, of_formula)
+    assert (proof.exact, proof.bitwise) == ("proved", "open")
+    assert settle(of_var, lambda logp, old_logp, advantages: of_var(logp, old_logp, advantages))[0].bitwise == "proved"
+
+
 def test_the_logarithm_of_a_product_of_negative_numbers():
     def by_log(logp, old_logp, advantages):
         return -torch.where(torch.log(advantages * advantages) > 0, logp, 0.0) * advantages
