@@ -17,7 +17,7 @@ from rlloss.errors import LossError
 from rlloss.graph.graph import Graph, trace_batch, untrue
 from rlloss.losses.formulation import Formulation
 from rlloss.prove import polynomials as poly
-from rlloss.prove.backward import Gradients, gradients
+from rlloss.prove.backward import Gradients, NotFollowed, gradients
 from rlloss.prove.diagrams import Diagram
 from rlloss.prove.exact import EPSILON, Exact, value_at
 from rlloss.prove.rounded import Rounded, named
@@ -88,6 +88,8 @@ class Subject:
         """The gradient at every logp in rounded arithmetic, for any gradient that comes in."""
         if batch not in self.rounded_found:
             graph, on = self.graph(batch), self.rounded
+            if graph.promotes:  # what is float64 here is rounded elsewhere where inputs are shorter
+                raise NotFollowed("tensors of two dtypes in one operation")
             inputs: dict[int, Any] = {}
             for i, given in enumerate(graph.inputs):
                 inputs[i] = on.constant(given.value) if given.name.startswith("mask") else named(given.label)

@@ -68,6 +68,7 @@ class Graph:
     loss: int
     edges: tuple[Edge, ...] = field(default=())
     formats: tuple[str, ...] = ()  # the floating dtypes in which something was computed
+    promotes: bool = False  # whether an operation had tensors of two floating dtypes
 
     def cuts(self) -> frozenset[int]:
         """The nodes at which no gradient passes: the author's cuts, and inputs that are data."""

@@ -224,6 +224,7 @@ def _tensors(subject: _Subject, values: Sequence[float], tape: Tape | None) -> l
                     for i, x in zip(mine, numbers, strict=True)
                 ]
                 tape.bind(tensor, torch.tensor(nodes).reshape(shape))
+                tape.holds(nodes, tensor)
                 tape.made.append((tensor, torch.tensor(nodes).reshape(shape)))
             arguments.append(tensor)
         at += size
@@ -294,7 +295,14 @@ def _assemble(subject: _Subject, tape: Tape, gradients: Mapping[int, float], los
             )
         )
         short.append((name, ATOM) if name else formula if len(formula[0]) <= LONG else ("·", ATOM))
-    graph = Graph(subject.title, subject.inputs, tuple(nodes), number[loss], formats=tuple(sorted(tape.formats)))
+    graph = Graph(
+        subject.title,
+        subject.inputs,
+        tuple(nodes),
+        number[loss],
+        formats=tuple(sorted(tape.formats)),
+        promotes=tape.promotes,
+    )
     return graph if subject.proving else replace(graph, edges=_edges(graph))
 
 

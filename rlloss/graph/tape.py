@@ -53,14 +53,18 @@ class Operation:
 
 
 class Held(float):
-    """A number that a tensor holds: of its dtype, where a Python number has that of the operation. ``eps``: to which
-    it was rounded."""
+    """A number that a tensor holds: of its dtype, where a Python number has that of the operation.
+
+    ``eps``: to which it was rounded. ``dtype``: that of a floating tensor of one dimension or more, which others are
+    promoted to; "" for what promotes nothing.
+    """
 
     eps: float
+    dtype: str
 
-    def __new__(cls, value: float, eps: float) -> "Held":
+    def __new__(cls, value: float, eps: float, dtype: str = "") -> "Held":
         self = super().__new__(cls, value)
-        self.eps = eps
+        self.eps, self.dtype = eps, dtype
         return self
 
 
@@ -125,6 +129,8 @@ class Tape:
     proving: bool = False  # also follow what no page shows, and refuse whatever a value decides outside of the graph
     decisions: list["GraphError"] = field(default_factory=list)  # what values decided in Python, where and how
     formats: set[str] = field(default_factory=set)  # floating dtypes in which something was computed
+    promotes: bool = False  # whether an operation had tensors of two floating dtypes
+    _dtypes: dict[int, str] = field(default_factory=dict)  # of nodes, as ``Held.dtype``
     operations: list[Operation] = field(default_factory=list)
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (result, its nodes), to ask for gradients later
     constants: list[float] = field(default_factory=list)
@@ -178,7 +184,8 @@ class Tape:
             if floating:
                 self.formats.add(str(value.dtype))
             eps = torch.finfo(value.dtype).eps if floating else 0.0
-            flat = [self._constant(Held(x, eps)) for x in value.detach().flatten().tolist()]
+            dtype = promoting(value)
+            flat = [self._constant(Held(x, eps, dtype)) for x in value.detach().flatten().tolist()]
             return torch.tensor(flat, dtype=torch.int64).reshape(value.shape)
         return torch.tensor(self._constant(float(value)))
 
@@ -203,6 +210,8 @@ class Tape:
         cut = any(wanted) and not result.requires_grad and stopped
         if result.is_floating_point():
             self.formats.add(str(result.dtype))
+        dtypes = {self._dtype(n) for row in rows for n in row} | {promoting(result)}
+        self.promotes |= op != "cast" and len(dtypes - {""}) > 1
         flat = result.detach().flatten().tolist()
         new = [
             self.add(Operation(op, tuple(map(self.argument, row)), float(value), result.requires_grad, cut,
@@ -212,6 +221,13 @@ class Tape:
         nodes = torch.tensor(new, dtype=torch.int64).reshape(result.shape)
         self.bind(result, nodes)
         self.made.append((result, nodes))
+        self.holds(new, result)
+
+    def holds(self, nodes: Sequence[int], tensor: Tensor) -> None:
+        self._dtypes.update(dict.fromkeys(nodes, promoting(tensor)))
+
+    def _dtype(self, node: int) -> str:
+        return self._dtypes.get(node, "") if node >= 0 else getattr(self.argument(node), "dtype", "")
 
     def refuse(self, result: Any, error: "GraphError") -> None:
         """An operation that no graph can hold: it matters only if the loss turns out to depend on it."""
@@ -246,6 +262,11 @@ class Tape:
         scope = frames[-1].f_code.co_name if frames else ""
         nearest = frames[0] if frames else frame
         return scope, f"{Path(nearest.f_code.co_filename).name}, line {nearest.f_lineno}"
+
+
+def promoting(tensor: Tensor) -> str:
+    """The dtype that a tensor promotes others to, if it may promote any."""
+    return str(tensor.dtype) if tensor.is_floating_point() and tensor.ndim else ""
 
 
 def is_machinery(frame: FrameType) -> bool:

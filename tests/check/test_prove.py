@@ -248,6 +248,24 @@ def test_a_number_that_does_not_differ_adds_the_lemma_that_it_violates(monkeypat
     assert (proof.exact, refutation) == ("open", None)
 
 
+def test_bits_are_open_where_a_tensor_of_another_dtype_promotes_the_rest():
+    """A float32 tensor of ones changes nothing in float64, and in bfloat16 the format of all that follows."""
+
+    def plain(logp, old_logp, advantages):
+        return -((logp - old_logp).exp() * advantages)
+
+    def by_ones(logp, old_logp, advantages):
+        return -((logp - old_logp).exp() * torch.ones(len(logp)) * advantages)
+
+    def by_one(logp, old_logp, advantages):
+        return -((logp - old_logp).exp() * torch.tensor(1.0) * advantages)
+
+    proof, _ = settle(plain, by_ones)
+    assert (proof.exact, proof.bitwise) == ("proved", "open")
+    assert "two dtypes" in proof.bits_why
+    assert settle(plain, by_one)[0].bitwise == "proved", "a number in a tensor promotes nothing"
+
+
 def test_the_derivative_of_one_kernel_is_not_that_of_its_formula_bit_for_bit():
     """PyTorch computes the slope of var in an order of its own, which no formula in Python need have."""
 
