@@ -38,6 +38,8 @@ TOPS = (-2.0, -1.0, -0.5, -3.0)
 COPIES = (1, 2, 3, 4, 5, 7, 10, 100)
 LENGTHS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 2), (3, 5), (1, 1, 2))
 
+BESIDE = 1e-4  # nearer to a clip bound than this, six digits do not show on which side of it a ratio lies
+
 SETTINGS = settings(
     max_examples=150,
     database=None,
@@ -108,33 +110,41 @@ def search(
 
 
 def alone(f: Formulation, g: Formulation, clip_coef: float, contrasts: Sequence[Contrast]) -> Contrast | None:
-    """The sample, token or answer of a probe that differs most, by itself; the smallest batch if none does so alone."""
+    """The plainest sample, token or answer of any probe, by itself; the smallest batch if none differs so."""
     known = any(c.real.any() for c in contrasts)
-    for c, i in sorted(((c, plainest(c)) for c in contrasts), key=lambda pair: how_plain(*pair)):
-        for single in smaller(c.probe, i):
+    found = []
+    for c in contrasts:
+        for single in smaller(c.probe, plainest(c)):
             result = contrast(measure(f, single, clip_coef), measure(g, single, clip_coef))
             if result.real.any() or (result.unequal and not known):
-                return result
-    return min(contrasts, key=lambda c: c.probe.logp.numel(), default=None)
-
-
-def how_plain(c: Contrast, i: int) -> tuple[bool, bool, int, int, float]:
-    """What really differs comes first, and single tokens; then how many digits it takes, and how far from 1 it lies."""
-    ratio, A, logp = (array(x)[i : i + 1] for x in (c.probe.ratio, c.probe.sample_advantages, c.probe.logp))
-    far = abs(math.log(ratio[0])) if ratio[0] > 0 and math.isfinite(ratio[0]) else math.inf
-    several = c.probe.mask is not None and c.probe.logp.shape[1] > 1
-    return not c.real[i], several, int(_digits(ratio)[0]), int(_digits(A)[0] + _digits(logp)[0]), far
+                i = plainest(result)
+                found.append((single.logp.numel(), *(float(column[i]) for column in _plainness(result)), result))
+                break
+    plain = min(found, key=lambda entry: entry[:-1], default=None)
+    return plain[-1] if plain else min(contrasts, key=lambda c: c.probe.logp.numel(), default=None)  # type: ignore[return-value]
 
 
 def plainest(c: Contrast) -> int:
-    """The element that really differs whose ratio and A take the fewest digits; else that which differs most."""
+    """The element that really differs and is the plainest; if none does, that which differs most."""
     real = np.flatnonzero(c.real)
-    if not len(real):
-        return worst(c)
-    ratio, A = (array(x)[real] for x in (c.probe.ratio, c.probe.sample_advantages))
+    return int(real[np.lexsort([column[real] for column in _plainness(c)[::-1]])[0]]) if len(real) else worst(c)
+
+
+def _plainness(c: Contrast) -> tuple[Array, ...]:
+    """What makes an element of an example plain, first things first: it is no neighbour of a clip bound, its numbers
+    take few digits, it is not far from ratio 1 and A = 1."""
+    ratio, A, logp = (array(x) for x in (c.probe.ratio, c.probe.sample_advantages, c.probe.logp))
+    beside = np.minimum(np.abs(ratio - 1 + c.clip_coef), np.abs(ratio - 1 - c.clip_coef)) < BESIDE
     with np.errstate(divide="ignore", invalid="ignore"):
-        far = np.abs(np.log(ratio)) + np.abs(np.log(np.abs(A)))
-    return int(real[np.lexsort((A < 0, far, _digits(A), _digits(ratio)))[0]])
+        far = np.nan_to_num(np.abs(np.log(ratio)) + np.abs(np.log(np.abs(A))), nan=np.inf)
+    return (
+        beside.astype(float),
+        _digits(ratio).astype(float),
+        _digits(A).astype(float),
+        far,
+        A < 0,
+        _digits(logp).astype(float),
+    )
 
 
 def _digits(x: Array) -> NDArray[np.int_]:

@@ -18,10 +18,8 @@ def strict_above(logp, old_logp, advantages, *, clip_coef):
 
 
 def numpy(logp, old_logp, advantages, *, clip_coef):
-    """A weight by way of NumPy."""
-    import numpy as np
-
-    weight = torch.from_numpy(np.exp((logp - old_logp).detach().numpy()))
+    """A weight by way of NumPy; torch's own exp, since NumPy's rounds otherwise on some processors."""
+    weight = torch.from_numpy(torch.exp(logp - old_logp).detach().numpy().copy())
     return -((weight * logp) * advantages)
 
 
