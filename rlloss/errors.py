@@ -29,6 +29,21 @@ class RunFailed(Exception):
     """
 
 
+class EnvironmentFailed(RunFailed):
+    """An environment that raised, or that did not return in time: which, at which step, and where in its source."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop and has: its checkpoint is written, and the same command goes on from there.
+
+    The command line exits with 128 + ``signum``.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 class NonFinite(RunFailed):
     """The first number of a run that is not finite: which, of what, and when."""
 

@@ -250,7 +250,7 @@ def common_config(run: RunFolder) -> dict[str, Any]:
 def _incomplete(run: RunFolder) -> str:
     """Why a run cannot be judged as a whole; empty if it can."""
     if run.status != "finished":
-        return f"{run.path.name} is {run.status}" + (f" ({run.info['error']})" if "error" in run.info else "")
+        return f"{run.path.name} is {run.standing}"
     for key in ("optimizer_steps", "final_digest"):
         if key not in run.info:
             return f"{run.path.name}/run.json has no {key}"

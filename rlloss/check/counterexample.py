@@ -142,7 +142,7 @@ def _plainness(c: Contrast) -> tuple[Array, ...]:
         _digits(ratio).astype(float),
         _digits(A).astype(float),
         far,
-        A < 0,
+        (A < 0).astype(float),
         _digits(logp).astype(float),
     )
 

@@ -63,6 +63,7 @@ class EnvConfig(Group):
     # entries of rlloss.train.wrappers.WRAPPERS, module:Wrapper, or {wrapper: module:Wrapper, argument: value}; the
     # innermost first
     wrappers: list[Any] = field(default_factory=list)
+    timeout: float = 300.0  # seconds after which a step that has not returned fails the run; 0: never
     check: bool = True  # ask an environment that is not Gymnasium's own, before the run, whether it answers twice alike
 
 
@@ -195,6 +196,9 @@ class ScheduleConfig(Group):
     name: str = MISSING  # constant; linear: learning_rate falls to 0 over the run; plateau
 
 
+OVER_THE_RUN = ("linear",)  # the schedules whose learning rate depends on total_timesteps
+
+
 @dataclass
 class PlateauConfig(Monitoring, ScheduleConfig):
     """torch's ReduceLROnPlateau, stepped once per iteration; its own defaults."""
@@ -307,7 +311,7 @@ POSITIVE = (
     "total_timesteps", "num_envs", "num_steps", "update_epochs", "num_minibatches", "learning_rate", "max_grad_norm",
     "torch_threads",
 )  # fmt: skip
-NON_NEGATIVE = ("seed", "vf_coef", "ent_coef", "clip_coef", "snapshot_every")
+NON_NEGATIVE = ("seed", "vf_coef", "ent_coef", "clip_coef", "snapshot_every", "checkpoint_seconds")
 FRACTION = ("gamma", "gae_lambda")
 
 
@@ -346,6 +350,7 @@ class Config:
 
     device: str = "cpu"  # or cuda
     torch_threads: int = 1  # more threads rarely help at these sizes, and change the bits
+    checkpoint_seconds: float = 30.0  # a killed run loses at most this much; 0: a checkpoint after every iteration
     snapshot_every: int = 500  # optimiser steps between parameter snapshots; 0: the first and the last only
     run_root: str = "results/runs"  # where runs without a run_dir go
     run_dir: str | None = None  # this run's folder; without it the name says what ran

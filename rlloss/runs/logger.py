@@ -23,7 +23,7 @@ class Logger(Protocol):
 class NoLogger:
     """``logger=none``: the run folder's files are all there is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, goes_on: bool) -> None:
         pass
 
     def iteration(self, row: Mapping[str, Any], episodes: Iterable[Episode]) -> None:
@@ -39,12 +39,16 @@ class TensorBoard:
     Raises: NotInstalled if TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        for left in folder.glob(EVENTS):  # of an unfinished run, which starts over
+    def __init__(self, folder: Path, goes_on: bool) -> None:
+        for left in [] if goes_on else folder.glob(EVENTS):  # of an unfinished run, which starts over
             left.unlink()
-        self.writer = _summary_writer()(log_dir=str(folder))
+        self.folder, self.goes_on = folder, goes_on
+        self.writer: Any = None
 
     def iteration(self, row: Mapping[str, Any], episodes: Iterable[Episode]) -> None:
+        if self.writer is None:
+            purge = {"purge_step": row["env_steps"]} if self.goes_on else {}  # hides what came after the checkpoint
+            self.writer = _summary_writer()(log_dir=str(self.folder), **purge)
         for column, metric in METRICS.items():
             if metric.tag and not math.isnan(row[column]):
                 self.writer.add_scalar(metric.tag, row[column], row["env_steps"])
@@ -53,7 +57,8 @@ class TensorBoard:
             self.writer.add_scalar("charts/episodic_length", episode.episodic_length, episode.env_steps)
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def _summary_writer() -> Callable[..., Any]:
@@ -64,7 +69,7 @@ def _summary_writer() -> Callable[..., Any]:
     return SummaryWriter
 
 
-LOGGERS: dict[str, Callable[[Path], Logger]] = {"none": NoLogger, "tensorboard": TensorBoard}
+LOGGERS: dict[str, Callable[[Path, bool], Logger]] = {"none": NoLogger, "tensorboard": TensorBoard}
 
 
 def check_logger(name: str) -> None:

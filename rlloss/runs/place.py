@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
-from rlloss.config.schema import VARIANTS, Config
+from rlloss.config.schema import OVER_THE_RUN, VARIANTS, Config
 from rlloss.errors import ConfigError
+from rlloss.runs.lock import LOCK
 from rlloss.runs.reader import WHERE_KEYS, RunFolder, read_config
 
+LENGTH = "total_timesteps"
 LONGEST_NAME = 200  # characters of a run folder's name; file systems allow 255 bytes
 
 
@@ -67,6 +69,14 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
         )
     since = {**Config().flat(), **there}  # a key that came after that run was made had its default
     differing = [key for key in {**there, **here} if since.get(key) != here.get(key)]
+    if differing == [LENGTH] and _longer(there, here):
+        if here["schedule.name"] in OVER_THE_RUN:
+            raise ConfigError(
+                f"run_dir={folder}: holds a run of {LENGTH}={there[LENGTH]}, over which schedule="
+                f"{here['schedule.name']} spreads the learning rate; one of {here[LENGTH]} differs from it from its "
+                "first step on; name another run_dir, or train with schedule=constant"
+            )
+        return
     if differing:
         key = differing[0]
         more = f" (and {len(differing) - 1} more keys)" if len(differing) > 1 else ""
@@ -74,6 +84,22 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
             f"run_dir={folder}: holds a run with another config, {key}={there.get(key)} instead of "
             f"{here.get(key)}{more}; name another run_dir, or remove that folder"
         )
+
+
+def goes_on(run: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Whether this config, whose run the folder holds, asks for more environment steps than that run was to take."""
+    return _longer(run.config, recorded(config))
+
+
+def _longer(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    before = there.get(LENGTH)
+    return isinstance(before, int) and before < here[LENGTH]
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run of this config, all of its environment steps, is finished."""
+    run = RunFolder(run_folder(config))
+    return run.status == "finished" and not _longer(run.config, config.flat())
 
 
 def _refuse_unwritable(folder: Path) -> None:
@@ -88,7 +114,7 @@ def _refuse_unwritable(folder: Path) -> None:
 def _not_ours(path: Path) -> bool:
     """Whether a file is more than what a run killed at its very start leaves behind."""
     empty = path.name == "snapshots" and path.is_dir() and not any(path.iterdir())
-    return not (path.name == ".lock" or path.suffix == ".partial" or empty)
+    return not (path.name in (LOCK, ".lock") or path.suffix == ".partial" or empty)
 
 
 def _slug(value: Any) -> str:

@@ -23,14 +23,16 @@ from safetensors import SafetensorError, safe_open
 
 from rlloss.config.metrics import DIGESTS, METRICS
 from rlloss.errors import ConfigError
+from rlloss.runs.lock import LOCK, is_held
 from rlloss.runs.rows import Decision, Episode
 
 DIGEST_BYTES = 32
-MARKS = {".lock", "config.yaml", "run.json", "metrics.csv", "episodes.csv", "digests.bin"}  # every run has these
+MARKS = {LOCK, ".lock", "config.yaml", "run.json", "metrics.csv", "episodes.csv", "digests.bin"}  # every run has these
 FLOATS = ("F16", "F32", "F64")  # as safetensors names those that NumPy has
 LAST_EPISODES = 100  # over which a finished run's return is averaged
 LOSS = "loss"  # among the versions in run.json: the digest of the loss's source, in which twins may differ
-WHERE_KEYS = ("run_root", "run_dir")  # where a run is recorded: not part of what it is
+# Where and how a run is recorded and watched over: not part of what it is.
+WHERE_KEYS = ("run_root", "run_dir", "checkpoint_seconds", "env.timeout")
 
 
 def to_json(document: Any) -> str:
@@ -83,6 +85,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "optimizer_steps": int,
     "env_steps": int,
     "steps_per_second": (int, float, type(None)),
+    "seconds": (int, float),
     "episodic_return": (int, float, type(None)),
     "episodic_length": (int, float, type(None)),
     "versions": dict,
@@ -119,9 +122,25 @@ class RunFolder:
             return {}
 
     @property
-    def status(self) -> str:
-        """``finished``, ``running``, ``failed``, or ``missing``."""
+    def recorded_status(self) -> str:
+        """What run.json says: ``running``, also of a run that was killed; ``missing`` where it cannot be read."""
         return str(self.info.get("status", "missing"))
+
+    @cached_property
+    def status(self) -> str:
+        """``finished``, ``running``, ``interrupted``, ``failed``, or ``missing``.
+
+        A run that was killed could not write down how it ended: it is interrupted, for its lock has no holder.
+        """
+        recorded = self.recorded_status
+        return "interrupted" if recorded == "running" and not is_held(self.path) else recorded
+
+    @property
+    def standing(self) -> str:
+        """The status in words: with the optimiser step at which a run was interrupted, and why one failed."""
+        if self.status == "interrupted":
+            return f"interrupted at step {len(self.digests):,}"
+        return f"failed ({self.info['error']})" if self.status == "failed" and "error" in self.info else self.status
 
     @property
     def loss(self) -> str:

@@ -7,7 +7,8 @@
 - ``snapshots/*.safetensors``: parameters at step 0, at every ``snapshot_every``-th step and at the end, keyed by step.
   Each file's metadata has ``layout``: name to [offset, shape] within that vector.
 - ``decisions.csv``: a row per decision of a condition, if there was any: what it read, and what it decided.
-- ``checkpoint.safetensors``: everything that the run carries from one iteration to the next, at the end.
+- ``checkpoint.safetensors``: everything that the run carries from one iteration to the next, from time to time and at
+  the end. It also holds how much of the other files there was: what a killed run has beyond that is cut off again.
 - ``best.safetensors``: what ``best=metric`` kept: the parameters after the update of the best iteration, and its
   metrics; the loss and the return in them are those of the policy before that update.
 - ``last_finite.safetensors``: of a run that failed at a number that is not finite, the last parameters that were.
@@ -17,45 +18,70 @@ The writer takes mappings and named arrays. It knows no trainer, no policy and n
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
-import math
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 import yaml
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from rlloss.errors import ConfigError, RunFailed
+from rlloss.errors import ConfigError, Interrupted, RunFailed
+from rlloss.runs.lock import FolderLock
 from rlloss.runs.logger import LOGGERS
-from rlloss.runs.place import refuse_another
-from rlloss.runs.reader import RunFolder, to_json
+from rlloss.runs.place import goes_on, refuse_another
+from rlloss.runs.reader import DIGEST_BYTES, RunFolder, to_json
 from rlloss.runs.rows import Decision, Episode
 
 Arrays = Mapping[str, NDArray[Any]]
 
 SNAPSHOTS_PER_FILE = 50
-FLUSH_SECONDS = 30  # a kill loses at most this much of the snapshots
+CHECKPOINT = "checkpoint.safetensors"
 RESULTS = (
-    "run.json", "metrics.csv", "episodes.csv", "decisions.csv", "digests.bin", "checkpoint.safetensors",
-    "best.safetensors", "last_finite.safetensors",
+    "run.json", "metrics.csv", "episodes.csv", "decisions.csv", "digests.bin", CHECKPOINT, "best.safetensors",
+    "last_finite.safetensors",
 )  # fmt: skip
+TABLES = ("metrics.csv", "episodes.csv", "decisions.csv")
+
+
+class Written(NamedTuple):
+    """How much of a run its files hold: what a checkpoint remembers, so that they can be cut back to it."""
+
+    optimizer_steps: int = 0
+    snapshots: int = 0
+    rows: Mapping[str, int] = {}  # of every table that has been begun
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing for folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a whole file, or leave the old one."""
+    """Write a whole file, or leave the old one: the new one takes its name once it has reached the disk."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+    sync(path.parent)
 
 
 class RunWriter:
@@ -64,44 +90,126 @@ class RunWriter:
     Memory is bounded: digests wait for the end of their iteration, snapshots for their file to fill up.
 
     Args: the folder; the run's config, a nested mapping; ``facts``, what run.json holds from the start: versions and
-        machine; the logger, an entry of ``LOGGERS``.
+        machine; the logger, an entry of ``LOGGERS``; ``resume``, which is asked, once the folder is this writer's, how
+        much of the run in it is kept: what the checkpoint holds. None, or no ``resume``: the run starts over.
     Raises: ConfigError if the folder holds another run, or one that another process is writing.
     """
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any], *, logger: str = "none"
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        *,
+        logger: str = "none",
+        resume: Callable[[], Written | None] | None = None,
     ) -> None:
         refuse_another(folder, config)
-        self.folder, self.config, self.facts, self.logger = folder, config, facts, logger
+        self.folder, self.config, self.facts, self.logger, self.resume = folder, config, facts, logger, resume
         self.optimizer_steps = 0
         self.last_digest = b""
         self._digests = bytearray()
-        self._snapshots: dict[str, NDArray[Any]] = {}
+        self._snapshots: dict[str, NDArray[Any]] = {}  # of the file that is not full
+        self._kept = 0  # snapshots in all
+        self._unsaved = False  # whether some of them are in memory only
         self._layout: dict[str, tuple[int, list[int]]] = {}
-        self._flushed = -math.inf  # the first snapshot is written at once
         self._tables: dict[str, BinaryIO] = {}
         self._rows: dict[str, int] = {}  # written to each table
+        self._progress: dict[str, Any] = {}  # what run.json says at the last checkpoint
+        self._held: dict[str, bytes] = {}  # whole files that wait for the next checkpoint
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise ConfigError(f"run_dir={self.folder}: another process is writing this run; wait for it") from error
+        self._lock = FolderLock(self.folder)
         try:
             refuse_another(self.folder, self.config)  # again: another process may have been quicker to the lock
-            if RunFolder(self.folder).status == "finished":
+            run = RunFolder(self.folder)
+            if run.recorded_status == "finished" and not goes_on(run, self.config):
                 raise ConfigError(f"run_dir={self.folder}: is finished already; remove the folder to run it again")
-            replace(self.folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False).encode())
-            self._clear()
-        except BaseException:
+            written = self.resume() if self.resume else None
+            if written is None:
+                self._start_over()
+            else:
+                self._go_on(written, run)
+            self._digest_file = (self.folder / "digests.bin").open("ab")
+        except BaseException as error:
             self._lock.release()
+            if isinstance(error, OSError):
+                raise self._lost(error) from error
             raise
-        self._write_run("running")
-        self._digest_file = (self.folder / "digests.bin").open("ab")
-        self._logger = LOGGERS[self.logger](self.folder)
+        self._logger = LOGGERS[self.logger](self.folder, written is not None)
         return self
+
+    def _start_over(self) -> None:
+        """The checkpoint goes first: what it says of the other files must be true as long as it is there."""
+        for path in [*(self.folder / name for name in (CHECKPOINT, *RESULTS)), *self._snapshot_files()]:
+            path.unlink(missing_ok=True)
+        self._tidy()
+        self._write_config()
+        self._write_run("running")
+
+    def _go_on(self, written: Written, run: RunFolder) -> None:
+        """Cut the files back to what the checkpoint holds. Raises: ConfigError if they hold less."""
+        self.optimizer_steps = written.optimizer_steps
+        self.facts = {key: _since(run.info.get(key), now, self.optimizer_steps) for key, now in self.facts.items()}
+        self._cut_back(written)
+        self._write_run("running")  # before the config: a finished run of another length must not seem to be this one
+        self._write_config()
+        (self.folder / "last_finite.safetensors").unlink(missing_ok=True)
+        self._tidy()
+
+    def _cut_back(self, written: Written) -> None:
+        digests = self.folder / "digests.bin"
+        self._truncate(digests, written.optimizer_steps * DIGEST_BYTES)
+        with digests.open("rb") as file:
+            file.seek(max(0, digests.stat().st_size - DIGEST_BYTES))
+            self.last_digest = file.read()
+        for name in TABLES:
+            path = self.folder / name
+            if name in written.rows:
+                self._truncate(path, _length_of(path, 1 + written.rows[name]))
+                self._rows[name] = written.rows[name]
+            else:
+                path.unlink(missing_ok=True)
+        for i, path in enumerate(self._snapshot_files()):
+            kept = max(0, written.snapshots - i * SNAPSHOTS_PER_FILE)
+            if kept == 0:
+                path.unlink()
+            elif kept < SNAPSHOTS_PER_FILE:
+                self._reopen(path, kept)
+        self._kept = written.snapshots
+
+    def _truncate(self, path: Path, length: int) -> None:
+        there = path.stat().st_size if path.is_file() else -1
+        if there < length:
+            raise self._short(path.name, "is shorter")
+        os.truncate(path, length)
+
+    def _short(self, name: str, what: str) -> ConfigError:
+        return ConfigError(
+            f"run_dir={self.folder}: {name} {what} than its checkpoint says; remove the folder to start over"
+        )
+
+    def _reopen(self, path: Path, kept: int) -> None:
+        """Take the snapshots of the last file back into memory, without those after the checkpoint."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                keys = sorted(file.keys())
+                self._snapshots = {key: np.array(file.get_tensor(key)) for key in keys[:kept]}
+                self._layout = json.loads(file.metadata()["layout"])
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"run_dir={self.folder}: snapshots/{path.name} cannot be read ({error})") from error
+        if len(keys) < kept:
+            raise self._short(f"snapshots/{path.name}", "has fewer snapshots")
+        self._unsaved = len(keys) > kept
+
+    def _snapshot_files(self) -> list[Path]:
+        return sorted((self.folder / "snapshots").glob("*.safetensors"))
+
+    def _tidy(self) -> None:
+        for partial in self.folder.rglob("*.partial"):
+            partial.unlink(missing_ok=True)
+        (self.folder / "snapshots").mkdir(exist_ok=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Raises: RunFailed in the place of an OSError: a disk that is full, or gone, is no fault of the program."""
@@ -109,32 +217,35 @@ class RunWriter:
             with suppress(OSError):  # every row has been flushed; what cannot be written now was no whole row
                 close()
         if error is not None:
-            reason = str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}"
-            if isinstance(error, OSError):
-                reason = f"cannot write to {self.folder}: {error.strerror}; free some space, or name another run_root"
-            with suppress(OSError):
-                self._flush_snapshots()
-            self._write_failure(reason)
+            with suppress(OSError, RunFailed):
+                self._lock.check()  # what another process writes now is not this one's to touch
+                self._leave(error)
         self._lock.release()
         if isinstance(error, OSError):
-            raise RunFailed(reason) from error
+            raise self._lost(error) from error
 
-    def _write_failure(self, reason: str) -> None:
-        """Say ``failed``, where a byte can still be written: in the place of what was being written, if need be."""
+    def _lost(self, error: OSError) -> RunFailed:
+        reason = f"cannot write to {self.folder}: {error.strerror}"
+        return RunFailed(f"{reason}; free some space, or name another run_root; the same command then goes on")
+
+    def _leave(self, error: BaseException) -> None:
+        """Write down how the run ended, if it did not finish."""
+        with suppress(OSError):
+            self._flush_snapshots()
+            self._write_held()
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            self._write_run("interrupted", **self._progress)
+            return
+        failure = self._lost(error) if isinstance(error, OSError) else error
+        reason = str(failure) if isinstance(failure, RunFailed) else f"{type(failure).__name__}: {failure}"
         for partial in self.folder.rglob("*.partial"):
             partial.unlink(missing_ok=True)
         try:
-            self._write_run("failed", error=reason)
-        except OSError:
+            self._write_run("failed", error=reason, **self._progress)
+        except OSError:  # in the place of what is there, whose blocks are still its own
             (self.folder / "run.json.partial").unlink(missing_ok=True)
-            with suppress(OSError), (self.folder / "run.json").open("r+b") as file:  # its own blocks are still there
-                file.truncate(file.write(self._run_json("failed", error=reason)))
-
-    def _clear(self) -> None:
-        """An unfinished run starts over: its old rows must not precede the new ones."""
-        for path in [*(self.folder / name for name in RESULTS), *(self.folder / "snapshots").glob("*.safetensors*")]:
-            path.unlink(missing_ok=True)
-        (self.folder / "snapshots").mkdir(exist_ok=True)
+            with suppress(OSError), (self.folder / "run.json").open("r+b") as file:
+                file.truncate(file.write(self._run_json("failed", error=reason, **self._progress)))
 
     def step(self, parameters: Arrays) -> None:
         """After every optimiser step: the digest of all parameters, their bytes one after the other."""
@@ -151,22 +262,27 @@ class RunWriter:
             offsets = np.cumsum([0, *(array.size for array in parameters.values())]).tolist()
             shaped = zip(parameters.items(), offsets, strict=False)
             self._layout = {name: (offset, list(array.shape)) for (name, array), offset in shaped}
-        self._snapshots[f"{self.optimizer_steps:09d}"] = np.concatenate([x.ravel() for x in parameters.values()])
-        if len(self._snapshots) == SNAPSHOTS_PER_FILE or time.monotonic() - self._flushed > FLUSH_SECONDS:
+        key = f"{self.optimizer_steps:09d}"
+        if key in self._snapshots:
+            return
+        if len(self._snapshots) == SNAPSHOTS_PER_FILE:
+            self._snapshots.clear()
+        self._snapshots[key] = np.concatenate([x.ravel() for x in parameters.values()])
+        self._kept, self._unsaved = self._kept + 1, True
+        if len(self._snapshots) == SNAPSHOTS_PER_FILE:
             self._flush_snapshots()
 
     def _flush_snapshots(self) -> None:
-        if not self._snapshots:
-            return
-        path = self.folder / "snapshots" / f"{min(self._snapshots)}.safetensors"
-        replace(path, save(self._snapshots, metadata={"layout": json.dumps(self._layout)}))
-        self._snapshots.clear()
-        self._flushed = time.monotonic()
+        if self._unsaved:
+            path = self.folder / "snapshots" / f"{min(self._snapshots)}.safetensors"
+            replace(path, save(self._snapshots, metadata={"layout": json.dumps(self._layout)}))
+            self._unsaved = False
 
     def iteration(
         self, row: Mapping[str, Any], episodes: Sequence[Episode], decisions: Sequence[Decision] = ()
     ) -> None:
         """After every iteration: its row of metrics, the episodes that finished in it, what conditions decided."""
+        self._lock.check()
         self._digest_file.write(self._digests)
         self._digest_file.flush()
         self._digests.clear()
@@ -178,13 +294,44 @@ class RunWriter:
 
     def keep(self, name: str, data: bytes) -> None:
         """A whole file, in the place of an older one of that name."""
+        self._lock.check()
         replace(self.folder / name, data)
+
+    def hold(self, name: str, data: bytes) -> None:
+        """The same, but not before the next checkpoint, without which it would be of no use."""
+        self._held[name] = data
+
+    def _write_held(self) -> None:
+        for name, data in self._held.items():
+            replace(self.folder / name, data)
+        self._held.clear()
+
+    @property
+    def written(self) -> Written:
+        """How much the files hold, between two iterations."""
+        return Written(self.optimizer_steps, self._kept, dict(self._rows))
+
+    def checkpoint(self, data: bytes, **progress: Any) -> None:
+        """Keep what the run needs to go on from here. It holds ``written``, and comes after all that this counts.
+
+        ``progress`` stands in run.json as long as the run is running.
+        """
+        self._lock.check()
+        for file in (self._digest_file, *self._tables.values()):
+            os.fsync(file.fileno())
+        self._flush_snapshots()
+        self._write_held()
+        replace(self.folder / CHECKPOINT, data)
+        self._progress = progress
+        self._write_run("running", **progress)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """After the last iteration. Only this makes the run ``finished``."""
         self._flush_snapshots()
-        paths = [self.folder / name for name in RESULTS[1:]] + sorted((self.folder / "snapshots").glob("*.safetensors"))
+        self._write_held()
+        paths = [self.folder / name for name in RESULTS[1:]] + self._snapshot_files()
         names = [path.relative_to(self.folder).as_posix() for path in paths if path.exists()]
+        self._lock.check()
         self._write_run("finished", **summary, files={name: self._rows.get(name) for name in names})
 
     def _append(self, name: str, header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -193,10 +340,14 @@ class RunWriter:
         writer = csv.writer(text, lineterminator="\n")
         if name not in self._tables:
             self._tables[name] = (self.folder / name).open("ab", buffering=0)
+        if name not in self._rows:
             writer.writerow(header)
         writer.writerows(rows)
         self._rows[name] = self._rows.get(name, 0) + len(rows)
         self._tables[name].write(text.getvalue().encode())
+
+    def _write_config(self) -> None:
+        replace(self.folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False).encode())
 
     def _write_run(self, status: str, **more: Any) -> None:
         replace(self.folder / "run.json", self._run_json(status, **more))
@@ -204,3 +355,24 @@ class RunWriter:
     def _run_json(self, status: str, **more: Any) -> bytes:
         counts = {"optimizer_steps": self.optimizer_steps, "final_digest": self.last_digest.hex()}
         return (to_json({"status": status, **counts, **more, **self.facts}) + "\n").encode()
+
+
+def _length_of(path: Path, lines: int) -> int:
+    """Bytes of a file's first lines; more than it has, if it has fewer lines."""
+    length = 0
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for _ in range(lines):
+            line = file.readline()
+            if not line.endswith(b"\n"):
+                return path.stat().st_size + 1
+            length += len(line)
+    return length
+
+
+def _since(before: Any, now: Any, step: int) -> Any:
+    """What a run was made by, where it went on with something else: both, with the optimiser step."""
+    if isinstance(now, Mapping) and isinstance(before, Mapping):
+        return {key: _since(before.get(key), value, step) for key, value in now.items()}
+    if before in (None, now) or str(before).endswith(f" on {now}"):
+        return before or now
+    return f"{before}, from step {step} on {now}"

@@ -38,9 +38,11 @@ def pack(state: Any) -> bytes:
     return bytes(save(tensors, metadata={"state": tree}))
 
 
-def unpack(path: Path) -> Any:
-    """What ``pack`` was given. Raises: ConfigError for a file that is no such state."""
+def unpack(path: Path, largest: int | None = None) -> Any:
+    """What ``pack`` was given. Raises: ConfigError for a file that is no such state, or that has more bytes."""
     try:
+        if largest is not None and path.stat().st_size > largest:
+            raise ValueError(f"of {path.stat().st_size:,} bytes, at most {largest:,} are to be expected")
         with safe_open(path, framework="pt") as file:
 
             def decode(node: Any) -> Any:
@@ -55,5 +57,5 @@ def unpack(path: Path) -> Any:
                 return tensor if "tensor" in node else tensor.numpy()
 
             return decode(json.loads(file.metadata()["state"]))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: is no checkpoint that can be read ({error}); remove it") from error

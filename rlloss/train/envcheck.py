@@ -1,10 +1,8 @@
 """Before a run: does an environment that is not Gymnasium's own keep to the contract, and answer twice alike?"""
 
 import logging
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from rlloss.config.schema import EnvConfig
 from rlloss.errors import ConfigError
 from rlloss.train.envs import make_env
+from rlloss.train.faults import raised
 from rlloss.train.wrappers import Copied, Env
 
 STEPS = 64  # of each probe, over as many episodes as they take
@@ -123,15 +122,9 @@ def _called(method: str, call: Callable[[], Any]) -> Any:
     except TypeError as error:
         if method == "reset" and "seed" in str(error):
             raise _Fault("reset takes no seed; it reads def reset(self, *, seed=None, options=None)") from error
-        raise _Fault(_raised(method, error)) from error
+        raise _Fault(f"{method} {raised(error)}") from error
     except Exception as error:
-        raise _Fault(_raised(method, error)) from error
-
-
-def _raised(method: str, error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(frame.filename).name}, line {frame.lineno}"
-    return f"{method} raised {type(error).__name__}: {' '.join(str(error).split())} ({where})"
+        raise _Fault(f"{method} {raised(error)}") from error
 
 
 def _observed(env: Env, method: str, obs: Any) -> None:

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import importlib.metadata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, SupportsFloat
 
@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlloss.config.schema import EnvConfig
-from rlloss.errors import ConfigError, NotInstalled
+from rlloss.errors import ConfigError, EnvironmentFailed, NotInstalled
 from rlloss.lazy import beside_the_user
+from rlloss.train.faults import Hanging, raised
+from rlloss.train.interior import capture
+from rlloss.train.replay import Journal, replay
 from rlloss.train.spaces import executable, flattened, flattening, is_image
 from rlloss.train.wrappers import Env, make_wrapper, raw_recorder, statistics, wrapped
 
@@ -38,17 +41,24 @@ class Environments:
     Each environment draws from its own seed, so the length of one's episodes never shifts another's resets.
 
     ``rescaled``: whether wrappers change the rewards; ``raw_rewards`` then has those of the environment itself.
+    ``journal``: what they need to be where they are in another process (``replay``).
+
+    Args: what makes one, in its wrappers; the seeds, one for each.
     """
 
-    def __init__(self, envs: Sequence[Env], seeds: Sequence[int]) -> None:
-        self.envs = list(envs)
-        self.recorders = [recorder for env in envs if (recorder := raw_recorder(env)) is not None]
+    def __init__(self, make: Callable[[], Env], seeds: Sequence[int]) -> None:
+        self.make, self.seeds = make, list(seeds)
+        self.envs = [make() for _ in seeds]
+        self.recorders = [recorder for env in self.envs if (recorder := raw_recorder(env)) is not None]
         self.rescaled = bool(self.recorders)
         self.action_space = self.envs[0].action_space
         self.executable = executable(self.action_space)
         self.images = is_image(self.envs[0].observation_space)
         self.flattened = flattening(self.envs[0])
+        self.name = self.envs[0].spec.id if self.envs[0].spec else type(self.envs[0].unwrapped).__name__
         self.obs = np.stack([np.array(env.reset(seed=seed)[0]) for env, seed in zip(self.envs, seeds, strict=True)])
+        self.journal = Journal(len(self))
+        self.stepping = False  # whether the environments, and not the policy's update, are at work
 
     def __len__(self) -> int:
         return len(self.envs)
@@ -65,16 +75,26 @@ class Environments:
 
         Actions are the policy's; ``spaces.executable`` says what an environment gets. Returns the last observations of
         the episodes that a time limit cut, by environment.
+
+        Raises: EnvironmentFailed for one that raises, or that the watchdog finds hanging.
         """
         cut: dict[int, Array] = {}
-        for i, (env, action) in enumerate(zip(self.envs, self.executable(actions), strict=True)):
-            after, rewards[i], ended, cut_off, _ = env.step(action)
-            terminated[i], truncated[i] = ended, cut_off
-            if ended or cut_off:
-                if not ended:
-                    cut[i] = np.array(after)  # a copy: many environments write into one array for all their life
-                after, _ = env.reset()
-            obs[i] = after
+        i, journal = 0, self.journal
+        journal.steps += 1
+        executed = self.executable(actions)
+        try:
+            for i, (env, action) in enumerate(zip(self.envs, executed, strict=True)):
+                after, rewards[i], ended, cut_off, _ = env.step(action)
+                terminated[i], truncated[i] = ended, cut_off
+                if ended or cut_off:
+                    if not ended:
+                        cut[i] = np.array(after)  # a copy: many environments write into one array for all their life
+                    if journal.is_due(i):
+                        journal.begin(i, env)
+                    after, _ = env.reset()
+                obs[i] = after
+        except (Exception, Hanging) as error:
+            raise EnvironmentFailed(f"environment {i} ({self.name}) {raised(error)}") from error
         return cut
 
     def statistics(self) -> list[dict[str, dict[str, Any]]]:
@@ -84,6 +104,18 @@ class Environments:
     def raw_rewards(self) -> list[SupportsFloat]:
         """[envs], the last step's rewards before any wrapper changed them; empty unless ``rescaled``."""
         return [recorder.reward for recorder in self.recorders]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where they are, for ``load_state_dict`` of others made alike."""
+        return {"obs": self.obs, **self.journal.state_dict(), "interiors": [capture(env) for env in self.envs]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Play the environments again to where they were. Raises: ReplayDiffers, and these are as they were before."""
+        envs = replay(self.make, self.seeds, self.executable, state)
+        self.close()
+        self.envs, self.obs = envs, state["obs"]
+        self.recorders = [recorder for env in envs if (recorder := raw_recorder(env)) is not None]
+        self.journal.load_state_dict(state)
 
     def close(self) -> None:
         for env in self.envs:
@@ -99,14 +131,18 @@ def make_envs(config: EnvConfig, seeds: Sequence[int], gamma: float = 0.99) -> E
     go together, or if the observations have no fixed size.
     """
     wrap = [make_wrapper(entry) for entry in config.wrappers]
-    envs: list[Env] = [make_env(config) for _ in seeds]
-    try:
-        envs = [wrapped(env, wrap, gamma) for env in envs]
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise _why_not(config, error) from error
-    except (gymnasium.error.Error, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"env.wrappers={config.wrappers}: {config.id} cannot be wrapped so ({error})") from error
-    return Environments([flattened(env, config.id) for env in envs], seeds)
+
+    def make() -> Env:
+        bare = make_env(config)
+        try:
+            env = wrapped(bare, wrap, gamma)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise _why_not(config, error) from error
+        except (gymnasium.error.Error, AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(f"env.wrappers={config.wrappers}: {config.id} cannot be wrapped so ({error})") from error
+        return flattened(env, config.id)
+
+    return Environments(make, seeds)
 
 
 def make_env(config: EnvConfig) -> Env:

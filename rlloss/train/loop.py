@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 
 from rlloss.config.schema import Config
+from rlloss.errors import Interrupted
 from rlloss.runs.rows import Decision, Episode
+from rlloss.train.faults import watchdog
 from rlloss.train.numerics import deterministic
 from rlloss.train.policy import ActorCritic
 from rlloss.train.recording import recorder
@@ -47,27 +50,45 @@ class Iteration(NamedTuple):
     kept: bool  # the best iteration so far, whose parameters are kept
 
 
-def train(config: Config, folder: Path | None = None, progress: Progress | None = None) -> Run:
+def train(
+    config: Config,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    asked_to_stop: Callable[[], int] = lambda: 0,
+) -> Run:
     """Train one policy. With a ``folder`` the run is recorded there; ``progress`` gets each iteration's metrics.
 
-    Raises: ConfigError, before anything is written, if the config cannot be run.
+    A run in ``folder`` that was cut short, or that was to take fewer steps, goes on from its checkpoint, to the bits of
+    one that never stopped. ``asked_to_stop`` is called after every iteration; it returns the number of a signal that
+    asks the run to stop, or 0.
+
+    Raises: ConfigError, before anything is written, if the config cannot be run; RunFailed; Interrupted.
     """
     config.validate()
-    with deterministic(config), prepared(config) as state, recorder(folder, state) as record:
-        start = time.perf_counter()
-        while state.iteration < config.num_iterations:
+    with deterministic(config), prepared(config) as state, recorder(folder, state) as record, watched(state):
+        start = time.perf_counter() - record.seconds
+        while state.iteration < config.num_iterations and not state.stopped:
+            began = time.perf_counter()
             done = iterate(state, record.step)
-            record.iteration(done.row, done.episodes, done.decisions)
-            if done.kept:
-                record.keep_best(done.row)
+            state.stopped = done.stopped
+            record.iteration(done.row, done.episodes, done.decisions, kept=done.kept)
             if progress is not None:
                 progress(done.row)
-            if done.stopped:
-                break
+            now = time.perf_counter()
+            if state.iteration < config.num_iterations and not state.stopped:
+                if signum := asked_to_stop():
+                    raise Interrupted(record.interrupt(now - start), signum)
+                record.checkpoint_if_due(now - start, now - began)
         summary = summarise(state, time.perf_counter() - start)
         record.finish(summary)
         digest = hashlib.sha256(state.policy.raw().data).hexdigest()
         return Run(config, state.policy, digest, state.optimizer_steps, **summary)
+
+
+def watched(state: State) -> AbstractContextManager[None]:
+    """Within: a step of the environments that takes longer than ``env.timeout`` fails the run."""
+    envs = state.experience.envs
+    return watchdog(lambda: envs.journal.steps if envs.stepping else None, state.config.env.timeout)
 
 
 def iterate(state: State, after_step: Callable[[], None]) -> Iteration:

@@ -1,107 +1,161 @@
 """How this trainer fills a run folder: an adaptor between its state and the writer, which knows no trainer."""
 
+import logging
 import math
 import platform
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 
 from rlloss.config.schema import Config
-from rlloss.errors import NonFinite
-from rlloss.runs.provenance import versions
+from rlloss.errors import ConfigError, NonFinite
+from rlloss.runs.provenance import made_otherwise, versions
+from rlloss.runs.reader import RunFolder
 from rlloss.runs.rows import Decision, Episode
-from rlloss.runs.writer import Arrays, RunWriter
-from rlloss.train.checkpoint import pack
+from rlloss.runs.writer import CHECKPOINT, Arrays, RunWriter, Written
+from rlloss.train.checkpoint import pack, unpack
 from rlloss.train.envs import simulator_version
 from rlloss.train.policy import ActorCritic
+from rlloss.train.replay import REMEDY, ReplayDiffers
 from rlloss.train.state import State
 
+DECIDE = ("source ", "loss ", "torch ", "numpy ")  # versions with which a run cannot be expected to go on alike
+LARGEST_STATE = 64  # times the parameters: L-BFGS keeps 2 * history_size vectors of their size
+SPARE_BYTES = 1 << 30  # for the environments
 
-class Recorder(Protocol):
-    """Is told of every optimiser step and every iteration."""
-
-    def step(self) -> None: ...
-
-    def iteration(self, row: Mapping[str, Any], episodes: Sequence[Episode], decisions: Sequence[Decision]) -> None: ...
-
-    def keep_best(self, row: Mapping[str, Any]) -> None: ...
-
-    def finish(self, summary: Mapping[str, Any]) -> None: ...
+log = logging.getLogger("rlloss")
 
 
-class NoRecorder:
-    """Of a run without a folder."""
+class Recorder:
+    """Is told of every optimiser step and every iteration. This one, of a run without a folder, records nothing."""
+
+    seconds = 0.0  # that the run has taken in processes before this one
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         pass
 
     def step(self) -> None:
-        pass
+        """After every optimiser step."""
 
-    def iteration(self, row: Mapping[str, Any], episodes: Sequence[Episode], decisions: Sequence[Decision]) -> None:
-        pass
+    def iteration(
+        self, row: Mapping[str, Any], episodes: Sequence[Episode], decisions: Sequence[Decision], *, kept: bool
+    ) -> None:
+        """After every iteration; ``kept``: the parameters are now those of the best."""
 
-    def keep_best(self, row: Mapping[str, Any]) -> None:
-        pass
+    def checkpoint_if_due(self, seconds: float, last: float) -> None:
+        """Between two iterations: the run has taken ``seconds``, of which the ``last`` iteration."""
+
+    def interrupt(self, seconds: float) -> str:
+        """Keep where the run is. Returns: how to go on, in words."""
+        return "interrupted; nothing of it was recorded"
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        pass
+        """After the last iteration."""
 
 
-class FolderRecorder:
-    """Writes a run folder. A context manager, as the writer is. Raises: ConfigError as the writer does."""
+class FolderRecorder(Recorder):
+    """Writes a run folder, and goes on with the run in it. Raises: ConfigError as the writer does."""
 
     def __init__(self, folder: Path, state: State) -> None:
         config = state.config
         self.state, self.policy, self.every = state, state.policy, config.snapshot_every
+        self.folder, self.between = folder, config.checkpoint_seconds
         facts: dict[str, Any] = dict(fingerprint(config))
         if state.experience.envs.flattened:
             facts["flattened"] = state.experience.envs.flattened
-        self.writer = RunWriter(folder, asdict(config), facts, logger=config.logger.name)
+        self.writer = RunWriter(folder, asdict(config), facts, logger=config.logger.name, resume=self._resume)
 
     def __enter__(self) -> Self:
         self.writer.__enter__()
-        self.writer.snapshot(arrays(self.policy))
+        if not self.state.iteration:
+            self.writer.snapshot(arrays(self.policy))
+        self._checkpointed = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if isinstance(error, NonFinite):
             steps = self.state.optimizer_steps
             last = {"parameters": self.policy.flat, "layout": self.policy.layout, "optimizer_steps": steps}
-            self.writer.keep("last_finite.safetensors", pack(last))
+            with suppress(OSError):
+                self.writer.keep("last_finite.safetensors", pack(last))
         self.writer.__exit__(kind, error, tb)
 
     def step(self) -> None:
-        """After every optimiser step: the digest of all parameters, and a snapshot where one is due."""
+        """The digest of all parameters, and a snapshot where one is due."""
         self.writer.step({"parameters": self.policy.raw()})
         if self.every and self.writer.optimizer_steps % self.every == 0:
             self.writer.snapshot(arrays(self.policy))
 
-    def iteration(self, row: Mapping[str, Any], episodes: Sequence[Episode], decisions: Sequence[Decision]) -> None:
+    def iteration(
+        self, row: Mapping[str, Any], episodes: Sequence[Episode], decisions: Sequence[Decision], *, kept: bool
+    ) -> None:
         self.writer.iteration(row, episodes, decisions)
+        if kept:
+            best = {"parameters": self.policy.flat, "layout": self.policy.layout, "metrics": dict(row)}
+            best["statistics"] = self.state.experience.envs.statistics()
+            self.writer.hold("best.safetensors", pack(best))
 
-    def keep_best(self, row: Mapping[str, Any]) -> None:
-        """Keep the parameters as they are now, as the best so far."""
-        best = {"parameters": self.policy.flat, "layout": self.policy.layout, "metrics": dict(row)}
-        best["statistics"] = self.state.experience.envs.statistics()
-        self.writer.keep("best.safetensors", pack(best))
+    def checkpoint_if_due(self, seconds: float, last: float) -> None:
+        """Before the next iteration would make the newest checkpoint older than ``checkpoint_seconds``."""
+        if time.monotonic() - self._checkpointed + last >= self.between:
+            self._checkpoint(seconds)
+
+    def _checkpoint(self, seconds: float) -> None:
+        data = pack({**self.state.state_dict(), "written": self.writer.written._asdict()})
+        self.writer.checkpoint(data, seconds=round(seconds, 3))
+        self._checkpointed = time.monotonic()
+
+    def interrupt(self, seconds: float) -> str:
+        self._checkpoint(seconds)
+        done = f"optimiser step {self.state.optimizer_steps:,}, iteration {self.state.iteration:,}"
+        total = f"{self.state.config.num_iterations:,}"
+        return f"{self.folder}: interrupted after {done} of {total}; the same command goes on from there"
 
     def finish(self, summary: Mapping[str, Any]) -> None:
+        written = self.writer.written._asdict()  # without the last snapshot, which a longer run has not
         self.writer.snapshot(arrays(self.policy))
-        self.writer.keep("checkpoint.safetensors", pack(self.state.state_dict()))
+        self.writer.keep(CHECKPOINT, pack({**self.state.state_dict(), "written": written}))
         self.writer.finish(summary)
 
+    def _resume(self) -> Written | None:
+        """Load the checkpoint of the folder into the state; None where there is none, or it is of no use.
 
-def recorder(folder: Path | None, state: State) -> AbstractContextManager[Recorder]:
-    return NoRecorder() if folder is None else FolderRecorder(folder, state)
+        Raises: ConfigError for one that cannot be read, or that other versions made.
+        """
+        path, run = self.folder / CHECKPOINT, RunFolder(self.folder)
+        if not path.is_file():
+            return None
+        if others := [text for text in made_otherwise(run) if text.startswith(DECIDE)]:
+            raise ConfigError(
+                f"run_dir={self.folder}: was begun by other versions ({'; '.join(others)}), which may make other bits; "
+                "go on with those, or remove the folder to start over"
+            )
+        saved = unpack(path, largest=LARGEST_STATE * self.policy.flat.nbytes + SPARE_BYTES)
+        try:
+            written = Written(**saved["written"])
+            self.state.load_state_dict(saved)
+        except ReplayDiffers as error:
+            log.warning("note: %s: %s; the run starts over. %s", self.folder.name, error, REMEDY)
+            return None
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            what = f"{path.name} does not fit this run ({type(error).__name__}: {' '.join(str(error).split())})"
+            raise ConfigError(f"run_dir={self.folder}: {what}; remove the folder to start over") from error
+        took = run.info.get("seconds") or run.info.get("env_steps", 0) / (run.info.get("steps_per_second") or math.inf)
+        self.seconds = float(took)
+        return written
+
+
+def recorder(folder: Path | None, state: State) -> Recorder:
+    return Recorder() if folder is None else FolderRecorder(folder, state)
 
 
 def arrays(policy: ActorCritic) -> Arrays:

@@ -10,14 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlloss.errors import NonFinite
+from rlloss.errors import EnvironmentFailed, NonFinite
 from rlloss.runs.rows import Episode
 from rlloss.train.envs import Environments
 from rlloss.train.policy import ActorCritic
 from rlloss.train.precision import PRECISIONS, Precision, at_least_float32
+from rlloss.train.replay import Played
 
 Array = NDArray[np.floating]
 FP32 = PRECISIONS["fp32"]
+MEND = "mend it, and the same command goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,21 @@ class Experience:
         self.env_steps = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the interior of the environments."""
+        """All of it. ``statistics``, those of the wrappers, are there for whoever evaluates the policy."""
         return {
             "rng": self.rng.bit_generator.state,
             "returns": self.returns,
             "lengths": self.lengths,
             "env_steps": self.env_steps,
-            "obs": self.envs.obs,
+            "envs": self.envs.state_dict(),
             "statistics": self.envs.statistics(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: ReplayDiffers, and nothing has changed."""
+        self.envs.load_state_dict(state["envs"])
         self.rng.bit_generator.state = state["rng"]
         self.returns, self.lengths, self.env_steps = state["returns"], state["lengths"], state["env_steps"]
-        self.envs.obs = state["obs"]
 
     def finished(self, rewards: Array, dones: NDArray[np.bool_]) -> list[Episode]:
         """Returns and lengths of the episodes that ended in these [T, E] steps; the rest is carried over.
@@ -154,7 +157,7 @@ def interact(experience: Experience, policy: ActorCritic, num_steps: int, *, fin
     cut: dict[tuple[int, int], Array] = {}
 
     obs[0] = envs.obs
-    t = 0
+    t, envs.stepping = 0, True
     try:
         for t in range(num_steps):
             actions[t] = actor.act(obs[t], noise[t])
@@ -162,13 +165,17 @@ def interact(experience: Experience, policy: ActorCritic, num_steps: int, *, fin
             cut |= {(t, env): final for env, final in last.items()}
             if envs.rescaled:
                 raw_rewards[t] = envs.raw_rewards()
-    except Exception:
+    except EnvironmentFailed as error:
         if finite_only:  # an environment that was handed nan may raise anything: the nan is the reason
             refuse_nonfinite(obs[: t + 1], rewards[:t], {}, experience.env_steps)
-        raise
+        where = f"at environment step {experience.env_steps + (t + 1) * num_envs}"
+        raise EnvironmentFailed(f"{error}, {where}; {MEND}") from error.__cause__
+    finally:
+        envs.stepping = False
     if finite_only:
         refuse_nonfinite(obs, rewards, cut, experience.env_steps)
     envs.obs = obs[-1]
+    envs.journal.add(Played(actions, rewards, terminated | truncated))
     return Interaction(obs, actions, rewards, raw_rewards, terminated, truncated, cut)
 
 

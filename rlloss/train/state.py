@@ -43,13 +43,15 @@ class State:
     shuffle: np.random.Generator
     iteration: int = 0  # iterations done
     optimizer_steps: int = 0
+    stopped: bool = False  # by a stop condition
     last_episodes: deque[Episode] = field(default_factory=lambda: deque(maxlen=LAST_EPISODES))
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it as tensors, arrays and numbers. The environments' interior, which only they know, is not in it."""
+        """All of it as tensors, arrays and numbers, between two iterations and after the first."""
         return {
             "iteration": self.iteration,
             "optimizer_steps": self.optimizer_steps,
+            "stopped": self.stopped,
             "parameters": self.policy.flat.detach(),
             "layout": self.policy.layout,
             "optimizer": self.optimizer.state_dict(),
@@ -86,13 +88,19 @@ class State:
             raise NonFinite(f"{error}, {where}; {REMEDY}") from error
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken, in environments that are where they were."""
-        self.iteration, self.optimizer_steps = state["iteration"], state["optimizer_steps"]
+        """Go on where ``state_dict`` was taken.
+
+        Raises: ReplayDiffers if the environments cannot be brought back there; then nothing has changed.
+        """
+        self.experience.load_state_dict(state["experience"])
+        self.iteration, self.optimizer_steps, self.stopped = (
+            state[name] for name in ("iteration", "optimizer_steps", "stopped")
+        )
         with torch.no_grad():
             self.policy.flat.copy_(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        for name in ("schedule", "stop", "best", "experience"):
+        for name in ("schedule", "stop", "best"):
             getattr(self, name).load_state_dict(state[name])
         self.shuffle.bit_generator.state = state["shuffle"]
         self.last_episodes = deque((Episode(*episode) for episode in state["last_episodes"]), maxlen=LAST_EPISODES)

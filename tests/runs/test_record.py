@@ -70,7 +70,7 @@ def test_recording_and_its_density_do_not_change_a_bit(make_run):
 def test_many_snapshots_span_several_files(make_run):
     run = make_run("snapshot_every=1")
     assert run.snapshot_steps == list(range(97))
-    assert len(list((run.path / "snapshots").glob("*"))) == 3, "step 0 at once, then 50, then the rest"
+    assert len(list((run.path / "snapshots").glob("*"))) == 2, "50, then the rest"
 
 
 def test_a_failure_is_recorded_with_its_reason(tmp_path):
@@ -107,7 +107,7 @@ def test_a_killed_run_leaves_whole_rows_and_the_same_command_finishes_it(tmp_pat
     wait_for(lambda: (folder / "snapshots").exists() and len(list((folder / "snapshots").glob("*"))) >= 3, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert run.status == "running"
+    assert run.status == "interrupted"
     rows = len(run.metrics)
     assert rows > 0
     assert run.metrics["iteration"].tolist() == list(range(1, rows + 1))
@@ -172,7 +172,7 @@ def test_two_processes_never_write_one_folder(tmp_path):
     process = start(folder, "total_timesteps=400000")
     try:
         wait_for(lambda: (folder / "metrics.csv").exists(), process)
-        with pytest.raises(ConfigError, match="another process is writing this run"):
+        with pytest.raises(ConfigError, match=f"process {process.pid} on .* is writing this run"):
             train(load(["total_timesteps=400000"]), folder)
     finally:
         process.kill()
@@ -232,4 +232,4 @@ def test_recorder_keeps_at_most_a_file_of_snapshots_in_memory(tmp_path):
         train(load([*TINY, "snapshot_every=1"]), tmp_path / "run")
     finally:
         RunWriter.snapshot = original
-    assert max(largest) < 50
+    assert max(largest) == 50

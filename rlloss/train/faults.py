@@ -1,0 +1,68 @@
+"""Environments that fail in the middle of a run: what they raised, in words, and an end to a step that hangs."""
+
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+LOOKS = 8  # within the time that a step may take
+
+
+class Hanging(BaseException):
+    """A step of an environment that did not return in time. Not an Exception, which the environment may catch."""
+
+
+def raised(error: BaseException) -> str:
+    """What went wrong in somebody's code, and where."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    text = " ".join(str(error).split())
+    return f"{text} ({where})" if isinstance(error, Hanging) else f"raised {type(error).__name__}: {text} ({where})"
+
+
+@contextmanager
+def watchdog(progress: Callable[[], int | None], seconds: float) -> Iterator[None]:
+    """Within: if ``progress`` returns one and the same number for ``seconds``, the main thread raises Hanging.
+
+    ``progress`` returns None while nothing can hang. 0 seconds: nothing is watched. The exception comes from a signal,
+    which interrupts Python code, and waiting, but no loop in an extension that never returns to Python. Outside the
+    main thread, and where there are no such signals, nothing is watched.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not seconds or not here or not hasattr(signal, "pthread_kill"):
+        yield
+        return
+    hanging, done, main = threading.Event(), threading.Event(), threading.get_ident()
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if hanging.is_set():
+            hanging.clear()
+            raise Hanging(f"did not return within {seconds:g} s")
+        if callable(before):  # somebody else's alarm
+            before(signum, frame)
+
+    def watch() -> None:
+        last, since = progress(), time.monotonic()
+        while not done.wait(seconds / LOOKS):
+            now = progress()
+            if now is None or now != last:
+                last, since = now, time.monotonic()
+            elif time.monotonic() - since >= seconds:
+                hanging.set()
+                signal.pthread_kill(main, signal.SIGALRM)
+                since = time.monotonic()
+
+    before: Any = signal.signal(signal.SIGALRM, interrupt)
+    thread = threading.Thread(target=watch, daemon=True, name="rlloss-watchdog")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGALRM, before)
