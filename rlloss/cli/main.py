@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from rlloss.cli.exits import Exit
-from rlloss.errors import ConfigError, RunFailed
+from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
 
 VERBS = {  # each is a module of this package with a function run(arguments)
     "train": "one run, or with --multirun a sweep",
@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"rlloss: {error}", file=sys.stderr)
         return Exit.BAD_INPUT
+    except Interrupted as error:
+        print(f"rlloss: {error}", file=sys.stderr)
+        return 128 + error.signum
     except RunFailed as error:
+        if isinstance(error, EnvironmentFailed) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)  # somebody's program, who wants to see where
         print(f"rlloss: the run failed: {error}", file=sys.stderr)
         return Exit.FAILS
     except BrokenPipeError:  # the reader, `head` say, has seen enough

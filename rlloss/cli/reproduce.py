@@ -7,11 +7,11 @@ from rlloss.claims.claim import select
 from rlloss.claims.report import report_claims
 from rlloss.cli.exits import Exit
 from rlloss.cli.report import add_claims, print_verdicts
-from rlloss.cli.train import print_note, report_failures
+from rlloss.cli.train import print_note, report
 from rlloss.errors import ConfigError
 from rlloss.runs.place import run_folder
 from rlloss.sweep.launchers import Job, jobs_of, quoted, sweep
-from rlloss.sweep.run import is_finished
+from rlloss.sweep.run import plan
 from rlloss.train.envs import missing_extra
 
 
@@ -28,13 +28,12 @@ def run(arguments: list[str]) -> int:
             absent[claim.name] = needed
         else:
             wanted = {run_folder(job.config): job for job in jobs} | wanted
-    finished = sum(is_finished(job.config) for job in wanted.values())
-    print(f"{len(claims)} claims, {len(wanted)} runs, {finished} of them finished already", flush=True)
-    print_note([job.config for job in wanted.values()])
-    failed = [outcome for outcome in sweep(list(wanted.values()), hydras) if outcome.reason]
-    report_failures(failed)
+    configs = [job.config for job in wanted.values()]
+    print(f"{len(claims)} claims, {plan(configs)}", flush=True)
+    print_note(configs)
+    code = report(sweep(list(wanted.values()), hydras))
     holds = print_verdicts(report_claims(claims, options.preset, options.runs, options.report, absent), options.report)
-    return Exit.HOLDS if holds and not failed else Exit.FAILS
+    return code if holds else Exit.FAILS
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,28 +1,34 @@
 """``rlloss train``: one run, or with --multirun a sweep."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rlloss import tables
 from rlloss.cli.exits import Exit
 from rlloss.config.choices import choices, groups
 from rlloss.config.compose import SEARCHPATH, load, searchpath_of
 from rlloss.config.schema import Config
-from rlloss.errors import ConfigError
-from rlloss.runs.place import check_folder, run_folder
+from rlloss.errors import ConfigError, Interrupted
+from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.reader import RunFolder
+from rlloss.signals import asked_to_stop, listening
 from rlloss.sweep.launchers import config_text, split_sweep, sweep
-from rlloss.sweep.run import Outcome, is_finished, kept, others_note
+from rlloss.sweep.run import Outcome, kept, others_note, plan
 
 USAGE = """\
 usage: rlloss train [key=value ...] [--multirun] [--cfg job]
 
-One run; with --multirun, a sweep over comma-separated values, on all cores. A finished run is not run again.
+One run; with --multirun, a sweep over comma-separated values, on all cores. A finished run is not run again, and one
+that was cut short goes on where it was: Ctrl-C and SIGTERM end it after its iteration, a second one at once.
 
   rlloss train loss=reinforce seed=3
   rlloss train --multirun loss=ppo_clip,reinforce env=cartpole,acrobot seed=1,2,3
@@ -33,7 +39,8 @@ One run; with --multirun, a sweep over comma-separated values, on all cores. A f
 
 groups:
 {groups}
-Keys, defaults and units: rlloss/config/schema.py. Exit code: 0 finished, 1 a run failed, 2 bad input."""
+Keys, defaults and units: rlloss/config/schema.py. Exit code: 0 finished, 1 a run failed, 2 bad input,
+130 and 143 interrupted by Ctrl-C and by SIGTERM."""
 
 
 def run(arguments: list[str]) -> int:
@@ -83,32 +90,52 @@ def train_one(config: Config) -> int:
         print_note([config])
     else:
         total = config.num_iterations * config.num_samples
-        with tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:]) as bar:
+        bar: tqdm[Any] = tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:])
+        with bar, told(), listening():
 
-            def progress(row: dict[str, object]) -> None:
+            def progress(row: dict[str, Any]) -> None:
+                if not bar.n and row["env_steps"] > config.num_samples:  # a run that goes on
+                    bar.initial = bar.n = row["env_steps"] - config.num_samples
                 bar.update(config.num_samples)
                 if row["episodes"]:
                     bar.set_postfix_str(f"return {tables.number(row['episodic_return'])}")
 
-            train(config, folder, progress)
+            train(config, folder, progress, asked_to_stop)
     print(tables.text(run_table([RunFolder(folder)])))
     print_remarks([RunFolder(folder)])
     print(f"written to {folder}")
     return Exit.HOLDS
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """Within: what the trainer has to say of a run that goes on stands above the bar."""
+    log = logging.getLogger("rlloss")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with logging_redirect_tqdm([log]):
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
 def train_sweep(overrides: list[str]) -> int:
     """Hydra's --multirun, failures listed at the end."""
     jobs, hydras = split_sweep(overrides)
     print_note([job.config for job in jobs])
-    failed = [outcome for outcome in sweep(jobs, hydras) if outcome.reason]
+    print(plan([job.config for job in jobs]), flush=True)
+    outcomes = sweep(jobs, hydras)
     first = jobs[0].config
     runs = [RunFolder(run_folder(job.config)) for job in jobs]
     print(tables.text(run_table(runs)))
     print_remarks(runs)
     print(f"written to {first.run_root if first.run_dir is None else 'their run_dir'}")
-    report_failures(failed)
-    return Exit.FAILS if failed else Exit.HOLDS
+    return report(outcomes)
 
 
 def print_remarks(runs: Sequence[RunFolder]) -> None:
@@ -133,9 +160,15 @@ def print_note(configs: Sequence[Config]) -> None:
         print(note, file=sys.stderr)
 
 
-def report_failures(outcomes: Sequence[Outcome]) -> None:
-    for outcome in outcomes:
+def report(outcomes: Sequence[Outcome]) -> int:
+    """Name the runs that failed. Returns: the exit code. Raises: Interrupted if the sweep was asked to stop."""
+    failed = [outcome for outcome in outcomes if outcome.reason and not outcome.signum]
+    for outcome in failed:
         print(f"failed: {outcome.folder}: {outcome.reason}\n{outcome.traceback}".rstrip(), file=sys.stderr)
+    if unfinished := [outcome for outcome in outcomes if outcome.signum]:
+        what = f"interrupted; {len(unfinished)} of {len(outcomes)} runs are not finished"
+        raise Interrupted(f"{what}; the same command goes on with them", unfinished[0].signum)
+    return Exit.FAILS if failed else Exit.HOLDS
 
 
 def run_table(runs: Sequence[RunFolder]) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from rlloss.runs.lock import LOCK, is_held
 from rlloss.runs.rows import Decision, Episode
 
 DIGEST_BYTES = 32
+CHECKPOINT = "checkpoint.safetensors"
 MARKS = {LOCK, ".lock", "config.yaml", "run.json", "metrics.csv", "episodes.csv", "digests.bin"}  # every run has these
 FLOATS = ("F16", "F32", "F64")  # as safetensors names those that NumPy has
 LAST_EPISODES = 100  # over which a finished run's return is averaged
@@ -318,6 +319,12 @@ class RunFolder:
         path, key = self._snapshot_files[0][step]
         with safe_open(path, framework="numpy") as file:
             return np.asarray(file.get_tensor(key))
+
+
+def digest_count(folder: Path) -> int:
+    """The optimiser steps that a run folder has digests of."""
+    path = folder / "digests.bin"
+    return path.stat().st_size // DIGEST_BYTES if path.exists() else 0
 
 
 def common_snapshots(a: RunFolder, b: RunFolder) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:

@@ -39,13 +39,12 @@ from rlloss.errors import ConfigError, Interrupted, RunFailed
 from rlloss.runs.lock import FolderLock
 from rlloss.runs.logger import LOGGERS
 from rlloss.runs.place import goes_on, refuse_another
-from rlloss.runs.reader import DIGEST_BYTES, RunFolder, to_json
+from rlloss.runs.reader import CHECKPOINT, DIGEST_BYTES, RunFolder, to_json
 from rlloss.runs.rows import Decision, Episode
 
 Arrays = Mapping[str, NDArray[Any]]
 
 SNAPSHOTS_PER_FILE = 50
-CHECKPOINT = "checkpoint.safetensors"
 RESULTS = (
     "run.json", "metrics.csv", "episodes.csv", "decisions.csv", "digests.bin", CHECKPOINT, "best.safetensors",
     "last_finite.safetensors",
@@ -326,9 +325,7 @@ class RunWriter:
         self._write_run("running", **progress)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """After the last iteration. Only this makes the run ``finished``."""
-        self._flush_snapshots()
-        self._write_held()
+        """After the last iteration and its checkpoint. Only this makes the run ``finished``."""
         paths = [self.folder / name for name in RESULTS[1:]] + self._snapshot_files()
         names = [path.relative_to(self.folder).as_posix() for path in paths if path.exists()]
         self._lock.check()

@@ -3,9 +3,11 @@
 import importlib.util
 import io
 import itertools
+import multiprocessing
+import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,9 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rlloss.config.compose import SEARCHPATH, compose_all, is_hydras, load, one_line, parse_overrides
 from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, lookup
-from rlloss.runs.place import run_folder
-from rlloss.runs.reader import RunFolder
-from rlloss.sweep.run import Outcome, check_all, check_folders, is_finished, kept, progress_bar, run_in
+from rlloss.runs.place import is_finished, run_folder
+from rlloss.runs.reader import RunFolder, digest_count
+from rlloss.signals import asked_to_stop, listening
+from rlloss.sweep.run import Outcome, check_all, check_folders, kept, progress_bar, run_in
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor
@@ -81,12 +84,14 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
     todo.sort(key=lambda job: -job.config.total_timesteps)
     configs = [job.config for job in todo]
     outcomes: dict[Path, Outcome] = {}
-    if configs and name in SLURM:
+    if not configs:
+        pass
+    elif name in SLURM:
         executor = _executor(name, todo[0], hydras)
         check_all(configs, n_jobs=1, here=False)
         with progress_bar(configs):
             outcomes = _on_slurm(configs, executor)
-    elif configs:
+    else:
         if settings.keys() - {"n_jobs"}:  # Hydra has the schema; joblib hands on whatever it does not know
             compose_all([*todo[0].overrides, *hydras])
         parallel = _parallel({"n_jobs": CORES[name], **settings})
@@ -129,26 +134,43 @@ def _parallel(settings: Mapping[str, Any]) -> Any:
 def _on_cores(configs: Sequence[Config], parallel: Any) -> dict[Path, Outcome]:
     """What came of the runs, by folder. Where a killed worker takes joblib's pool along, launch again what is left.
 
-    The runs that it interrupted go again, one at a time, so that only the one that kills its worker fails. If none
-    had begun, as where memory is short already for the imports, all that are left do.
+    The runs that it interrupted go on, one at a time, so that only the one that kills its worker fails: once it comes
+    no further than before. If none had begun, as where memory is short already for the imports, all that are left go
+    again. Being asked to stop is handed on to the workers, each of which ends its run after the iteration.
     """
     outcomes: dict[Path, Outcome] = {}
     batches, here = [list(configs)], Path.cwd()
-    while batches:
-        batch = batches.pop(0)
-        before = {run_folder(config): _touched(config) for config in batch}
-        try:
-            outcomes |= zip(before, parallel(joblib.delayed(run_in)(here, config) for config in batch), strict=True)
-        except BrokenProcessPool as error:
-            if len(batch) == 1:
-                (folder,) = before
-                outcomes[folder] = Outcome(str(folder), f"its process was killed ({one_line(error)})")
-                continue
-            unfinished = [config for config in batch if not is_finished(config)]
-            interrupted = [c for c in unfinished if _touched(c) != before[run_folder(c)]] or unfinished
-            left = [config for config in unfinished if config not in interrupted]
-            batches += [*([left] if left else []), *([config] for config in interrupted)]
+    with listening(forward=_signal_workers):
+        while batches:
+            batch = batches.pop(0)
+            before = {run_folder(config): _touched(config) for config in batch}
+            reached = {folder: digest_count(folder) for folder in before}
+            try:
+                outcomes |= zip(before, parallel(joblib.delayed(run_in)(here, config) for config in batch), strict=True)
+            except BrokenProcessPool as error:
+                if signum := asked_to_stop():
+                    outcomes |= {f: Outcome(str(f), "its process was ended", signum=signum) for f in before}
+                elif len(batch) == 1 and digest_count(*before) <= reached[next(iter(before))]:
+                    (folder,) = before
+                    outcomes[folder] = Outcome(str(folder), f"its process was killed ({one_line(error)})")
+                else:
+                    batches += _again(batch, before)
     return outcomes
+
+
+def _again(batch: Sequence[Config], before: Mapping[Path, int]) -> list[list[Config]]:
+    """What is left of a batch whose pool broke: the runs that had not begun, and each of the others by itself."""
+    unfinished = [config for config in batch if not is_finished(config)]
+    interrupted = [c for c in unfinished if _touched(c) != before[run_folder(c)]] or unfinished
+    left = [config for config in unfinished if config not in interrupted]
+    return [*([left] if left else []), *([config] for config in interrupted)]
+
+
+def _signal_workers(signum: int) -> None:
+    for worker in multiprocessing.active_children():
+        if worker.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signum)
 
 
 def _touched(config: Config) -> int:
@@ -185,14 +207,20 @@ def _executor(name: str, job: Job, hydras: Sequence[str]) -> "AutoExecutor":
 
 def _on_slurm(configs: Sequence[Config], executor: "AutoExecutor") -> dict[Path, Outcome]:
     """What came of the runs, by folder. Each is a job of an array; arrays of the size that the cluster takes follow
-    one another, so that ``array_parallelism`` holds for all."""
+    one another, so that ``array_parallelism`` holds for all.
+
+    A run whose job was killed goes on in another job, as long as each comes further than the one before.
+    """
     from submitit.core.utils import FailedJobError
 
-    from rlloss.sweep.slurm import QueuedJob, RunOne, array_size, outcomes_of
+    from rlloss.sweep.slurm import Lost, QueuedJob, RunOne, array_size, outcomes_of
 
     outcomes: dict[Path, Outcome] = {}
     size = array_size()
-    for part in (configs[i : i + size] for i in range(0, len(configs), size)):
+    parts = [configs[i : i + size] for i in range(0, len(configs), size)]
+    while parts:
+        part = parts.pop(0)
+        reached = [digest_count(run_folder(config)) for config in part]
         try:
             with redirect_stderr(io.StringIO()):  # where submitit prints what it raises
                 jobs = executor.map_array(RunOne(), part)  # type: ignore[no-untyped-call]
@@ -201,7 +229,14 @@ def _on_slurm(configs: Sequence[Config], executor: "AutoExecutor") -> dict[Path,
             raise ConfigError(" ".join(said) or one_line(error)) from error
         # submitit names its own class for the jobs of an array, whatever the executor's job_class
         queued = [QueuedJob(executor.folder, job.job_id) for job in jobs]
-        outcomes |= zip(map(run_folder, part), outcomes_of(queued, part), strict=True)
+        found = outcomes_of(queued, part)
+        outcomes |= zip(map(run_folder, part), found, strict=True)
+        killed = [
+            config
+            for config, outcome, before in zip(part, found, reached, strict=True)
+            if isinstance(outcome, Lost) and outcome.killed and digest_count(run_folder(config)) > before
+        ]
+        parts += [killed] if killed else []
     return outcomes
 
 

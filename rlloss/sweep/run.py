@@ -14,10 +14,11 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from tqdm import tqdm
 
 from rlloss.config.schema import Config
-from rlloss.errors import ConfigError, RunFailed
-from rlloss.runs.place import check_folder, run_folder
+from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
+from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.provenance import made_otherwise
-from rlloss.runs.reader import DIGEST_BYTES, RunFolder
+from rlloss.runs.reader import CHECKPOINT, RunFolder, digest_count
+from rlloss.signals import asked_to_stop, listen
 
 POLL_SECONDS = 0.5
 
@@ -29,10 +30,17 @@ class Outcome:
     folder: str
     reason: str = ""
     traceback: str = ""
+    signum: int = 0  # of the signal that asked the run to stop, or not to begin
 
 
-def is_finished(config: Config) -> bool:
-    return RunFolder(run_folder(config)).status == "finished"
+def plan(configs: Sequence[Config]) -> str:
+    """What is to be done, in words: how many runs are finished, go on where they were cut, or begin."""
+    todo = [config for config in configs if not is_finished(config)]
+    cut = sum((run_folder(config) / CHECKPOINT).exists() for config in todo)
+    counts = [f"{len(configs) - len(todo)} of them finished already"]
+    counts += [f"{cut} go on where they were cut"] if cut else []
+    counts += [f"{len(todo) - cut} begin"] if todo else []
+    return f"{len(configs)} runs, {', '.join(counts)}"
 
 
 def kept(folder: Path) -> Outcome:
@@ -54,6 +62,8 @@ def others_note(configs: Sequence[Config]) -> str:
 def run_one(config: Config) -> Outcome:
     """Train one config into its folder, unless that run is finished. Failures are returned, not raised.
 
+    It ends early where the process has been asked to stop (``signals.listen``).
+
     Worker processes lose an exception's frames on the way home, so the traceback travels as text.
     """
     from rlloss.train.loop import train  # here, so that `verify` and `report` need not wait for torch
@@ -62,7 +72,14 @@ def run_one(config: Config) -> Outcome:
     try:
         check_folder(folder, config)
         if not is_finished(config):
-            train(config, folder)
+            if signum := asked_to_stop():
+                return Outcome(str(folder), "has not begun", signum=signum)
+            train(config, folder, asked_to_stop=asked_to_stop)
+    except Interrupted as error:
+        return Outcome(str(folder), str(error), signum=error.signum)
+    except EnvironmentFailed as error:
+        cause = error.__cause__ or error
+        return Outcome(str(folder), str(error), "".join(traceback.format_exception(cause)))
     except (ConfigError, RunFailed) as error:
         return Outcome(str(folder), str(error))
     except OSError as error:
@@ -77,6 +94,8 @@ def run_one(config: Config) -> Outcome:
 def run_in(folder: Path, config: Config) -> Outcome:
     """``run_one`` in a worker: joblib keeps its processes, which stay in the folder in which they were started."""
     os.chdir(folder)
+    if not asked_to_stop():
+        listen()
     return run_one(config)
 
 
@@ -137,9 +156,7 @@ def progress_bar(configs: Sequence[Config]) -> Iterator[None]:
     stop = threading.Event()
 
     def env_steps(config: Config) -> int:
-        path = run_folder(config) / "digests.bin"
-        steps = path.stat().st_size // DIGEST_BYTES if path.exists() else 0
-        return steps * config.num_samples // (config.update_epochs * config.num_minibatches)
+        return digest_count(run_folder(config)) * config.num_samples // (config.update_epochs * config.num_minibatches)
 
     def show(bar: "tqdm[Any]") -> None:
         bar.update(max(0, min(total, sum(map(env_steps, configs))) - bar.n))

@@ -6,23 +6,29 @@ waited for forever. ``squeue`` needs no accounting.
 
 import logging
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 from submitit import SlurmJob
 from submitit.helpers import Checkpointable
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from rlloss.config.schema import Config
-from rlloss.runs.place import run_folder
-from rlloss.sweep.run import Outcome, is_finished, run_one
+from rlloss.runs.place import is_finished, run_folder
+from rlloss.signals import listening
+from rlloss.sweep.run import Outcome, run_one
 
 QUEUE_SECONDS = 5  # between two calls of squeue, one for all jobs: the cluster's scheduler has to answer
 LATE_SECONDS = 15  # within which the result of a job that has ended shows up on a network file system
 LOG_LINES = 20
+KILLED_SECONDS = 600  # within which Slurm kills a job that it has sent SIGTERM: KillWait, or a partition's GraceTime
+KILLED = ("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "BOOT_FAIL")
 FORGOTTEN = "FORGOTTEN"  # what squeue says of a job once Slurm has dropped its record (MinJobAge): nothing
 ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
@@ -79,14 +85,29 @@ class QueuedJob(SlurmJob[Outcome]):
 
 
 class RunOne(Checkpointable):
-    """``run_one`` as submitit's jobs call it: a job that ran out of time is queued again, max_num_timeout times."""
+    """``run_one`` as submitit's jobs call it.
+
+    A job that is about to run out of time (submitit has Slurm send SIGUSR2 before) ends its run after the iteration and
+    is queued again, max_num_timeout times; the run then goes on. SIGTERM, as before a pre-emption, has the run end in
+    the same way. Whether the job is queued again is then for Slurm to decide when it kills the job: this waits for it.
+    """
 
     def __call__(self, config: Config) -> Outcome:
-        return run_one(config)
+        queue_again: Any = signal.getsignal(signal.SIGUSR2)
+        with listening((signal.SIGTERM, signal.SIGUSR2), say=""):
+            outcome = run_one(config)
+        if outcome.signum == signal.SIGUSR2:
+            queue_again(outcome.signum, None)
+        elif outcome.signum:
+            time.sleep(KILLED_SECONDS)
+        return outcome
 
 
+@dataclass(frozen=True)
 class Lost(Outcome):
     """What stands in for the outcome of a run whose job left none."""
+
+    killed: bool = False  # and not cancelled by its user
 
 
 def outcomes_of(jobs: Sequence[QueuedJob], configs: Sequence[Config]) -> list[Outcome]:
@@ -133,7 +154,8 @@ def _outcome(job: QueuedJob, config: Config) -> Outcome:
         return job.result()
     if is_finished(config):  # killed after its last step
         return Lost(folder)
-    return Lost(folder, f"Slurm job {job.job_id} {reason}", log)
+    killed = job.watcher.get_info(job.job_id, "cache").get("State") in KILLED
+    return Lost(folder, f"Slurm job {job.job_id} {reason}", log, killed=killed)
 
 
 def _log(job: QueuedJob) -> str:

@@ -29,7 +29,8 @@ def pack(state: Any) -> bytes:
             tensors[path] = torch.from_numpy(np.ascontiguousarray(node).copy())
             return {"array": path}
         if isinstance(node, Mapping):  # pairs, since JSON's keys are strings and an optimiser's are not
-            return {"items": [[key, encode(value, f"{path}.{key}")] for key, value in node.items()]}
+            pairs = sorted(node.items(), key=lambda pair: str(pair[0]))  # the order is no part of a state
+            return {"items": [[key, encode(value, f"{path}.{key}")] for key, value in pairs]}
         if isinstance(node, list | tuple):
             return [encode(value, f"{path}.{i}") for i, value in enumerate(node)]
         return node.item() if isinstance(node, np.generic) else node

@@ -16,9 +16,9 @@ import torch
 from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, NonFinite
 from rlloss.runs.provenance import made_otherwise, versions
-from rlloss.runs.reader import RunFolder
+from rlloss.runs.reader import CHECKPOINT, RunFolder
 from rlloss.runs.rows import Decision, Episode
-from rlloss.runs.writer import CHECKPOINT, Arrays, RunWriter, Written
+from rlloss.runs.writer import Arrays, RunWriter, Written
 from rlloss.train.checkpoint import pack, unpack
 from rlloss.train.envs import simulator_version
 from rlloss.train.policy import ActorCritic
@@ -100,7 +100,8 @@ class FolderRecorder(Recorder):
     ) -> None:
         self.writer.iteration(row, episodes, decisions)
         if kept:
-            best = {"parameters": self.policy.flat, "layout": self.policy.layout, "metrics": dict(row)}
+            metrics = {name: value for name, value in row.items() if name != "steps_per_second"}
+            best = {"parameters": self.policy.flat, "layout": self.policy.layout, "metrics": metrics}
             best["statistics"] = self.state.experience.envs.statistics()
             self.writer.hold("best.safetensors", pack(best))
 
@@ -123,7 +124,7 @@ class FolderRecorder(Recorder):
     def finish(self, summary: Mapping[str, Any]) -> None:
         written = self.writer.written._asdict()  # without the last snapshot, which a longer run has not
         self.writer.snapshot(arrays(self.policy))
-        self.writer.keep(CHECKPOINT, pack({**self.state.state_dict(), "written": written}))
+        self.writer.checkpoint(pack({**self.state.state_dict(), "written": written}))
         self.writer.finish(summary)
 
     def _resume(self) -> Written | None:
@@ -133,6 +134,8 @@ class FolderRecorder(Recorder):
         """
         path, run = self.folder / CHECKPOINT, RunFolder(self.folder)
         if not path.is_file():
+            if run.recorded_status != "missing":
+                log.info("starts over: it was cut short before its first checkpoint")
             return None
         if others := [text for text in made_otherwise(run) if text.startswith(DECIDE)]:
             raise ConfigError(
@@ -151,6 +154,11 @@ class FolderRecorder(Recorder):
             raise ConfigError(f"run_dir={self.folder}: {what}; remove the folder to start over") from error
         took = run.info.get("seconds") or run.info.get("env_steps", 0) / (run.info.get("steps_per_second") or math.inf)
         self.seconds = float(took)
+        log.info(
+            "goes on after optimiser step %s, iteration %s of %s, where it was %s",
+            f"{self.state.optimizer_steps:,}", f"{self.state.iteration:,}", f"{self.state.config.num_iterations:,}",
+            "interrupted" if run.recorded_status == "running" else run.recorded_status,
+        )  # fmt: skip
         return written
 
 

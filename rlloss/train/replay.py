@@ -57,17 +57,21 @@ class Journal:
         self.origins[i] = Origin(self.steps, capture(env))
 
     def add(self, played: Played) -> None:
-        """The steps of an iteration. What came before every origin is dropped."""
+        """The steps of an iteration. Iterations before every origin are dropped."""
         self._entries.append(played)
-        oldest = min(origin.step for origin in self.origins)
-        while self._first + len(self._entries[0].rewards) <= oldest:
+        while self._first + len(self._entries[0].rewards) <= self._oldest:
             self._first += len(self._entries.popleft().rewards)
 
+    @property
+    def _oldest(self) -> int:
+        return min(origin.step for origin in self.origins)
+
     def state_dict(self) -> dict[str, Any]:
-        played = [np.concatenate(column) for column in zip(*self._entries, strict=True)]
+        since = self._oldest - self._first
+        played = [np.concatenate(column)[since:] for column in zip(*self._entries, strict=True)]
         return {
             "steps": self.steps,
-            "first": self._first,
+            "first": self._oldest,
             "origins": [list(origin) for origin in self.origins],
             "played": [_narrow(played[0]), *played[1:]],
         }

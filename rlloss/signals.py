@@ -1,0 +1,60 @@
+"""Being asked to stop: SIGINT and SIGTERM end a run after its iteration; a second one ends the process at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+STOP = (signal.SIGINT, signal.SIGTERM)
+SAID = "\nrlloss: ends after this iteration; once more ends at once\n"
+
+_asked = 0
+
+
+def asked_to_stop() -> int:
+    """The number of the signal that has asked this process to stop, or 0."""
+    return _asked
+
+
+def listen(
+    signals: Sequence[signal.Signals] = STOP, *, say: str = "", forward: Callable[[int], None] | None = None
+) -> None:
+    """From now on these signals ask this process to stop, the first of them; any after that has its usual effect.
+
+    ``say`` is then written to standard error; ``forward`` is called with the signal's number.
+    """
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        global _asked
+        _asked = signum
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        if say:
+            os.write(2, say.encode())
+        if forward is not None:
+            forward(signum)
+
+    for each in signals:
+        signal.signal(each, ask)
+
+
+@contextmanager
+def listening(
+    signals: Sequence[signal.Signals] = STOP, *, say: str = SAID, forward: Callable[[int], None] | None = None
+) -> Iterator[None]:
+    """The same within, where signals can be handled: in the main thread."""
+    global _asked
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[signal.Signals, Any] = {each: signal.getsignal(each) for each in signals}
+    listen(signals, say=say, forward=forward)
+    try:
+        yield
+    finally:
+        _asked = 0
+        for each, handler in before.items():
+            signal.signal(each, handler)

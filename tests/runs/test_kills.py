@@ -1,0 +1,73 @@
+"""Real kills, at random moments and at every write: whatever is cut short goes on to the bits of what was not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.helpers import ROOT
+from tests.runs.killing import SETTINGS
+
+KILLS = 5  # of each setting: at least 50 in all
+
+
+def killed(*arguments: str, home: Path) -> list[dict]:
+    command = [sys.executable, "-m", "tests.runs.killing", *arguments, str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def content(path: Path) -> object:
+    """A file without times and speeds, and without how often a checkpoint was made."""
+    if path.name == "run.json":
+        return {k: v for k, v in json.loads(path.read_text()).items() if k != "steps_per_second"}
+    if path.name == "metrics.csv":
+        return pd.read_csv(path, dtype=str).drop(columns="steps_per_second").to_csv()
+    if path.name == "config.yaml":
+        return yaml.safe_load(path.read_text()) | {"checkpoint_seconds": None}
+    return path.read_bytes()
+
+
+def files(folder: Path) -> dict[str, object]:
+    """Everything in a run folder but TensorBoard's events, which are a file for each process, with times in them."""
+    found = (path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
+    return {path.relative_to(folder).as_posix(): content(path) for path in found}
+
+
+def assert_as_if_never_killed(home: Path, runs: list[dict]) -> None:
+    whole = files(home / "whole")
+    assert {"run.json", "digests.bin", "checkpoint.safetensors", "snapshots/000000000.safetensors"} <= whole.keys()
+    for run in runs:
+        assert run["exit"] == 0, run
+        found = files(Path(run["folder"]))
+        assert sorted(found) == sorted(whole)
+        assert [name for name in whole if found[name] != whole[name]] == [], run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "tiny"])
+def test_a_run_killed_at_random_moments_goes_on_to_the_same_files(setting, tmp_path):
+    runs = killed("random", setting, str(KILLS), "1", home=tmp_path)
+    assert sum(run["kills"] for run in runs) >= KILLS
+    assert any(run["resumed"] for run in runs), "all began anew"
+    assert_as_if_never_killed(tmp_path, runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["0", "1"])
+def test_a_run_killed_at_every_write_goes_on_to_the_same_files(shard, tmp_path):
+    runs = killed("writes", "tiny", "2", shard, home=tmp_path)
+    assert len(runs) > 100
+    assert sum(run["resumed"] for run in runs) > 60
+    assert {run["status"] for run in runs} == {"missing", "interrupted", "finished"}
+    assert_as_if_never_killed(tmp_path, runs)
+
+
+def test_a_run_killed_at_some_writes_goes_on_to_the_same_files(tmp_path):
+    runs = killed("writes", "tiny", "23", "7", home=tmp_path)
+    assert sum(run["resumed"] for run in runs) > 5
+    assert_as_if_never_killed(tmp_path, runs)
