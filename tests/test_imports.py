@@ -35,7 +35,7 @@ LOADS = {  # import -> which of HEAVY it loads; every other one is a second that
 }
 
 FLOORS = (  # from the ground up: a package imports what stands below it, and nothing beside it or above
-    ("errors", "lazy", "verdicts", "version", "templates"),
+    ("errors", "lazy", "signals", "verdicts", "version", "templates"),
     ("figures", "tables", "losses", "config"),
     ("runs", "graph"),
     ("prove",),

@@ -22,7 +22,7 @@ from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.reader import RunFolder
 from rlloss.signals import asked_to_stop, listening
 from rlloss.sweep.launchers import config_text, split_sweep, sweep
-from rlloss.sweep.run import Outcome, kept, others_note, plan
+from rlloss.sweep.run import Outcome, is_begun, kept, others_note, plan
 
 USAGE = """\
 usage: rlloss train [key=value ...] [--multirun] [--cfg job]
@@ -128,7 +128,8 @@ def train_sweep(overrides: list[str]) -> int:
     """Hydra's --multirun, failures listed at the end."""
     jobs, hydras = split_sweep(overrides)
     print_note([job.config for job in jobs])
-    print(plan([job.config for job in jobs]), flush=True)
+    if any(is_begun(job.config) for job in jobs):
+        print(plan([job.config for job in jobs]), file=sys.stderr, flush=True)
     outcomes = sweep(jobs, hydras)
     first = jobs[0].config
     runs = [RunFolder(run_folder(job.config)) for job in jobs]

@@ -66,6 +66,10 @@ class EnvConfig(Group):
     timeout: float = 300.0  # seconds after which a step that has not returned fails the run; 0: never
     check: bool = True  # ask an environment that is not Gymnasium's own, before the run, whether it answers twice alike
 
+    def validate(self) -> None:
+        if not 0 <= self.timeout < math.inf:
+            raise ConfigError(f"env.timeout={self.timeout}: must be a number of seconds, or 0 for no limit")
+
 
 @dataclass
 class OptimizerConfig(Group):

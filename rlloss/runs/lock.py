@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOCK = ".writer"
 LEASE_SECONDS = 30.0
 HEARTBEAT_SECONDS = 5.0
-GRACE_SECONDS = 1.0  # in which the lock of a process that is gone from this machine is taken over
+GRACE_SECONDS = 3.0  # of waiting in silence: the lock of a process that is gone from this machine takes less
 
 log = logging.getLogger("rlloss")
 
@@ -38,22 +38,25 @@ class FolderLock:
     def _acquire(self) -> None:
         from filelock import Timeout
 
-        seen, deadline, told = _heartbeat(self.folder), time.monotonic() + LEASE_SECONDS + HEARTBEAT_SECONDS, False
-        while True:
-            try:
-                self._lease.acquire(timeout=GRACE_SECONDS)
-            except Timeout as error:
-                owner = self._lease.owner
-                alive = owner is not None and _is_here(owner) and _lives(owner.pid)
-                if alive or _heartbeat(self.folder) not in (seen, 0) or time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"run_dir={self.folder}: {_who(owner)} is writing this run; wait for it"
-                    ) from error
-                if not told:
-                    log.warning("%s: waits for a sign of life of %s", self.folder.name, _who(owner))
-                    told = True
-            else:
-                return
+        seen, begun, told = _heartbeat(self.folder), time.monotonic(), False
+
+        def in_vain() -> bool:
+            """Whether the lock's holder is alive."""
+            nonlocal told
+            owner, waited = self._lease.owner, time.monotonic() - begun
+            if waited > GRACE_SECONDS and _heartbeat(self.folder) == seen and _is_empty(self.folder):
+                (self.folder / LOCK).unlink(missing_ok=True)  # killed before it had written who it was
+            elif not told and waited > GRACE_SECONDS:
+                log.warning("%s: waits for a sign of life of %s", self.folder.name, _who(owner))
+                told = True
+            here = owner is not None and _is_here(owner) and _lives(owner.pid)
+            return here or _heartbeat(self.folder) not in (seen, 0)
+
+        try:
+            self._lease.acquire(timeout=LEASE_SECONDS + HEARTBEAT_SECONDS, cancel_check=in_vain)
+        except Timeout as error:
+            what = f"{_who(self._lease.owner)} is writing this run; wait for it"
+            raise ConfigError(f"run_dir={self.folder}: {what}") from error
 
     def check(self) -> None:
         """Raises: RunFailed if another process took the folder over, as from one that stood still for too long."""
@@ -98,6 +101,10 @@ def _who(owner: "OwnerRecord | None") -> str:
 
 def _is_here(owner: "OwnerRecord") -> bool:
     return owner.hostname == socket.gethostname()
+
+
+def _is_empty(folder: Path) -> bool:
+    return (folder / LOCK).exists() and not (folder / LOCK).stat().st_size
 
 
 def _lives(pid: int) -> bool:

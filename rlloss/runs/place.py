@@ -114,7 +114,7 @@ def _refuse_unwritable(folder: Path) -> None:
 def _not_ours(path: Path) -> bool:
     """Whether a file is more than what a run killed at its very start leaves behind."""
     empty = path.name == "snapshots" and path.is_dir() and not any(path.iterdir())
-    return not (path.name in (LOCK, ".lock") or path.suffix == ".partial" or empty)
+    return not (path.name == ".lock" or path.name.startswith(LOCK) or path.suffix == ".partial" or empty)
 
 
 def _slug(value: Any) -> str:

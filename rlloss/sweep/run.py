@@ -33,10 +33,15 @@ class Outcome:
     signum: int = 0  # of the signal that asked the run to stop, or not to begin
 
 
+def is_begun(config: Config) -> bool:
+    """Whether there is something of this run to go on from."""
+    return (run_folder(config) / CHECKPOINT).exists()
+
+
 def plan(configs: Sequence[Config]) -> str:
     """What is to be done, in words: how many runs are finished, go on where they were cut, or begin."""
     todo = [config for config in configs if not is_finished(config)]
-    cut = sum((run_folder(config) / CHECKPOINT).exists() for config in todo)
+    cut = sum(map(is_begun, todo))
     counts = [f"{len(configs) - len(todo)} of them finished already"]
     counts += [f"{cut} go on where they were cut"] if cut else []
     counts += [f"{len(todo) - cut} begin"] if todo else []

@@ -57,7 +57,7 @@ class Environments:
         self.flattened = flattening(self.envs[0])
         self.name = self.envs[0].spec.id if self.envs[0].spec else type(self.envs[0].unwrapped).__name__
         self.obs = np.stack([np.array(env.reset(seed=seed)[0]) for env, seed in zip(self.envs, seeds, strict=True)])
-        self.journal = Journal(len(self))
+        self.journal = Journal([capture(env) for env in self.envs])
         self.stepping = False  # whether the environments, and not the policy's update, are at work
 
     def __len__(self) -> int:
@@ -107,7 +107,8 @@ class Environments:
 
     def state_dict(self) -> dict[str, Any]:
         """Where they are, for ``load_state_dict`` of others made alike."""
-        return {"obs": self.obs, **self.journal.state_dict(), "interiors": [capture(env) for env in self.envs]}
+        interiors = [self.journal.changed(i, env) for i, env in enumerate(self.envs)]
+        return {"obs": self.obs, **self.journal.state_dict(), "interiors": interiors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Play the environments again to where they were. Raises: ReplayDiffers, and these are as they were before."""

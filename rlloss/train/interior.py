@@ -63,9 +63,14 @@ def give_back(env: Env, interior: Interior, *, streams_only: bool) -> None:
             writer.attribute(layer, name, node, path)
 
 
-def differences(a: Interior, b: Interior) -> list[str]:
-    """The attributes that are not the same, to the last bit, as far as both are known."""
-    return [path for path in {**a, **b} if not _alike(a.get(path, ["missing"]), b.get(path, ["missing"]))]
+def changed(interior: Interior, since: Interior) -> Interior:
+    """The attributes of an interior that an earlier one has not, or has with other bits, as far as both are known."""
+    return {path: node for path, node in interior.items() if path not in since or not _alike(node, since[path])}
+
+
+def differences(kept: Interior, now: Interior) -> list[str]:
+    """Those of the attributes that were kept that now have other bits. One that is gone was mended away."""
+    return [path for path, node in kept.items() if path in now and not _alike(node, now[path])]
 
 
 def _alike(a: Node, b: Node) -> bool:

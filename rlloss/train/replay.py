@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlloss.train.faults import raised
-from rlloss.train.interior import Interior, capture, differences, give_back
+from rlloss.train.interior import Interior, capture, changed, differences, give_back
 from rlloss.train.wrappers import Env
 
 RENEWED = 1000  # steps of an environment after which its next reset becomes the one from which it is played
@@ -40,11 +40,16 @@ class Played(NamedTuple):
 
 
 class Journal:
-    """The steps since each environment's origin."""
+    """The steps since each environment's origin.
 
-    def __init__(self, num_envs: int) -> None:
+    Args: each environment's interior after its first reset. What has not changed since is the environment's to know,
+    and may be mended between two processes; only what has is kept.
+    """
+
+    def __init__(self, initial: Sequence[Interior]) -> None:
+        self._initial = initial
         self.steps = 0  # of each environment
-        self.origins = [Origin(0, None)] * num_envs
+        self.origins = [Origin(0, None)] * len(initial)
         self._first = 0  # the step of the oldest entry
         self._entries: deque[Played] = deque()
 
@@ -54,12 +59,15 @@ class Journal:
 
     def begin(self, i: int, env: Env) -> None:
         """The reset that follows is that one."""
-        self.origins[i] = Origin(self.steps, capture(env))
+        self.origins[i] = Origin(self.steps, self.changed(i, env))
+
+    def changed(self, i: int, env: Env) -> Interior:
+        return changed(capture(env), self._initial[i])
 
     def add(self, played: Played) -> None:
         """The steps of an iteration. Iterations before every origin are dropped."""
         self._entries.append(played)
-        while self._first + len(self._entries[0].rewards) <= self._oldest:
+        while len(self._entries) > 1 and self._first + len(self._entries[0].rewards) <= self._oldest:
             self._first += len(self._entries.popleft().rewards)
 
     @property
@@ -131,7 +139,7 @@ def _replay_one(
         if others:  # what is not even the same from one replay to the next, a clock say, is no state
             again, second, interior_again = _play(make, seed, origin, actions, own, state["obs"][i], streams_only)
             second.close()
-            moving = [] if again else differences(interior, interior_again)
+            moving = [] if again else changed(interior, interior_again)
             others = [path for path in others if path not in moving]
         if not found and not others:
             return env

@@ -330,7 +330,7 @@ def test_a_pair_that_cannot_be_judged_bears_nothing_out(make_run, tmp_path):
     finding = judge_twins({"cut short": Setting((), same=False)}, [make_run(), RunFolder(tmp_path / "run")])
     assert not finding.holds, "unfinished is not parted"
     assert "0 parted; 1 cannot be judged" in finding.summary
-    assert "is running" in finding.evidence["first decision that differs (first seed)"][0]
+    assert "is interrupted" in finding.evidence["first decision that differs (first seed)"][0]
 
 
 def test_a_claim_about_decisions_needs_some(make_run):

@@ -9,6 +9,7 @@ from rlloss.config.compose import known_keys, load, to_config
 from rlloss.config.schema import Config
 from rlloss.errors import ConfigError
 from rlloss.runs.place import run_folder
+from rlloss.runs.reader import WHERE_KEYS
 
 
 def test_hydras_defaults_are_those_of_the_dataclass():
@@ -180,7 +181,7 @@ def test_every_key_changes_the_folder_name():
     }  # fmt: skip
     names = {run_folder(load())}
     changes |= {"on_nonfinite": "on_nonfinite=record", "env.check": "env.check=false"}
-    keys = [key for key in Config().flat() if key not in ("run_root", "run_dir")]
+    keys = [key for key in Config().flat() if key not in WHERE_KEYS]
     for key in keys:
         value = Config().flat()[key]
         override = changes.get(key) or f"{key}={(value or 1) * 2}"
