@@ -8,6 +8,7 @@ sign of life, timed by the clock of whoever waits.
 import logging
 import os
 import socket
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -27,9 +28,17 @@ log = logging.getLogger("rlloss")
 
 
 class FolderLock:
-    """The right to write a run folder. Raises: ConfigError if another process has it, naming that process."""
+    """The right to write a run folder.
+
+    Raises: ConfigError if another process has it, naming that process; OSError where nothing can be written.
+    """
 
     def __init__(self, folder: Path) -> None:
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error  # and not the name of that file
         self.folder = folder
         self._lease = _lease(folder)
         self._acquire()
