@@ -22,8 +22,7 @@ from tests.helpers import ROOT
 from tests.runs.test_kills import files
 
 TINY = ("num_envs=2", "num_steps=50", "total_timesteps=600", "snapshot_every=7", "checkpoint_seconds=0")
-PLACES = ("counter", "named tuple", "array", "object", "set", "deque", "generator", "shared generator",
-          "legacy generator", "random")  # fmt: skip
+PLACES = ("named tuple", "array", "set", "deque", "generator", "legacy generator", "random")
 
 
 class Kill(BaseException):
@@ -45,7 +44,10 @@ def cut_short(overrides, folder, after, monkeypatch):
     assert RunFolder(folder).recorded_status == "running"
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize(
+    "where",
+    ["counter", "object", "shared generator", *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES)],
+)
 def test_what_an_environment_remembers_over_its_resets_is_brought_back(where, tmp_path, monkeypatch, caplog):
     overrides = (*TINY, "total_timesteps=6000", "env.id=tests.examples.remembering:Remembering-v0",
                  f"+env.kwargs.where={where}")  # fmt: skip
@@ -131,7 +133,9 @@ def started(folder, *overrides, iterations=5, env=None):
     return process
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_a_run_after_its_iteration_and_the_same_command_goes_on(signum, code, tmp_path):
     overrides = ("total_timesteps=20480", "snapshot_every=9")
     process = started(tmp_path / "run", *overrides)
@@ -152,6 +156,7 @@ def test_a_signal_ends_a_run_after_its_iteration_and_the_same_command_goes_on(si
     assert found == whole
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
     """The first would wait for an iteration of a minute."""
     overrides = ("num_envs=8", "num_steps=20000", "num_minibatches=1", "update_epochs=1", "total_timesteps=320000")
@@ -168,6 +173,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
     assert RunFolder(tmp_path / "run").status == "interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_hands_a_signal_on_and_the_same_command_goes_on(signum, tmp_path):
     sweep = [sys.executable, "-m", "rlloss", "train", "--multirun", f"run_root={tmp_path}", "total_timesteps=30720",
@@ -236,6 +242,7 @@ ILLNESSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("illness", ILLNESSES)
 def test_a_run_goes_on_from_its_checkpoint_once_its_environment_is_mended(illness, tmp_path):
     what, said = ILLNESSES[illness]
@@ -282,6 +289,7 @@ def mounted(path, size):
         pytest.skip(f"cannot mount a file system here: {done.stderr.strip()}")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_fails_the_run_in_one_line_and_with_space_it_goes_on(tmp_path):
     disk = tmp_path / "disk"
     mounted(disk, "2m")
@@ -306,6 +314,7 @@ def test_a_disk_that_fills_up_fails_the_run_in_one_line_and_with_space_it_goes_o
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_turns_read_only_fails_the_run_in_one_line_and_mended_it_goes_on(tmp_path):
     """ext4 does so where it finds an error; what had not been synced is then lost, as in a power failure."""
     disk, image = tmp_path / "disk", tmp_path / "image"
@@ -344,6 +353,7 @@ def test_a_disk_that_turns_read_only_fails_the_run_in_one_line_and_mended_it_goe
         subprocess.run(["umount", "-l", disk])
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tmp_path):
     """Years forth and back, under a run that checkpoints and one that waits for its lock."""
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)

@@ -207,31 +207,76 @@ def kill(slurm):
             continue
 
 
-@pytest.mark.parametrize(("end", "how"), [(cancel, "CANCELLED"), (kill, "FAILED")])
-def test_a_job_killed_in_the_middle_is_listed_and_the_second_call_runs_only_that_one(end, how, slurm, tmp_path):
-    arguments = (f"total_timesteps=400,{LONG}", "snapshot_every=0")
+def in_the_middle(folder):
+    """One of two runs finished, the other past a checkpoint."""
+    runs = find_runs([folder])
+    return statuses(folder) == ["finished", "running"] and all(
+        (r.path / "checkpoint.safetensors").exists() for r in runs
+    )
+
+
+def assert_bits_of_a_run_made_here(run, folder):
+    overrides = (*TINY, f"total_timesteps={run.config['total_timesteps']}", "snapshot_every=0")
+    config = load([*overrides, f"run_dir={folder}"])
+    assert not run_one(config).reason
+    assert (run.path / "digests.bin").read_bytes() == (folder / "digests.bin").read_bytes()
+
+
+def test_a_job_cancelled_in_the_middle_is_listed_and_the_second_call_goes_on_with_that_one(slurm, tmp_path):
+    arguments = (f"total_timesteps=400,{LONG}", "snapshot_every=0", "checkpoint_seconds=0.5")
     first = sweep(*arguments, cwd=tmp_path)
-
-    def in_the_middle():
-        runs = find_runs([tmp_path])
-        return statuses(tmp_path) == ["finished", "running"] and all(len(run.digests) for run in runs)
-
-    until(in_the_middle, "one run finished, the other begun")
-    end(slurm)
+    until(lambda: in_the_middle(tmp_path), "one run finished, the other begun")
+    cancel(slurm)
     _, err = first.communicate(timeout=PATIENCE)
     assert first.returncode == 1, err
     assert err.count("failed: ") == 1
     assert "Slurm job " in err
-    assert f"was killed ({how}" in err
+    assert "was killed (CANCELLED" in err
     assert f"total_timesteps-{LONG}" in err.split("failed: ")[1].splitlines()[0], "which run it was"
-    assert statuses(tmp_path) == ["finished", "running"]
+    assert statuses(tmp_path) == ["finished", "interrupted"]
     (finished,) = (run for run in find_runs([tmp_path]) if run.status == "finished")
     before = (finished.path / "run.json").stat().st_mtime_ns
     again = sweep(*arguments, cwd=tmp_path)
     _, err = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, err
+    assert "2 runs, 1 of them finished already, 1 go on where they were cut" in err
     assert statuses(tmp_path) == ["finished", "finished"]
     assert (finished.path / "run.json").stat().st_mtime_ns == before
+    (longer,) = (run for run in find_runs([tmp_path]) if run.config["total_timesteps"] == LONG)
+    assert_bits_of_a_run_made_here(longer, tmp_path / "here")
+
+
+def test_a_job_killed_in_the_middle_goes_on_by_itself(slurm, tmp_path):
+    submitted = len(re.findall("^JobId=", output("scontrol", "show", "jobs"), re.MULTILINE))
+    jobs = sweep(f"total_timesteps=400,{LONG}", "snapshot_every=0", "checkpoint_seconds=0.5", cwd=tmp_path)
+    until(lambda: in_the_middle(tmp_path), "one run finished, the other begun")
+    kill(slurm)
+    _, err = jobs.communicate(timeout=PATIENCE)
+    assert jobs.returncode == 0, err
+    assert statuses(tmp_path) == ["finished", "finished"]
+    now = len(re.findall("^JobId=", output("scontrol", "show", "jobs"), re.MULTILINE))
+    assert now == submitted + 3, "the killed run had a second job"
+    (longer,) = (run for run in find_runs([tmp_path]) if run.config["total_timesteps"] == LONG)
+    assert_bits_of_a_run_made_here(longer, tmp_path / "here")
+
+
+def test_a_job_that_runs_into_its_time_limit_is_queued_again_and_goes_on(slurm, tmp_path):
+    """Slurm tells it 50 seconds before the limit of a minute; a job that is queued again waits for two minutes."""
+    jobs = sweep(
+        f"total_timesteps={6 * LONG}", "snapshot_every=0", "checkpoint_seconds=600", "hydra.launcher.timeout_min=1",
+        "hydra.launcher.signal_delay_s=50", cwd=tmp_path,
+    )  # fmt: skip
+    until(lambda: statuses(tmp_path) == ["interrupted"], "the time limit is near")
+    (run,) = find_runs([tmp_path])
+    reached = run.info["optimizer_steps"]
+    assert (run.path / "checkpoint.safetensors").exists(), "made for the signal alone"
+    _, err = jobs.communicate(timeout=5 * PATIENCE)
+    assert jobs.returncode == 0, err
+    (run,) = find_runs([tmp_path])
+    assert run.status == "finished"
+    assert len(run.digests) > reached > 0
+    assert re.search("Restarts=[1-9]", output("scontrol", "show", "jobs")), "by the same job"
+    assert_bits_of_a_run_made_here(run, tmp_path / "here")
 
 
 def test_ctrl_c_cancels_the_jobs(slurm, tmp_path):
