@@ -92,7 +92,14 @@ def killed_at_random(setting: str, kills: int, seed: int, home: Path) -> Iterato
         folder, resumed, times = home / f"killed-{kills}", 0, 0
         for _ in range(min(kills, rng.choice((1, 1, 2)))):
             pid = run(setting, folder, BETWEEN)
-            time.sleep(rng.uniform(0.1, 1) * seconds)
+            if rng.random() < 0.7:  # past a checkpoint; else anywhere, the very start included
+                while not (folder / "checkpoint.safetensors").exists() and not os.waitid(
+                    os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
+                ):
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0, 0.5) * seconds)
+            else:
+                time.sleep(rng.uniform(0, 1) * seconds)
             os.kill(pid, signal.SIGKILL)
             if ended(pid) == -signal.SIGKILL:
                 times += 1

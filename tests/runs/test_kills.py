@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from rlloss.runs.lock import LOCK
 from tests.helpers import ROOT
 from tests.runs.killing import SETTINGS
 
@@ -33,8 +34,9 @@ def content(path: Path) -> object:
 
 
 def files(folder: Path) -> dict[str, object]:
-    """Everything in a run folder but TensorBoard's events, which are a file for each process, with times in them."""
-    found = (path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
+    """Everything in a run folder but TensorBoard's events, a file for each process, with times in them, and the lock,
+    which a process that is killed once all is written leaves behind."""
+    found = (path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name and path.name != LOCK)
     return {path.relative_to(folder).as_posix(): content(path) for path in found}
 
 
