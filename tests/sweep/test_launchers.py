@@ -92,7 +92,7 @@ def killed_at_once_if_seed_is_2(folder, config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("killed", "left"), [(killed_if_seed_is_2, "running"), (killed_at_once_if_seed_is_2, "missing")]
+    ("killed", "left"), [(killed_if_seed_is_2, "interrupted"), (killed_at_once_if_seed_is_2, "missing")]
 )
 def test_a_killed_process_fails_its_run_alone(tmp_path, monkeypatch, killed, left):
     jobs = launch.jobs_of([(*TINY, f"seed={seed}", f"run_root={tmp_path}") for seed in (1, 2, 3, 4)])
