@@ -112,16 +112,17 @@ def search(
 def alone(f: Formulation, g: Formulation, clip_coef: float, contrasts: Sequence[Contrast]) -> Contrast | None:
     """The plainest sample, token or answer of any probe, by itself; the smallest batch if none differs so."""
     known = any(c.real.any() for c in contrasts)
-    found = []
+    found: list[tuple[tuple[float, ...], Contrast]] = []
     for c in contrasts:
         for single in smaller(c.probe, plainest(c)):
             result = contrast(measure(f, single, clip_coef), measure(g, single, clip_coef))
             if result.real.any() or (result.unequal and not known):
                 i = plainest(result)
-                found.append((single.logp.numel(), *(float(column[i]) for column in _plainness(result)), result))
+                found.append(((single.logp.numel(), *(float(column[i]) for column in _plainness(result))), result))
                 break
-    plain = min(found, key=lambda entry: entry[:-1], default=None)
-    return plain[-1] if plain else min(contrasts, key=lambda c: c.probe.logp.numel(), default=None)  # type: ignore[return-value]
+    if found:
+        return min(found, key=lambda entry: entry[0])[1]
+    return min(contrasts, key=lambda c: c.probe.logp.numel(), default=None)
 
 
 def plainest(c: Contrast) -> int:

@@ -7,7 +7,7 @@ from rlloss.claims.claim import select
 from rlloss.claims.report import report_claims
 from rlloss.cli.exits import Exit
 from rlloss.cli.report import add_claims, print_verdicts
-from rlloss.cli.train import print_note, report
+from rlloss.cli.train import exit_code, print_note
 from rlloss.errors import ConfigError
 from rlloss.runs.place import run_folder
 from rlloss.sweep.launchers import Job, jobs_of, quoted, sweep
@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
     configs = [job.config for job in wanted.values()]
     print(f"{len(claims)} claims, {plan(configs)}", flush=True)
     print_note(configs)
-    code = report(sweep(list(wanted.values()), hydras))
+    code = exit_code(sweep(list(wanted.values()), hydras))
     holds = print_verdicts(report_claims(claims, options.preset, options.runs, options.report, absent), options.report)
     return code if holds else Exit.FAILS
 

@@ -136,7 +136,7 @@ def train_sweep(overrides: list[str]) -> int:
     print(tables.text(run_table(runs)))
     print_remarks(runs)
     print(f"written to {first.run_root if first.run_dir is None else 'their run_dir'}")
-    return report(outcomes)
+    return exit_code(outcomes)
 
 
 def print_remarks(runs: Sequence[RunFolder]) -> None:
@@ -161,7 +161,7 @@ def print_note(configs: Sequence[Config]) -> None:
         print(note, file=sys.stderr)
 
 
-def report(outcomes: Sequence[Outcome]) -> int:
+def exit_code(outcomes: Sequence[Outcome]) -> int:
     """Name the runs that failed. Returns: the exit code. Raises: Interrupted if the sweep was asked to stop."""
     failed = [outcome for outcome in outcomes if outcome.reason and not outcome.signum]
     for outcome in failed:

@@ -69,8 +69,11 @@ class FolderLock:
 
     def check(self) -> None:
         """Raises: RunFailed if another process took the folder over, as from one that stood still for too long."""
-        if _identity(self.folder) != self._mark:
-            raise RunFailed(f"{_who(self._lease.owner)} took {self.folder} over, since this one gave no sign of life")
+        if (now := _identity(self.folder)) == self._mark:
+            return
+        if now is None:
+            raise RunFailed(f"{self.folder}: its lock, {LOCK}, is gone; the folder was removed, or the lock in it")
+        raise RunFailed(f"{_who(self._lease.owner)} took {self.folder} over, since this one gave no sign of life")
 
     def release(self) -> None:
         with suppress(OSError):  # the disk is gone: so is the lock

@@ -26,7 +26,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
@@ -57,7 +57,13 @@ class Written(NamedTuple):
 
     optimizer_steps: int = 0
     snapshots: int = 0
-    rows: Mapping[str, int] = {}  # of every table that has been begun
+    rows: Mapping[str, int] = MappingProxyType({})  # of every table that has been begun
+
+    def check(self) -> None:
+        """Raises: ValueError for what no writer has written, as in a checkpoint from elsewhere."""
+        counts = (self.optimizer_steps, self.snapshots, *self.rows.values())
+        if not all(type(count) is int and count >= 0 for count in counts) or not self.rows.keys() <= set(TABLES):
+            raise ValueError(f"{self} counts no files of a run")
 
 
 def sync(path: Path) -> None:
@@ -148,41 +154,46 @@ class RunWriter:
         self._write_run("running")
 
     def _go_on(self, written: Written, run: RunFolder) -> None:
-        """Cut the files back to what the checkpoint holds. Raises: ConfigError if they hold less."""
-        self.optimizer_steps = written.optimizer_steps
+        """Cut the files back to what the checkpoint holds.
+
+        A finished run stops being one before it loses a byte, and gets another length after that. Raises: ConfigError,
+        and nothing has changed, if the files hold less.
+        """
+        self.optimizer_steps, self._kept, self._rows = written.optimizer_steps, written.snapshots, dict(written.rows)
         self.facts = {key: _since(run.info.get(key), now, self.optimizer_steps) for key, now in self.facts.items()}
-        self._cut_back(written)
-        self._write_run("running")  # before the config: a finished run of another length must not seem to be this one
-        self._write_config()
+        lengths = self._lengths(written)
+        beyond = self._reopen_snapshots()
+        self._write_run("running")
+        for path, length in lengths.items():
+            os.truncate(path, length)
+        for path in [*beyond, *(self.folder / name for name in TABLES if name not in written.rows)]:
+            path.unlink(missing_ok=True)
         (self.folder / "last_finite.safetensors").unlink(missing_ok=True)
+        self._write_config()
         self._tidy()
 
-    def _cut_back(self, written: Written) -> None:
+    def _lengths(self, written: Written) -> dict[Path, int]:
+        """How long each file that grows was at the checkpoint. Reads the last digest of then."""
         digests = self.folder / "digests.bin"
-        self._truncate(digests, written.optimizer_steps * DIGEST_BYTES)
+        lengths = {digests: written.optimizer_steps * DIGEST_BYTES}
+        lengths |= {self.folder / name: _length_of(self.folder / name, 1 + n) for name, n in written.rows.items()}
+        for path, length in lengths.items():
+            if not path.is_file() or path.stat().st_size < length:
+                raise self._short(path.name, "is shorter")
         with digests.open("rb") as file:
-            file.seek(max(0, digests.stat().st_size - DIGEST_BYTES))
-            self.last_digest = file.read()
-        for name in TABLES:
-            path = self.folder / name
-            if name in written.rows:
-                self._truncate(path, _length_of(path, 1 + written.rows[name]))
-                self._rows[name] = written.rows[name]
-            else:
-                path.unlink(missing_ok=True)
-        for i, path in enumerate(self._snapshot_files()):
-            kept = max(0, written.snapshots - i * SNAPSHOTS_PER_FILE)
-            if kept == 0:
-                path.unlink()
-            elif kept < SNAPSHOTS_PER_FILE:
-                self._reopen(path, kept)
-        self._kept = written.snapshots
+            file.seek(max(0, lengths[digests] - DIGEST_BYTES))
+            self.last_digest = file.read(DIGEST_BYTES)
+        return lengths
 
-    def _truncate(self, path: Path, length: int) -> None:
-        there = path.stat().st_size if path.is_file() else -1
-        if there < length:
-            raise self._short(path.name, "is shorter")
-        os.truncate(path, length)
+    def _reopen_snapshots(self) -> list[Path]:
+        """Take the snapshots of the file that was not full back into memory. Returns: the files after it."""
+        files = self._snapshot_files()
+        full, rest = divmod(self._kept, SNAPSHOTS_PER_FILE)
+        if len(files) < full + (rest > 0):
+            raise self._short("snapshots/", "has fewer files")
+        if rest:
+            self._reopen(files[full], rest)
+        return files[full + (rest > 0) :]
 
     def _short(self, name: str, what: str) -> ConfigError:
         return ConfigError(

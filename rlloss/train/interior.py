@@ -33,6 +33,7 @@ MOST = 20_000  # nodes of one environment
 STATIC = {"spec", "_cached_spec", "_saved_kwargs", "_metadata", "_action_space", "_observation_space"}  # of Gymnasium's
 PLAIN = (bool, int, float, str, type(None))
 SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "deque": deque, "set": set}
+STREAMS = ("generator", "legacy", "random", "torch", "space", "ale")  # tags of what random numbers come from
 FOREIGN = (ModuleType, type, FunctionType, BuiltinFunctionType, MethodType, EnvSpec, torch.nn.Module)
 UNKNOWN = ["unknown"]
 MISSING = object()
@@ -45,7 +46,7 @@ def capture(env: Env) -> Interior:
     return {
         f"{i}.{name}": reader.read(vars(layer)[name], f"{i}.{name}", DEEPEST)
         for i, layer in enumerate(stack)
-        for name in sorted(vars(layer).keys() - STATIC)
+        for name in sorted(vars(layer).keys() - STATIC, key=str)
     }
 
 
@@ -83,9 +84,6 @@ def _alike(a: Node, b: Node) -> bool:
     return type(a) is type(b) and repr(a) == repr(b)  # so that nan is nan, and -0 is not 0
 
 
-STREAMS = ("generator", "legacy", "random", "torch", "space", "ale")
-
-
 class _Reader:
     """Reads objects as nodes. Each object is read once; where it is met again, a node says where it was."""
 
@@ -107,7 +105,10 @@ class _Reader:
             return UNKNOWN
         self.seen[id(value)] = ["same", path]
         self.held.append(value)
-        return self._object(value, path, depth)
+        try:
+            return self._object(value, path, depth)
+        except Exception:  # an object of somebody's may refuse anything; training goes on without it
+            return UNKNOWN
 
     def _object(self, value: Any, path: str, depth: int) -> Node:
         def inner(item: Any, name: object) -> Node:
@@ -116,7 +117,7 @@ class _Reader:
         if isinstance(value, np.ndarray):
             return _array(value)
         if isinstance(value, torch.Tensor):
-            return ["tensor", _array(value.detach().cpu().contiguous().view(torch.uint8).numpy())]
+            return ["tensor", _array(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())]
         if isinstance(value, np.random.Generator):
             bits = value.bit_generator
             return ["generator", type(bits).__name__, inner(dict(bits.state), "state")]
@@ -141,7 +142,7 @@ class _Reader:
         attributes = getattr(value, "__dict__", None)
         if not isinstance(attributes, dict):
             return UNKNOWN
-        return ["object", type(value).__qualname__, [[k, inner(attributes[k], k)] for k in sorted(attributes)]]
+        return ["object", type(value).__qualname__, [[k, inner(attributes[k], k)] for k in sorted(attributes, key=str)]]
 
 
 class _Writer:

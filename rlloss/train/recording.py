@@ -145,6 +145,7 @@ class FolderRecorder(Recorder):
         saved = unpack(path, largest=LARGEST_STATE * self.policy.flat.nbytes + SPARE_BYTES)
         try:
             written = Written(**saved["written"])
+            written.check()
             self.state.load_state_dict(saved)
         except ReplayDiffers as error:
             log.warning("note: %s: %s; the run starts over. %s", self.folder.name, error, REMEDY)
