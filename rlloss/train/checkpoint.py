@@ -1,5 +1,6 @@
 """States as single files of tensors and JSON, whole or not at all: no pickle is written, and none is read."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from rlloss.errors import ConfigError
 def pack(state: Any) -> bytes:
     """A tree of mappings, lists, tensors, arrays, numbers, strings and None as a safetensors file.
 
-    The tree stands as JSON in the file's metadata, with a name in the place of each tensor. Tuples become lists.
+    The tree stands as JSON in the file's metadata, with a name in the place of each tensor, beside the SHA-256 of all
+    of it. Tuples become lists.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -35,8 +37,15 @@ def pack(state: Any) -> bytes:
             return [encode(value, f"{path}.{i}") for i, value in enumerate(node)]
         return node.item() if isinstance(node, np.generic) else node
 
-    tree = json.dumps(encode(state, "state"))
-    return bytes(save(tensors, metadata={"state": tree}))
+    tree = encode(state, "state")
+    return bytes(save(tensors, metadata={"state": json.dumps({"tree": tree, "sha256": _digest(tree, tensors)})}))
+
+
+def _digest(tree: Any, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(tree).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def unpack(path: Path, largest: int | None = None) -> Any:
@@ -45,6 +54,8 @@ def unpack(path: Path, largest: int | None = None) -> Any:
         if largest is not None and path.stat().st_size > largest:
             raise ValueError(f"of {path.stat().st_size:,} bytes, at most {largest:,} are to be expected")
         with safe_open(path, framework="pt") as file:
+            # copies, aligned as torch allocates: sums over a mapped file round otherwise
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a mapping
 
             def decode(node: Any) -> Any:
                 if isinstance(node, list):
@@ -53,10 +64,14 @@ def unpack(path: Path, largest: int | None = None) -> Any:
                     return node
                 if "items" in node:
                     return {key: decode(value) for key, value in node["items"]}
-                # a copy, aligned as torch allocates: sums over a mapped file round otherwise
-                tensor = file.get_tensor(node.get("tensor") or node["array"]).clone()
+                tensor = tensors[node.get("tensor") or node["array"]]
                 return tensor if "tensor" in node else tensor.numpy()
 
-            return decode(json.loads(file.metadata()["state"]))
+            document = json.loads(file.metadata()["state"])
+            if "sha256" not in document:  # of a version before 0.2.0
+                return decode(document)
+            if document["sha256"] != _digest(document["tree"], tensors):
+                raise ValueError("its content is not what was written")
+            return decode(document["tree"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: is no checkpoint that can be read ({error}); remove it") from error
