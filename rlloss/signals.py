@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from rlloss.errors import Interrupted
+
 STOP = (signal.SIGINT, signal.SIGTERM)
 SAID = "\nrlloss: ends after this iteration; once more ends at once\n"
 
@@ -39,6 +41,23 @@ def listen(
 
     for each in signals:
         signal.signal(each, ask)
+
+
+@contextmanager
+def terminated(message: str) -> Iterator[None]:
+    """Within: SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt, so that there is time to tidy up."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(message, signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

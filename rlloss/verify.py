@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rlloss.cause import cause, other_machine
 from rlloss.lazy import callable_as
+from rlloss.runs.provenance import is_the_users
 from rlloss.runs.reader import RunFolder, common_snapshots, natural
 from rlloss.verdicts import Verdict
 
@@ -235,6 +236,8 @@ def power(a: RunFolder, b: RunFolder) -> tuple[bool | None, str]:
         return True, ""
     if not reached or not isinstance(clip_coef, float):
         return None, "not known: the ratios were not recorded"
+    if foreign := [run.loss for run in (a, b) if not is_the_users(run.loss, (a.path, b.path))]:
+        return None, f"not known: {foreign[0]} lies with the runs, or not below this folder, so it is not loaded"
     try:
         from rlloss.check.power import put_to_the_test  # here, since it needs torch: reading and comparing runs do not
     except ImportError as error:

@@ -35,8 +35,8 @@ LOADS = {  # import -> which of HEAVY it loads; every other one is a second that
 }
 
 FLOORS = (  # from the ground up: a package imports what stands below it, and nothing beside it or above
-    ("errors", "lazy", "signals", "verdicts", "version", "templates"),
-    ("figures", "tables", "losses", "config"),
+    ("errors", "lazy", "verdicts", "version", "templates"),
+    ("signals", "figures", "tables", "losses", "config"),
     ("runs", "graph"),
     ("prove",),
     ("check",),

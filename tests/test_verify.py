@@ -365,3 +365,62 @@ def test_a_config_of_another_trainer_says_nothing_of_epochs(make_run, tmp_path, 
         config.write_text(config.read_text().replace("num_minibatches: 4", f"num_minibatches: {value}"))
     verdict = compare_runs(RunFolder(a.path), RunFolder(b.path))
     assert (verdict.verdict, verdict.tested, verdict.put_to) == ("IDENTICAL", None, {})
+
+
+EVIL = """\
+import pathlib
+pathlib.Path(__file__).with_name("executed").touch()
+def loss(logp, old_logp, advantages, *, clip_coef):
+    return -logp * advantages
+"""
+
+
+@pytest.mark.parametrize(("loss", "executed"), [("elsewhere/evil.py:loss", False), ("elsewhere.evil:loss", False),
+                                                ("evil.py:loss", True), ("evil:loss", True)])  # fmt: skip
+def test_a_loss_that_came_with_the_runs_is_not_loaded(loss, executed, make_run, tmp_path):
+    """Runs from elsewhere are data: no file that they name is executed. One of the user's, apart from them, is."""
+    for i, name in enumerate(("ppo_clip", loss)):
+        run = copy_of(make_run(), tmp_path / "elsewhere" / f"run{i}")
+        config = run.path / "config.yaml"
+        config.write_text(config.read_text().replace("name: ppo_clip", f"name: '{name}'"))
+    for home in (tmp_path, tmp_path / "elsewhere"):
+        (home / "evil.py").write_text(EVIL)
+    done = subprocess.run(
+        [sys.executable, "-m", "rlloss", "verify", "elsewhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "IDENTICAL" in done.stdout
+    assert (tmp_path / "executed").exists() == executed
+    assert not (tmp_path / "elsewhere" / "executed").exists()
+    assert ("is not loaded" in done.stdout) != executed
+
+
+def test_a_table_of_hundreds_of_pairs_lists_the_gravest_and_counts_the_rest(make_run, tmp_path, capsys):
+    names = [f"loss{i}" for i in range(120)]
+    for name in ("ppo_clip", *names):
+        run = copy_of(make_run(), tmp_path / name)
+        config = run.path / "config.yaml"
+        config.write_text(config.read_text().replace("name: ppo_clip", f"name: {name}"))
+    for name in names[:40]:
+        (tmp_path / name / "run.json").write_text('{"status": "running"}')
+    other = make_run("loss=cispo")
+    for name in names[90:93]:
+        shutil.rmtree(tmp_path / name)
+        copy_of(other, tmp_path / name)
+        config = tmp_path / name / "config.yaml"
+        config.write_text(config.read_text().replace("name: cispo", f"name: {name}"))
+    assert main(["verify", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    rows = out.splitlines()[2:32]
+    assert [row.split()[0] for row in rows] == ["DIVERGED"] * 3 + ["INCOMPLETE"] * 27
+    assert "13 more fell short" in out
+    assert "3 DIVERGED, 40 INCOMPLETE, 77 IDENTICAL of 120 pairs" in out
+    assert len(out.splitlines()) < 45
+    assert main(["verify", "--all", str(tmp_path)]) == 1
+    assert len(capsys.readouterr().out.splitlines()) > 120
+    assert main(["verify", "--json", str(tmp_path)]) == 1
+    assert len(json.loads(capsys.readouterr().out)["pairs"]) == 120

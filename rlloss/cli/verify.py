@@ -17,6 +17,8 @@ from rlloss.verdicts import Verdict
 from rlloss.verify import Drift, RunComparison, verify
 
 FEW = 5  # pairs that are listed although they are identical
+MOST = 30  # pairs that are listed though more fell short
+GRAVEST = (Verdict.DIVERGED, Verdict.INCOMPLETE, Verdict.INCOMPARABLE, Verdict.ROUNDING, Verdict.IDENTICAL)
 
 
 def run(arguments: list[str]) -> int:
@@ -50,20 +52,25 @@ def run(arguments: list[str]) -> int:
 def print_verdicts(
     verdicts: Sequence[RunComparison], alone: Sequence[RunFolder], damaged: Iterable[str], *, every: bool
 ) -> None:
-    """What fell short comes first, each pair with its reason; many identical pairs are counted, not listed."""
+    """What fell short comes first, the gravest first, each pair with its reason; what is too much is counted."""
     good = [verdict for verdict in verdicts if fully_identical(verdict)]
     bad = [verdict for verdict in verdicts if not fully_identical(verdict)]
-    listed = [*bad, *good] if every or len(verdicts) <= FEW else bad
+    bad.sort(key=lambda verdict: GRAVEST.index(verdict.verdict))
+    listed = [*bad, *good] if every or len(verdicts) <= FEW else bad[:MOST]
     if listed:
         print(tables.text(verdict_table(listed)), end="\n\n")
     counts = Counter(label(verdict) for verdict in [*bad, *good])
     print(", ".join(f"{count} {name}" for name, count in counts.items()) + f" of {len(verdicts)} pairs")
     if good:
         print(f"IDENTICAL at every optimiser step ({extent(good)})")
+    if len(bad) > len(listed):
+        print(f"{len(bad) - len(listed)} more fell short")
     if len(listed) < len(verdicts):
-        print("--all lists the identical ones, too")
+        print("--all lists them all, --json with everything that is known")
     if alone:
-        print(f"not compared, for want of a twin: {', '.join(run.path.name for run in alone)}")
+        names = [run.path.name for run in alone[:MOST]]
+        more = f" and {len(alone) - MOST} more" if len(alone) > MOST else ""
+        print(f"not compared, for want of a twin: {', '.join(names)}{more}")
     for why in damaged:
         print(f"{Verdict.INCOMPLETE}: {why}")
 
@@ -98,7 +105,7 @@ def extent(verdicts: Sequence[RunComparison]) -> str:
 def parser() -> argparse.ArgumentParser:
     verify = argparse.ArgumentParser(prog="rlloss verify")
     verify.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, or a folder with runs below it")
-    verify.add_argument("--all", action="store_true", help="list the identical pairs, too, however many")
+    verify.add_argument("--all", action="store_true", help="list all pairs, however many")
     verify.add_argument("--tested", action="store_true",
                         help="exit 1 unless every pair could have differed where its runs went")  # fmt: skip
     verify.add_argument("--json", action="store_true", help="the verdicts for programs, on standard output")

@@ -51,6 +51,24 @@ def module_files(name: str) -> list[Path]:
     return sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
 
 
+def is_the_users(loss: str, runs: Sequence[Path]) -> bool:
+    """Whether a loss that runs name may be loaded, which executes its file: a run from elsewhere may name anything.
+
+    Ours may, and those of installed packages. So may a file or module below the current folder, but not in a folder of
+    that one in which the runs lie, too, and so may have come together with them.
+    """
+    where, here = loss.rpartition(":")[0], Path.cwd().resolve()
+    module = (here / Path(*where.split("."))).with_suffix(".py")
+    if not where or (not where.endswith(".py") and not module.is_file()):
+        return not where or where.partition(".")[0] in importlib.metadata.packages_distributions()
+    path = Path(where).resolve() if where.endswith(".py") else module.resolve()
+    if not path.is_relative_to(here):
+        return False
+    parts = path.relative_to(here).parts
+    homes = [run.resolve().relative_to(here).parts[:1] for run in runs if run.resolve().is_relative_to(here)]
+    return len(parts) == 1 or parts[:1] not in homes
+
+
 def loss_source(name: str) -> str:
     """The source of a loss: of our table, or of ``file.py:function`` or ``module:function``."""
     where, _, function = name.rpartition(":")

@@ -22,7 +22,7 @@ from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, lookup
 from rlloss.runs.place import is_finished, run_folder
 from rlloss.runs.reader import RunFolder, digest_count
-from rlloss.signals import asked_to_stop, listening
+from rlloss.signals import asked_to_stop, listening, terminated
 from rlloss.sweep.run import Outcome, check_all, check_folders, kept, progress_bar, run_in
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
     elif name in SLURM:
         executor = _executor(name, todo[0], hydras)
         check_all(configs, n_jobs=1, here=False)
-        with progress_bar(configs):
+        with progress_bar(configs), terminated("interrupted; its jobs are cancelled, and the same command goes on"):
             outcomes = _on_slurm(configs, executor)
     else:
         if settings.keys() - {"n_jobs"}:  # Hydra has the schema; joblib hands on whatever it does not know

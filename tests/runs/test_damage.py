@@ -4,8 +4,11 @@ Hypothesis picks a file, a way to spoil it, and a place in it. Whatever it picks
 two runs identical whose files it could not read.
 """
 
+import itertools
 import json
+import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,10 +23,13 @@ from rlloss.claims.report import digests_table
 from rlloss.claims.twins import identity_figure, judge_identity
 from rlloss.cli.main import main
 from rlloss.cli.train import run_table
+from rlloss.config import load
 from rlloss.config.metrics import METRICS
 from rlloss.runs import RunFolder, find_runs
+from rlloss.train import train
 from rlloss.verify import compare_runs
 from tests.helpers import SHORT
+from tests.runs.test_resume import cut_short
 
 OPTIONS = (*SHORT, "schedule=plateau", "schedule.monitor=episodic_return", "schedule.patience=0")  # decisions.csv
 TWINS = ("ppo_clip", "reinforce")
@@ -288,3 +294,82 @@ def test_a_fault_of_the_program_is_told_from_a_verdict(monkeypatch, capsys):
     monkeypatch.setattr("rlloss.cli.verify.find_runs", lambda folders: 1 / 0)
     assert main(["verify", "."]) == 3
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+HOSTILE = {
+    "a link that leads elsewhere": ("metrics.csv", lambda path: (path.unlink(), path.symlink_to("/etc/hosts"))),
+    "another link": ("digests.bin", lambda path: (path.unlink(), path.symlink_to("/dev/zero"))),
+    "a linked snapshot": (
+        "snapshots/000000000.safetensors", lambda path: (path.unlink(), path.symlink_to("/etc/hosts"))
+    ),
+    "a pipe that nobody fills": ("run.json", lambda path: (path.unlink(), os.mkfifo(path))),
+    "a hole of a terabyte": ("metrics.csv", lambda path: os.truncate(path, 1 << 40)),
+    "a config of a gigabyte": ("config.yaml", lambda path: os.truncate(path, 1 << 30)),
+    "digests of a terabyte": ("digests.bin", lambda path: os.truncate(path, 1 << 40)),
+    "aliases that explode": ("config.yaml", lambda path: path.write_text(BOMB)),
+    "nests without end": ("config.yaml", lambda path: path.write_text("a: " + "[" * 500_000)),
+    "a listed file elsewhere": ("run.json", lambda path: path.write_text(path.read_text().replace(
+        '"metrics.csv":', '"../../../../../etc/hosts": null, "metrics.csv":'))),
+    "an absolute one": ("run.json", lambda path: path.write_text(path.read_text().replace(
+        '"metrics.csv":', '"/etc/hosts": null, "metrics.csv":'))),
+}  # fmt: skip
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(f'*{a}' for _ in range(10))}]\n" for a, b in itertools.pairwise("abcdefghijk")
+)
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_run_folder_from_elsewhere_is_data(what, twins, tmp_path, capsys):
+    """Nothing is read that lies elsewhere, and nothing without a look at its size."""
+    name, spoil = HOSTILE[what]
+    folder = tmp_path / "runs"
+    shutil.copytree(twins, folder)
+    spoil(folder / TWINS[1] / name)
+    a, b = (RunFolder(folder / loss) for loss in TWINS)
+    tracemalloc.start()
+    verdict = compare_runs(a, b)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert verdict.verdict == "INCOMPLETE"
+    assert name.partition("/")[0] in verdict.reason
+    assert "\n" not in verdict.reason
+    assert peak < 100 << 20
+    assert main(["verify", str(folder / TWINS[0]), str(folder / TWINS[1])]) == 1
+    code = main(["train", *OPTIONS, "loss=reinforce", f"run_dir={b.path}"])
+    assert code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A run that was killed, past a checkpoint and some iterations, and what it should come to."""
+    folder = tmp_path_factory.mktemp("cut")
+    whole = train(load([*OPTIONS, "total_timesteps=1200"])).final_digest
+    with pytest.MonkeyPatch.context() as patch:
+        cut_short((*OPTIONS, "total_timesteps=1200", "checkpoint_seconds=0"), folder / "run", 8, patch)
+    return folder / "run", whole
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(name=st.sampled_from(FILES), place=st.floats(0, 1))
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+def test_a_damaged_run_goes_on_to_the_same_bits_or_says_why_not(cut, tmp_path, capsys, way, name, place):
+    """One line, and nothing is lost; or the run that it would have been."""
+    run, whole = cut
+    there = tmp_path / "run"
+    shutil.rmtree(there, ignore_errors=True)
+    shutil.copytree(run, there)
+    content = WAYS[way]((there / name).read_bytes(), place)
+    (there / name).unlink()
+    if content is not None:
+        (there / name).write_bytes(content)
+    before = {path: path.read_bytes() for path in there.rglob("*") if path.is_file()}
+    code = main(["train", *OPTIONS, "loss=ppo_clip", "total_timesteps=1200", f"run_dir={there}"])
+    said = capsys.readouterr().err
+    if code == 0:
+        assert RunFolder(there).info["final_digest"] == whole
+        return
+    assert code == 2, said
+    assert said.startswith("rlloss: ")
+    assert said.count("\n") == 1
+    assert {path: path.read_bytes() for path in before} == before

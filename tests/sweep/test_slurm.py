@@ -282,12 +282,13 @@ def test_a_job_that_runs_into_its_time_limit_is_queued_again_and_goes_on(slurm, 
     assert_bits_of_a_run_made_here(run, tmp_path / "here")
 
 
-def test_ctrl_c_cancels_the_jobs(slurm, tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_sweep_cancels_the_jobs(signum, slurm, tmp_path):
     running = sweep(f"total_timesteps={100 * LONG}", "seed=1,2,3", cwd=tmp_path)
     until(lambda: "running" in statuses(tmp_path), "a run has begun")
-    running.send_signal(signal.SIGINT)
+    running.send_signal(signum)
     _, err = running.communicate(timeout=PATIENCE)
-    assert running.returncode == 130, err
+    assert running.returncode == 128 + signum, err
     assert "interrupted" in err
     until(lambda: not output("squeue", "--noheader"), "no job is left in the queue")
 
