@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ MARKS = {LOCK, ".lock", "config.yaml", "run.json", "metrics.csv", "episodes.csv"
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster; both make plain data alone
 LARGEST = {"config.yaml": 1 << 20, "run.json": 1 << 24}  # bytes, above which a file is not read
 LARGEST_TABLE = 1 << 31  # that of the others
+DEEPEST = 50  # levels of a config
 FLOATS = ("F16", "F32", "F64")  # as safetensors names those that NumPy has
 LAST_EPISODES = 100  # over which a finished run's return is averaged
 LOSS = "loss"  # among the versions in run.json: the digest of the loss's source, in which twins may differ
@@ -67,14 +68,24 @@ def read_config(text: str) -> dict[str, Any]:
     Raises: ValueError for a text that is no YAML mapping.
     """
     try:
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, LOADER)):
-            raise ValueError("aliases, which no run writes: a few of them can stand for more than any memory holds")
+        _check_yaml(text)
         tree = yaml.load(text, LOADER)
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, Mapping) or not tree:
         raise ValueError("no mapping of keys to values")
     return {key: value for key, value in flatten(tree).items() if key not in WHERE_KEYS}
+
+
+def _check_yaml(text: str) -> None:
+    """Raises: ValueError for what no run writes, and what could take more than any memory or stack holds."""
+    depth = 0
+    for event in yaml.parse(text, LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("aliases, a few of which can stand for more than any memory holds")
 
 
 class Damaged(ConfigError):
@@ -107,9 +118,11 @@ class RunFolder:
     """A run as it lies on disk, finished or not. Every property is read when first asked for.
 
     ``config`` and ``info`` are empty where their file cannot be read; every other property raises Damaged.
+    ``until``: files of which no more than so many bytes are read, by name.
     """
 
     path: Path
+    until: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -244,7 +257,8 @@ class RunFolder:
                 self.path, name, f"has {path.stat().st_size:,} bytes, more than the {largest:,} that are read"
             )
         try:
-            return path.read_bytes()
+            with path.open("rb") as file:
+                return file.read(self.until.get(name, -1))
         except OSError as error:
             raise Damaged(self.path, name, f"cannot be read ({error.strerror})") from error
 

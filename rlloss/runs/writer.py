@@ -180,6 +180,8 @@ class RunWriter:
         for path, length in lengths.items():
             if not path.is_file() or path.stat().st_size < length:
                 raise self._short(path.name, "is shorter")
+        if damage := RunFolder(self.folder, {path.name: length for path, length in lengths.items()}).damage:
+            raise ConfigError(f"run_dir={self.folder}: {damage}; remove the folder to start over")
         with digests.open("rb") as file:
             file.seek(max(0, lengths[digests] - DIGEST_BYTES))
             self.last_digest = file.read(DIGEST_BYTES)

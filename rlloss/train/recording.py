@@ -75,8 +75,15 @@ class FolderRecorder(Recorder):
         self.writer = RunWriter(folder, asdict(config), facts, logger=config.logger.name, resume=self._resume)
 
     def __enter__(self) -> Self:
+        before = RunFolder(self.folder).recorded_status
         self.writer.__enter__()
-        if not self.state.iteration:
+        if self.state.iteration:
+            log.info(
+                "goes on after optimiser step %s, iteration %s of %s, where it was %s",
+                f"{self.state.optimizer_steps:,}", f"{self.state.iteration:,}", f"{self.state.config.num_iterations:,}",
+                "interrupted" if before == "running" else before,
+            )  # fmt: skip
+        else:
             self.writer.snapshot(arrays(self.policy))
         self._checkpointed = time.monotonic()
         return self
@@ -155,11 +162,6 @@ class FolderRecorder(Recorder):
             raise ConfigError(f"run_dir={self.folder}: {what}; remove the folder to start over") from error
         took = run.info.get("seconds") or run.info.get("env_steps", 0) / (run.info.get("steps_per_second") or math.inf)
         self.seconds = float(took)
-        log.info(
-            "goes on after optimiser step %s, iteration %s of %s, where it was %s",
-            f"{self.state.optimizer_steps:,}", f"{self.state.iteration:,}", f"{self.state.config.num_iterations:,}",
-            "interrupted" if run.recorded_status == "running" else run.recorded_status,
-        )  # fmt: skip
         return written
 
 
