@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rlloss.cause import cause, other_machine
 from rlloss.lazy import callable_as
+from rlloss.power import asked, put_to_the_test
 from rlloss.runs.provenance import is_the_users
 from rlloss.runs.reader import RunFolder, common_snapshots, natural
 from rlloss.verdicts import Verdict
@@ -236,13 +237,14 @@ def power(a: RunFolder, b: RunFolder) -> tuple[bool | None, str]:
         return True, ""
     if not reached or not isinstance(clip_coef, float):
         return None, "not known: the ratios were not recorded"
-    if foreign := [run.loss for run in (a, b) if not is_the_users(run.loss, (a.path, b.path))]:
-        return None, f"not known: {foreign[0]} lies with the runs, or not below this folder, so it is not loaded"
-    try:
-        from rlloss.check.power import put_to_the_test  # here, since it needs torch: reading and comparing runs do not
-    except ImportError as error:
-        return None, f"not known: {error}"
+    if not may_load(a, b):
+        return None, f"not known: {a.loss} or {b.loss}, below the runs or not below this folder, is not loaded"
     return put_to_the_test(a.loss, b.loss, clip_coef, {s: reached[f"{s}_ratio"] for s in ("positive", "negative")})
+
+
+def may_load(a: RunFolder, b: RunFolder) -> bool:
+    """Whether the losses that two runs name may be loaded, to learn where they differ."""
+    return all(is_the_users(run.loss, (a.path, b.path)) for run in (a, b))
 
 
 def common_config(run: RunFolder) -> dict[str, Any]:
@@ -272,11 +274,11 @@ def _incomplete(run: RunFolder) -> str:
 def _unlike_snapshots(a: RunFolder, b: RunFolder) -> str:
     """Snapshots that cannot be subtracted, though the configs are equal; empty if they can."""
     for step in sorted(set(a.snapshot_steps) & set(b.snapshot_steps)):
-        x, y = a.snapshot(step), b.snapshot(step)
-        if x.shape != y.shape or (
-            x.dtype != y.dtype and a.config.get("precision.name") == b.config.get("precision.name")
-        ):
-            return f"snapshots of {len(x)} {x.dtype} and {len(y)} {y.dtype} parameters at step {step}"
+        x, y = a.snapshot_kind(step), b.snapshot_kind(step)
+        if a.config.get("precision.name") != b.config.get("precision.name"):  # then dtypes may differ
+            x, y = x.split()[0], y.split()[0]
+        if x != y:
+            return f"snapshots of {x} and {y} parameters at step {step}"
     return ""
 
 
@@ -302,7 +304,9 @@ def pair(runs: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, RunFolder]], 
 def verify(runs: Iterable[RunFolder]) -> tuple[list[RunComparison], list[RunFolder]]:
     """A verdict per pair of twins, and the runs that have no twin."""
     pairs, alone = pair(list(runs))
-    return [compare_runs(a, b) for a, b in pairs], alone
+    unlike = [(a.loss, b.loss, a.config.get("clip_coef")) for a, b in pairs if a.loss != b.loss and may_load(a, b)]
+    with asked((one, other, clip) for one, other, clip in unlike if isinstance(clip, float)):
+        return [compare_runs(a, b) for a, b in pairs], alone
 
 
 callable_as(__name__, "verify")

@@ -40,7 +40,7 @@ FLOORS = (  # from the ground up: a package imports what stands below it, and no
     ("runs", "graph"),
     ("prove",),
     ("check",),
-    ("cause", "train"),
+    ("cause", "power", "train"),
     ("verify",),
     ("stats", "sweep"),
     ("claims", "benchmark"),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -111,6 +111,15 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "flattened": str,
 }
 """What each key of run.json holds, where it is there."""
+
+
+class Snapshot(NamedTuple):
+    """Where a step's parameters lie, and what they are."""
+
+    path: Path
+    key: str
+    parameters: int
+    dtype: str  # as safetensors names it
 
 
 @dataclass(frozen=True)
@@ -323,9 +332,9 @@ class RunFolder:
                 raise Damaged(self.path, name, f"has something other than numbers in its column {column}")
 
     @cached_property
-    def _snapshot_files(self) -> tuple[dict[int, tuple[Path, str]], dict[str, str]]:
-        """Each step's file and its key there; and the files that cannot be read as snapshots, with the reason."""
-        where: dict[int, tuple[Path, str]] = {}
+    def _snapshot_files(self) -> tuple[dict[int, Snapshot], dict[str, str]]:
+        """Where each step's parameters are; and the files that cannot be read as snapshots, with the reason."""
+        where: dict[int, Snapshot] = {}
         damaged: dict[str, str] = {}
         for path in sorted((self.path / "snapshots").glob("*.safetensors")):
             try:
@@ -337,7 +346,7 @@ class RunFolder:
                             what = f"{key}, {kept.get_dtype()} {kept.get_shape()}"
                             damaged[f"snapshots/{path.name}"] = f"holds {what}, not a step's vector of parameters"
                         else:
-                            where[int(key)] = path, key
+                            where[int(key)] = Snapshot(path, key, kept.get_shape()[0], kept.get_dtype())
             except Damaged:
                 damaged[f"snapshots/{path.name}"] = "is a link that leads elsewhere"
             except (SafetensorError, ValueError, OSError) as error:
@@ -351,9 +360,14 @@ class RunFolder:
 
     def snapshot(self, step: int) -> NDArray[np.floating]:
         """All parameters after ``step`` optimiser steps, as one vector."""
-        path, key = self._snapshot_files[0][step]
-        with safe_open(path, framework="numpy") as file:
-            return np.asarray(file.get_tensor(key))
+        kept = self._snapshot_files[0][step]
+        with safe_open(kept.path, framework="numpy") as file:
+            return np.asarray(file.get_tensor(kept.key))
+
+    def snapshot_kind(self, step: int) -> str:
+        """Of how many parameters a snapshot is, and of which dtype, without reading it: "9155 float32"."""
+        kept = self._snapshot_files[0][step]
+        return f"{kept.parameters} {kept.dtype.replace('F', 'float')}"
 
 
 def _fields(data: bytes) -> NDArray[np.intp]:
