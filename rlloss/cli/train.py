@@ -79,8 +79,6 @@ def parser() -> argparse.ArgumentParser:
 
 def train_one(config: Config) -> int:
     """One run in this process, with a bar of its own; errors that are not the user's keep their traceback."""
-    from rlloss.train.loop import train  # here, so that a sweep's parent process does without torch
-
     folder = run_folder(config)
     check_folder(folder, config)
     if is_finished(config):
@@ -89,6 +87,10 @@ def train_one(config: Config) -> int:
         print("This run is finished already; remove its folder to run it again.")
         print_note([config])
     else:
+        from rlloss.train.loop import (
+            train,
+        )  # here, so that a sweep's parent does without torch, and a finished run, too
+
         total = config.num_iterations * config.num_samples
         bar: tqdm[Any] = tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:])
         with bar, told(), listening():
