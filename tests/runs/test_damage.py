@@ -29,7 +29,7 @@ from rlloss.runs import RunFolder, find_runs
 from rlloss.train import train
 from rlloss.verify import compare_runs
 from tests.helpers import SHORT
-from tests.runs.test_resume import cut_short
+from tests.runs.folders import cut_short
 
 OPTIONS = (*SHORT, "schedule=plateau", "schedule.monitor=episodic_return", "schedule.patience=0")  # decisions.csv
 TWINS = ("ppo_clip", "reinforce")

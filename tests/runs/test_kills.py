@@ -5,12 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import yaml
 
-from rlloss.runs.lock import LOCK
 from tests.helpers import ROOT
+from tests.runs.folders import files
 from tests.runs.killing import SETTINGS
 
 KILLS = 5  # of each setting: at least 50 in all
@@ -20,24 +18,6 @@ def killed(*arguments: str, home: Path) -> list[dict]:
     command = [sys.executable, "-m", "tests.runs.killing", *arguments, str(home)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def content(path: Path) -> object:
-    """A file without times and speeds, and without how often a checkpoint was made."""
-    if path.name == "run.json":
-        return {k: v for k, v in json.loads(path.read_text()).items() if k != "steps_per_second"}
-    if path.name == "metrics.csv":
-        return pd.read_csv(path, dtype=str).drop(columns="steps_per_second").to_csv()
-    if path.name == "config.yaml":
-        return yaml.safe_load(path.read_text()) | {"checkpoint_seconds": None}
-    return path.read_bytes()
-
-
-def files(folder: Path) -> dict[str, object]:
-    """Everything in a run folder but TensorBoard's events, a file for each process, with times in them, and the lock,
-    which a process that is killed once all is written leaves behind."""
-    found = (path for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name and path.name != LOCK)
-    return {path.relative_to(folder).as_posix(): content(path) for path in found}
 
 
 def assert_as_if_never_killed(home: Path, runs: list[dict]) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,32 +17,13 @@ import pytest
 from rlloss.config import load
 from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
 from rlloss.runs import RunFolder
-from rlloss.runs.lock import LOCK, is_held
+from rlloss.runs.lock import LOCK, FolderLock, is_held
 from rlloss.train import train
 from tests.helpers import ROOT
-from tests.runs.test_kills import files
+from tests.runs.folders import cut_short, files
 
 TINY = ("num_envs=2", "num_steps=50", "total_timesteps=600", "snapshot_every=7", "checkpoint_seconds=0")
 PLACES = ("named tuple", "array", "set", "deque", "generator", "legacy generator", "random")
-
-
-class Kill(BaseException):
-    """Ends a run in this process as a kill would: nothing that the writer does at its end is done."""
-
-
-def cut_short(overrides, folder, after, monkeypatch):
-    """Train until ``after`` iterations are done, and then leave everything as it is, the lock aside."""
-    from rlloss.runs import writer
-
-    def killed(row):
-        if row["iteration"] == after:
-            raise Kill
-
-    with monkeypatch.context() as patch:
-        patch.setattr(writer.RunWriter, "_leave", lambda self, error: None)
-        with pytest.raises(Kill):
-            train(load(list(overrides)), folder, killed)
-    assert RunFolder(folder).recorded_status == "running"
 
 
 @pytest.mark.parametrize(
@@ -384,14 +366,10 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path):
 
 def marker_of(host, folder, age):
     """A lock as a process on ``host`` leaves it, ``age`` seconds ago."""
-    from rlloss.runs.lock import FolderLock
-
     folder.mkdir(parents=True)
     lock = FolderLock(folder)
     text = (folder / LOCK).read_text()
     lock.release()
-    import socket
-
     (folder / LOCK).write_text(text.replace(f"host={socket.gethostname()}", f"host={host}"))
     os.utime(folder / LOCK, (time.time() - age,) * 2)
 
