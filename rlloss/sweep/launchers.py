@@ -149,7 +149,11 @@ def _on_cores(configs: Sequence[Config], parallel: Any) -> dict[Path, Outcome]:
                 outcomes |= zip(before, parallel(joblib.delayed(run_in)(here, config) for config in batch), strict=True)
             except BrokenProcessPool as error:
                 if signum := asked_to_stop():
-                    outcomes |= {f: Outcome(str(f), "its process was ended", signum=signum) for f in before}
+                    ended = [run_folder(config) for config in batch if not is_finished(config)]
+                    outcomes |= {folder: Outcome(str(folder)) for folder in before}
+                    outcomes |= {
+                        folder: Outcome(str(folder), "its process was ended", signum=signum) for folder in ended
+                    }
                 elif len(batch) == 1 and digest_count(*before) <= reached[next(iter(before))]:
                     (folder,) = before
                     outcomes[folder] = Outcome(str(folder), f"its process was killed ({one_line(error)})")
