@@ -12,7 +12,7 @@ reproduce: $(VENV)/.installed
 	$(BIN)/rlloss reproduce $(ARGS)
 
 reference: reproduce
-	cp results/report/*.csv results/report/*.png results/reference/
+	$(BIN)/python -m rlloss.claims.reference results/report results/reference
 
 check: lint test
 

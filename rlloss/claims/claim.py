@@ -73,10 +73,22 @@ def load_claims(folder: Path | None = None) -> list[Claim]:
     return sorted(claims, key=lambda claim: (claim.order, claim.name))
 
 
-def select(names: Sequence[str] | None) -> list[Claim]:
-    """The named claims, or all. Raises: ConfigError for an unknown name."""
+def in_numerics(claim: Claim, numerics: str) -> Claim:
+    """The claim with its runs in these numerics, but those that it gives numerics of their own."""
+
+    def runs(preset: str) -> list[Overrides]:
+        return [
+            overrides if any(o.startswith("numerics=") for o in overrides) else (*overrides, f"numerics={numerics}")
+            for overrides in claim.runs(preset)
+        ]
+
+    return replace(claim, runs=runs)
+
+
+def select(names: Sequence[str] | None, numerics: str = "native") -> list[Claim]:
+    """The named claims, or all, with runs in these numerics. Raises: ConfigError for an unknown name."""
     claims = {claim.name: claim for claim in load_claims()}
     for name in names or ():
         if name not in claims:
             raise ConfigError(f"--claim={name}: no such claim; use one of {', '.join(claims)}")
-    return [claims[name] for name in dict.fromkeys(names or claims)]
+    return [in_numerics(claims[name], numerics) for name in dict.fromkeys(names or claims)]

@@ -15,7 +15,9 @@ from rlloss.runs.reader import RunFolder
 HOLDS, FAILS, NOT_RUN = "holds", "DOES NOT HOLD", "not run"
 SUMMARY = ("final_digest", "optimizer_steps", "env_steps", "machine")  # of run.json: what claims and figures read
 # In a setting's name:
-UNSHOWN = ("env=", "loss=", "loss.offset=", "seed=", "total_timesteps=", "snapshot_every=", "on_nonfinite=")
+UNSHOWN = (
+    "env=", "loss=", "loss.offset=", "seed=", "total_timesteps=", "snapshot_every=", "on_nonfinite=", "numerics=",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

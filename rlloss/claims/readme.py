@@ -29,7 +29,16 @@ from rlloss import tables
 from rlloss.claims.claim import load_claims
 from rlloss.config.choices import choices
 from rlloss.config.metrics import METRICS
-from rlloss.config.schema import GROUPS, VARIANTS, Config, EnvConfig, LoggerConfig, LossConfig, PrecisionConfig
+from rlloss.config.schema import (
+    GROUPS,
+    VARIANTS,
+    Config,
+    EnvConfig,
+    LoggerConfig,
+    LossConfig,
+    NumericsConfig,
+    PrecisionConfig,
+)  # fmt: skip
 from rlloss.errors import ConfigError
 
 COMMAND = re.compile(
@@ -41,7 +50,13 @@ TABLE = re.compile(
     re.DOTALL,
 )
 FOLDED = 8  # lines of output from which on it is folded away
-SHARED = {"loss": LossConfig, "env": EnvConfig, "precision": PrecisionConfig, "logger": LoggerConfig}
+SHARED = {
+    "loss": LossConfig,
+    "env": EnvConfig,
+    "precision": PrecisionConfig,
+    "numerics": NumericsConfig,
+    "logger": LoggerConfig,
+}
 """The groups all of whose choices have the same keys."""
 
 

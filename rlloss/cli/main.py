@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
+from rlloss.train.numerics import available, relaunch
 
 VERBS = {  # each is a module of this package with a function run(arguments)
     "train": "one run, or with --multirun a sweep",
     "verify": "do twin runs have identical parameters at every optimiser step?",
+    "certify": "a certificate of a run, which `verify --certificate` plays again",
     "evaluate": "play a trained policy: returns, and a video",
     "check": "have two losses the same gradient? without training anything",
     "graph": "the computation graphs of losses, live: forward, backward, stop-gradient",
@@ -27,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         verb = parser().parse_args(arguments[:1]).verb
+        if is_portable(verb, arguments) and available():
+            relaunch()  # before anything is loaded that would have to be loaded again
         code: int = importlib.import_module(f"rlloss.cli.{verb}").run(arguments[1:])
         return code
     except ConfigError as error:
@@ -53,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.BAD_INPUT
     except Exception:
         return crashed()
+
+
+def is_portable(verb: str, arguments: Sequence[str]) -> bool:
+    """Whether this process is to compute portable numbers, as far as the words of a command tell."""
+    if verb in ("reproduce", "report"):
+        return "-h" not in arguments and not any("native" in word or "--h" in word for word in arguments)
+    return verb == "train" and "numerics=portable" in arguments and not {"-m", "--multirun"}.intersection(arguments)
 
 
 def crashed() -> int:

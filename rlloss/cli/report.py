@@ -1,6 +1,7 @@
 """``rlloss report``: judge the claims and draw the figures from what has been run."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +13,27 @@ from rlloss.claims.judged import HOLDS, Judged
 from rlloss.claims.report import report_claims
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError
+from rlloss.train.numerics import PORTABLE, available, relaunch
 
 
 def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if not options.runs.is_dir():
         raise ConfigError(f"{options.runs}: no such folder; name the one that the runs went to")
-    judged = report_claims(select(options.claim), options.preset, options.runs, options.report)
+    numerics = numerics_of(options)
+    judged = report_claims(select(options.claim, numerics), options.preset, options.runs, options.report)
     return Exit.HOLDS if print_verdicts(judged, options.report) else Exit.FAILS
+
+
+def numerics_of(options: argparse.Namespace) -> str:
+    """The numerics of runs and report. This process computes such numbers when this returns."""
+    if options.numerics is None and not available():
+        print("note: numerics=native, whose bits are this machine's own: see rlloss/train/README.md", file=sys.stderr)
+        return "native"
+    if options.numerics in (None, PORTABLE):
+        relaunch()
+        return PORTABLE
+    return str(options.numerics)
 
 
 def print_verdicts(judged: Sequence[Judged], out: Path) -> bool:
@@ -43,5 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def add_claims(verb: argparse.ArgumentParser) -> None:
     """The options that say which claims, and where their report goes."""
     verb.add_argument("--preset", choices=("quick", "paper"), default="quick", help="how much (default: quick)")
+    verb.add_argument("--numerics", choices=("portable", "native"),
+                      help="portable (default): the same bits on every x86-64 CPU; native: faster")  # fmt: skip
     verb.add_argument("--claim", action="append", metavar="NAME", help="only this claim; may be repeated")
     verb.add_argument("--report", type=Path, default=Path("results/report"), metavar="DIR", help="where to write")

@@ -1,24 +1,29 @@
 """``rlloss reproduce``: run the claims' experiments, judge them, draw the figures."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlloss.claims.claim import select
+from rlloss.claims.reference import compare, reference_dir
 from rlloss.claims.report import report_claims
 from rlloss.cli.exits import Exit
-from rlloss.cli.report import add_claims, print_verdicts
+from rlloss.cli.report import add_claims, numerics_of, print_verdicts
 from rlloss.cli.train import exit_code, print_note
 from rlloss.errors import ConfigError
 from rlloss.runs.place import run_folder
 from rlloss.sweep.launchers import Job, jobs_of, quoted, sweep
 from rlloss.sweep.run import plan
 from rlloss.train.envs import missing_extra
+from rlloss.train.operations import digests
+from rlloss.train.switches import portable_kernels
 
 
 def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     hydras = launcher_settings(options)
-    claims = select(options.claim)
+    numerics = numerics_of(options)
+    claims = select(options.claim, numerics)
     where = quoted("run_root", str(options.runs))
     wanted: dict[Path, Job] = {}
     absent: dict[str, str] = {}  # claim -> what it needs and is not installed here; the others run all the same
@@ -29,11 +34,26 @@ def run(arguments: list[str]) -> int:
         else:
             wanted = {run_folder(job.config): job for job in jobs} | wanted
     configs = [job.config for job in wanted.values()]
-    print(f"{len(claims)} claims, {plan(configs)}", flush=True)
+    print(f"{len(claims)} claims, {plan(configs)}; numerics={numerics}", flush=True)
     print_note(configs)
     code = exit_code(sweep(list(wanted.values()), hydras))
     holds = print_verdicts(report_claims(claims, options.preset, options.runs, options.report, absent), options.report)
-    return code if holds else Exit.FAILS
+    same = print_comparison(
+        options.report, options.preset, [claim.name for claim in claims if claim.name not in absent]
+    )
+    return code if holds and (same or not options.exact) else Exit.FAILS
+
+
+def print_comparison(report: Path, preset: str, claims: Sequence[str]) -> bool:
+    """How much of the report is as in the committed results. Returns whether all of it is."""
+    folder = reference_dir(preset)
+    if folder is None:
+        print(f"no reference of --preset {preset} to compare with")
+        return False
+    with portable_kernels():
+        comparison = compare(report, folder, claims, digests())
+    print(comparison)
+    return comparison.same
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
                       help="where to run: on this machine's cores, or as Slurm jobs (default: joblib)")  # fmt: skip
     verb.add_argument("--jobs", type=int, metavar="N",
                       help="runs at a time (default: joblib all cores, slurm as many as the cluster lets)")  # fmt: skip
+    verb.add_argument("--exact", action="store_true", help="exit 1 unless all is as in the committed results")
     verb.add_argument("settings", nargs="*", metavar="hydra.launcher.KEY=VALUE",
                       help="the launcher's settings: --launcher slurm hydra.launcher.partition=cpu")  # fmt: skip
     return verb

@@ -23,6 +23,7 @@ from rlloss.runs.reader import RunFolder
 from rlloss.signals import asked_to_stop, listening
 from rlloss.sweep.launchers import config_text, split_sweep, sweep
 from rlloss.sweep.run import Outcome, is_begun, kept, others_note, plan
+from rlloss.train.numerics import PORTABLE, relaunch
 
 USAGE = """\
 usage: rlloss train [key=value ...] [--multirun] [--cfg job]
@@ -87,6 +88,8 @@ def train_one(config: Config) -> int:
         print("This run is finished already; remove its folder to run it again.")
         print_note([config])
     else:
+        if config.numerics.name == PORTABLE:
+            relaunch()
         from rlloss.train.loop import (
             train,
         )  # here, so that a sweep's parent does without torch, and a finished run, too

@@ -23,6 +23,12 @@ GRAVEST = (Verdict.DIVERGED, Verdict.INCOMPLETE, Verdict.INCOMPARABLE, Verdict.R
 
 def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
+    if options.certificate:
+        from rlloss.cli.certify import verify_certificate  # here, since it is another question
+
+        return verify_certificate(options)
+    if not options.folders:
+        raise ConfigError("FOLDER: name two runs or more, or a folder with runs below it")
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"FOLDER={folder}: no such folder; name a run folder or one with runs below it")
@@ -104,11 +110,17 @@ def extent(verdicts: Sequence[RunComparison]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     verify = argparse.ArgumentParser(prog="rlloss verify")
-    verify.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, or a folder with runs below it")
+    verify.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="a run, or a folder with runs below it")
     verify.add_argument("--all", action="store_true", help="list all pairs, however many")
     verify.add_argument("--tested", action="store_true",
                         help="exit 1 unless every pair could have differed where its runs went")  # fmt: skip
     verify.add_argument("--json", action="store_true", help="the verdicts for programs, on standard output")
+    certified = verify.add_argument_group("of one run, by its certificate")
+    certified.add_argument("--certificate", type=Path, metavar="FILE",
+                           help="is it intact, is it that of the run in FOLDER, does playing it again give it?")  # fmt: skip
+    certified.add_argument("--steps", metavar="K:N",
+                           help="play these optimiser steps, from the last checkpoint of FOLDER before them")  # fmt: skip
+    certified.add_argument("--no-replay", action="store_true", help="ask the first two questions alone")
     return verify
 
 

@@ -306,16 +306,21 @@ class PrecisionConfig(Group):
 
 
 @dataclass
+class NumericsConfig(Group):
+    name: str = MISSING  # native: as fast as this machine can; portable: the same bits on every x86-64 CPU
+
+
+@dataclass
 class LoggerConfig(Group):
     name: str = MISSING  # none, tensorboard
 
 
-GROUPS = ("loss", "env", "optimizer", "schedule", "precision", "stop", "guard", "best", "logger")
+GROUPS = ("loss", "env", "optimizer", "schedule", "precision", "numerics", "stop", "guard", "best", "logger")
 POSITIVE = (
     "total_timesteps", "num_envs", "num_steps", "update_epochs", "num_minibatches", "learning_rate", "max_grad_norm",
     "torch_threads",
 )  # fmt: skip
-NON_NEGATIVE = ("seed", "vf_coef", "ent_coef", "clip_coef", "snapshot_every", "checkpoint_seconds")
+NON_NEGATIVE = ("seed", "vf_coef", "ent_coef", "clip_coef", "snapshot_every", "keep_checkpoints", "checkpoint_seconds")
 FRACTION = ("gamma", "gae_lambda")
 
 
@@ -328,6 +333,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=AdamConfig)
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig("linear"))
     precision: PrecisionConfig = field(default_factory=lambda: PrecisionConfig("fp32"))
+    numerics: NumericsConfig = field(default_factory=lambda: NumericsConfig("native"))
     stop: StopConfig = field(default_factory=lambda: StopConfig("never"))
     guard: GuardConfig = field(default_factory=lambda: GuardConfig("none"))
     best: BestConfig = field(default_factory=lambda: BestConfig("none"))
@@ -355,6 +361,7 @@ class Config:
     device: str = "cpu"  # or cuda
     torch_threads: int = 1  # more threads rarely help at these sizes, and change the bits
     checkpoint_seconds: float = 30.0  # a killed run loses at most this much; 0: a checkpoint after every iteration
+    keep_checkpoints: int = 0  # optimiser steps between checkpoints that are kept, to play a part again; 0: none
     snapshot_every: int = 500  # optimiser steps between parameter snapshots; 0: the first and the last only
     run_root: str = "results/runs"  # where runs without a run_dir go
     run_dir: str | None = None  # this run's folder; without it the name says what ran
@@ -382,6 +389,7 @@ class Config:
         for group in GROUPS:
             getattr(self, group).validate()
         self._check_scaling()
+        self._check_numerics()
         self._check_batch()
 
     def _check_ranges(self) -> None:
@@ -422,6 +430,16 @@ class Config:
                 f"precision.loss_scale={self.precision.loss_scale} with precision=fp16_scaled: GradScaler has a "
                 "scale of its own; leave it out, or use precision=fp16_autocast"
             )
+
+    def _check_numerics(self) -> None:
+        if self.numerics.name != "portable":
+            return
+        for key, value, needed in (("device", self.device, "cpu"), ("torch_threads", self.torch_threads, 1)):
+            if value != needed:
+                raise ConfigError(
+                    f"{key}={value} numerics=portable: the same bits everywhere are to be had with {key}={needed} "
+                    "alone; use that, or numerics=native"
+                )
 
     def _check_batch(self) -> None:
         batch = self.num_samples

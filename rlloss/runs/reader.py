@@ -28,6 +28,7 @@ from rlloss.runs.rows import Decision, Episode
 
 DIGEST_BYTES = 32
 CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINTS = "checkpoints"  # the folder of those that are kept
 MARKS = {LOCK, ".lock", "config.yaml", "run.json", "metrics.csv", "episodes.csv", "digests.bin"}  # every run has these
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster; both make plain data alone
 LARGEST = {"config.yaml": 1 << 20, "run.json": 1 << 24}  # bytes, above which a file is not read
@@ -37,7 +38,7 @@ FLOATS = ("F16", "F32", "F64")  # as safetensors names those that NumPy has
 LAST_EPISODES = 100  # over which a finished run's return is averaged
 LOSS = "loss"  # among the versions in run.json: the digest of the loss's source, in which twins may differ
 # Where and how a run is recorded and watched over: not part of what it is.
-WHERE_KEYS = ("run_root", "run_dir", "checkpoint_seconds", "env.timeout")
+WHERE_KEYS = ("run_root", "run_dir", "checkpoint_seconds", "keep_checkpoints", "env.timeout")
 
 
 def to_json(document: Any) -> str:
@@ -68,7 +69,7 @@ def read_config(text: str) -> dict[str, Any]:
     Raises: ValueError for a text that is no YAML mapping.
     """
     try:
-        _check_yaml(text)
+        check_yaml(text)
         tree = yaml.load(text, LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"no YAML: {' '.join(str(error).split())}") from error
@@ -77,7 +78,7 @@ def read_config(text: str) -> dict[str, Any]:
     return {key: value for key, value in flatten(tree).items() if key not in WHERE_KEYS}
 
 
-def _check_yaml(text: str) -> None:
+def check_yaml(text: str) -> None:
     """Raises: ValueError for what no run writes, and what could take more than any memory or stack holds."""
     depth = 0
     for event in yaml.parse(text, LOADER):
@@ -107,6 +108,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "episodic_length": (int, float, type(None)),
     "versions": dict,
     "machine": dict,
+    "operations": dict,
     "files": dict,
     "flattened": str,
 }

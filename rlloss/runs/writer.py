@@ -9,6 +9,7 @@
 - ``decisions.csv``: a row per decision of a condition, if there was any: what it read, and what it decided.
 - ``checkpoint.safetensors``: everything that the run carries from one iteration to the next, from time to time and at
   the end. It also holds how much of the other files there was: what a killed run has beyond that is cut off again.
+- ``checkpoints/*.safetensors``: such files that stay, with ``keep_checkpoints``, by optimiser step.
 - ``best.safetensors``: what ``best=metric`` kept: the parameters after the update of the best iteration, and its
   metrics; the loss and the return in them are those of the policy before that update.
 - ``last_finite.safetensors``: of a run that failed at a number that is not finite, the last parameters that were.
@@ -39,7 +40,7 @@ from rlloss.errors import ConfigError, Interrupted, RunFailed
 from rlloss.runs.lock import FolderLock
 from rlloss.runs.logger import LOGGERS
 from rlloss.runs.place import goes_on, refuse_another
-from rlloss.runs.reader import CHECKPOINT, DIGEST_BYTES, RunFolder, to_json
+from rlloss.runs.reader import CHECKPOINT, CHECKPOINTS, DIGEST_BYTES, RunFolder, to_json
 from rlloss.runs.rows import Decision, Episode
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -147,7 +148,8 @@ class RunWriter:
 
     def _start_over(self) -> None:
         """The checkpoint goes first: what it says of the other files must be true as long as it is there."""
-        for path in [*(self.folder / name for name in (CHECKPOINT, *RESULTS)), *self._snapshot_files()]:
+        files = (self.folder / name for name in (CHECKPOINT, *RESULTS))
+        for path in [*files, *self._snapshot_files(), *self._kept_checkpoints()]:
             path.unlink(missing_ok=True)
         self._tidy()
         self._write_config()
@@ -163,6 +165,7 @@ class RunWriter:
         self.facts = {key: _since(run.info.get(key), now, self.optimizer_steps) for key, now in self.facts.items()}
         lengths = self._lengths(written)
         beyond = self._reopen_snapshots()
+        beyond += [path for path in self._kept_checkpoints() if path.stem > _name(written.optimizer_steps)]
         self._write_run("running")
         for path, length in lengths.items():
             os.truncate(path, length)
@@ -217,6 +220,9 @@ class RunWriter:
 
     def _snapshot_files(self) -> list[Path]:
         return sorted((self.folder / "snapshots").glob("*.safetensors"))
+
+    def _kept_checkpoints(self) -> list[Path]:
+        return sorted((self.folder / CHECKPOINTS).glob("*.safetensors"))
 
     def _tidy(self) -> None:
         for partial in self.folder.rglob("*.partial"):
@@ -274,7 +280,7 @@ class RunWriter:
             offsets = np.cumsum([0, *(array.size for array in parameters.values())]).tolist()
             shaped = zip(parameters.items(), offsets, strict=False)
             self._layout = {name: (offset, list(array.shape)) for (name, array), offset in shaped}
-        key = f"{self.optimizer_steps:09d}"
+        key = _name(self.optimizer_steps)
         if key in self._snapshots:
             return
         if len(self._snapshots) == SNAPSHOTS_PER_FILE:
@@ -309,6 +315,11 @@ class RunWriter:
         self._lock.check()
         replace(self.folder / name, data)
 
+    def keep_checkpoint(self, data: bytes) -> None:
+        """One of the checkpoints that stay, from which a part of the run can be played again."""
+        (self.folder / CHECKPOINTS).mkdir(exist_ok=True)
+        self.keep(f"{CHECKPOINTS}/{_name(self.optimizer_steps)}.safetensors", data)
+
     def hold(self, name: str, data: bytes) -> None:
         """The same, but not before the next checkpoint, without which it would be of no use."""
         self._held[name] = data
@@ -339,7 +350,7 @@ class RunWriter:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """After the last iteration and its checkpoint. Only this makes the run ``finished``."""
-        paths = [self.folder / name for name in RESULTS[1:]] + self._snapshot_files()
+        paths = [self.folder / name for name in RESULTS[1:]] + self._snapshot_files() + self._kept_checkpoints()
         names = [path.relative_to(self.folder).as_posix() for path in paths if path.exists()]
         self._lock.check()
         self._write_run("finished", **summary, files={name: self._rows.get(name) for name in names})
@@ -365,6 +376,11 @@ class RunWriter:
     def _run_json(self, status: str, **more: Any) -> bytes:
         counts = {"optimizer_steps": self.optimizer_steps, "final_digest": self.last_digest.hex()}
         return (to_json({"status": status, **counts, **more, **self.facts}) + "\n").encode()
+
+
+def _name(step: int) -> str:
+    """By which what belongs to an optimiser step is known: names in the order of steps."""
+    return f"{step:09d}"
 
 
 def _length_of(path: Path, lines: int) -> int:

@@ -6,13 +6,14 @@ import itertools
 import multiprocessing
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import joblib
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,7 +24,8 @@ from rlloss.errors import ConfigError, lookup
 from rlloss.runs.place import is_finished, run_folder
 from rlloss.runs.reader import RunFolder, digest_count
 from rlloss.signals import asked_to_stop, listening, terminated
-from rlloss.sweep.run import Outcome, check_all, check_folders, kept, progress_bar, run_in
+from rlloss.sweep.run import Outcome, Run, check_all, check_elsewhere, check_folders, kept, progress_bar, run_in
+from rlloss.train.numerics import in_children
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor
@@ -88,16 +90,20 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
         pass
     elif name in SLURM:
         executor = _executor(name, todo[0], hydras)
-        check_all(configs, n_jobs=1, here=False)
+        check_elsewhere(configs)
         with progress_bar(configs), terminated("interrupted; its jobs are cancelled, and the same command goes on"):
             outcomes = _on_slurm(configs, executor)
     else:
         if settings.keys() - {"n_jobs"}:  # Hydra has the schema; joblib hands on whatever it does not know
             compose_all([*todo[0].overrides, *hydras])
         parallel = _parallel({"n_jobs": CORES[name], **settings})
-        check_all(configs, joblib.effective_n_jobs(parallel.n_jobs))
-        with progress_bar(configs):
-            outcomes = _on_cores(configs, parallel)
+        kinds = _by_numerics(configs)
+        with workers(parallel) as run:
+            for kind in kinds:
+                check_all(kind, joblib.effective_n_jobs(parallel.n_jobs), run)
+            with progress_bar(configs):
+                for kind in reversed(kinds):  # those first whose processes are there already
+                    outcomes |= _on_cores(kind, run)
     folders = [run_folder(job.config) for job in jobs]
     return [outcomes[folder] if folder in outcomes else kept(folder) for folder in folders]
 
@@ -131,7 +137,44 @@ def _parallel(settings: Mapping[str, Any]) -> Any:
         raise ConfigError(f"hydra/launcher=joblib: {one_line(error)}") from error
 
 
-def _on_cores(configs: Sequence[Config], parallel: Any) -> dict[Path, Outcome]:
+def _by_numerics(configs: Sequence[Config]) -> list[list[Config]]:
+    kinds: dict[str, list[Config]] = {}
+    for config in configs:
+        kinds.setdefault(config.numerics.name, []).append(config)
+    return list(kinds.values())
+
+
+@contextmanager
+def workers(parallel: Any) -> Iterator[Run]:
+    """Within: what makes calls in joblib's processes, all of them started as runs of one numerics need it.
+
+    joblib keeps its processes, whose environment is the one that they were started with: a pool is shut down before it
+    would be handed runs of other numerics. Where one process is asked for, joblib makes the calls in this one, which
+    may be none that can.
+    """
+    pool = ""  # the numerics that the processes were started for, where this process itself could not compute them
+
+    def run(numerics: str, calls: Iterable[Any]) -> list[Any]:
+        nonlocal pool
+        with in_children(numerics) as elsewhere:
+            needed = numerics if elsewhere else ""
+            if needed != pool:
+                get_reusable_executor().shutdown()
+            pool = needed
+            if not elsewhere or joblib.effective_n_jobs(parallel.n_jobs) > 1:
+                return list(parallel(calls))
+            executor = get_reusable_executor(max_workers=1)
+            futures = [executor.submit(function, *args, **kwargs) for function, args, kwargs in calls]
+            return [future.result() for future in futures]
+
+    try:
+        yield run
+    finally:
+        if pool:
+            get_reusable_executor().shutdown()
+
+
+def _on_cores(configs: Sequence[Config], run: Run) -> dict[Path, Outcome]:
     """What came of the runs, by folder. Where a killed worker takes joblib's pool along, launch again what is left.
 
     The runs that it interrupted go on, one at a time, so that only the one that kills its worker fails: once it comes
@@ -146,7 +189,8 @@ def _on_cores(configs: Sequence[Config], parallel: Any) -> dict[Path, Outcome]:
             before = {run_folder(config): _touched(config) for config in batch}
             reached = {folder: digest_count(folder) for folder in before}
             try:
-                outcomes |= zip(before, parallel(joblib.delayed(run_in)(here, config) for config in batch), strict=True)
+                calls = [joblib.delayed(run_in)(here, config) for config in batch]
+                outcomes |= zip(before, run(batch[0].numerics.name, calls), strict=True)
             except BrokenProcessPool as error:
                 if signum := asked_to_stop():
                     ended = [run_folder(config) for config in batch if not is_finished(config)]

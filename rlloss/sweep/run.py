@@ -3,7 +3,7 @@
 import os
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import joblib
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from tqdm import tqdm
 
-from rlloss.config.schema import Config
+from rlloss.config.schema import Config, NumericsConfig
 from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
 from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.provenance import made_otherwise
@@ -21,6 +21,8 @@ from rlloss.runs.reader import CHECKPOINT, RunFolder, digest_count
 from rlloss.signals import asked_to_stop, listen
 
 POLL_SECONDS = 0.5
+Run = Callable[[str, Iterable[Any]], list[Any]]
+"""What makes joblib's delayed calls, for runs of some numerics, and returns their results."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +128,25 @@ def _shared(folder: Path, one: Config, other: Config) -> str:
     return f"run_dir={folder}: {what}; leave run_dir out, or end it with {keys}"
 
 
-def check_all(configs: Sequence[Config], n_jobs: int, *, here: bool = True) -> None:
+def check_elsewhere(configs: Sequence[Config]) -> None:
+    """The same for runs made on other machines, in this process. What a login node need not have is left to the jobs:
+    device, threads and numerics.
+    """
+    native = NumericsConfig("native")
+    here = [replace(config, device="cpu", torch_threads=1, numerics=native) for config in configs]
+    check_all(here, 1, lambda numerics, calls: list(joblib.Parallel(n_jobs=1)(calls)))
+
+
+def check_all(configs: Sequence[Config], n_jobs: int, run: Run) -> None:
     """Everything that ``train`` checks, for all configs before the first of them runs, in ``n_jobs`` processes.
 
     joblib keeps these processes for the runs. They import torch, which takes seconds, all at once while they check;
-    this process never needs it. Unless the runs are made ``here``, device and threads are left to the jobs: a
-    cluster's login node need not have them. Raises: ConfigError for a config that cannot be run.
+    this process never needs it. The configs are of one numerics. Raises: ConfigError for a config that cannot be run.
     """
-    if not here:
-        configs = [replace(config, device="cpu", torch_threads=1) for config in configs]
     distinct = list({repr(replace(config, seed=0, run_dir=None)): config for config in configs}.values())
     shares = [distinct[i::n_jobs] or distinct[:1] for i in range(min(n_jobs, len(configs)))]
     try:
-        joblib.Parallel(n_jobs=n_jobs, batch_size=1)(joblib.delayed(_validate)(Path.cwd(), share) for share in shares)
+        run(configs[0].numerics.name, [joblib.delayed(_validate)(Path.cwd(), share) for share in shares])
     except BrokenProcessPool as error:
         raise ConfigError(
             f"{n_jobs} worker processes: one was killed before the first run, as where memory is short; use fewer, "

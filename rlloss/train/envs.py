@@ -10,6 +10,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rlloss.config.schema import EnvConfig
@@ -202,6 +203,8 @@ def _quiet_simulators(env_id: str) -> Iterator[None]:
     if not _is_mujoco(env_id):
         yield
         return
+    if not torch.cpu.get_capabilities().get("avx", True):
+        raise ConfigError(f"env.id={env_id}: MuJoCo needs a CPU with AVX, which this one has not; use another env")
     log = importlib.import_module("mujoco").MjLogConfig.get()
     log.logto_file = log.logto_console = False
     log.set()

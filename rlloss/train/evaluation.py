@@ -18,6 +18,7 @@ from rlloss.train import streams
 from rlloss.train.checkpoint import unpack
 from rlloss.train.envs import make_env
 from rlloss.train.policy import ActorCritic, make_head
+from rlloss.train.portable import actors_tanh
 from rlloss.train.precision import make_precision
 from rlloss.train.spaces import executable, flattened, is_image
 from rlloss.train.wrappers import Env, freeze, layers, make_wrapper, pooled, wrapped
@@ -118,6 +119,7 @@ def load_policy(run: RunFolder | Path | str, *, best: bool = False) -> TrainedPo
         [] if is_image(env.observation_space) else config.hidden_sizes,
         generator=streams.torch_stream(config.seed, streams.INITIALISATION),
         dtype=make_precision(config.precision.name).dtype,
+        tanh=actors_tanh(config),
     )
     if state["parameters"].shape != policy.flat.shape:
         raise ConfigError(f"RUN={run.path}: {name} has {len(state['parameters'])} parameters, not {len(policy.flat)}")

@@ -16,11 +16,11 @@ from rlloss.config.schema import Config
 from rlloss.errors import Interrupted
 from rlloss.runs.rows import Decision, Episode
 from rlloss.train.faults import watchdog
-from rlloss.train.numerics import deterministic
 from rlloss.train.policy import ActorCritic
 from rlloss.train.recording import recorder
 from rlloss.train.rollout import Rollout, collect, gae
 from rlloss.train.state import State, prepared
+from rlloss.train.switches import deterministic
 from rlloss.train.update import Batch, update
 
 Progress = Callable[[dict[str, Any]], None]

@@ -1,42 +1,123 @@
-"""torch's global switches as a run needs them: one number of threads, deterministic algorithms."""
+"""``numerics=portable``: the environment variables with which every x86-64 CPU computes the same bits.
+
+``python -m rlloss.train.numerics`` prints them, one NAME=VALUE a line; a process has to be started with them, since
+the C library reads its own before Python begins, and NumPy reads its when it is imported. This module imports neither
+NumPy nor torch, so that a process which lacks them can start itself again at no great cost.
+
+What else it takes is done within the process: ``switches`` and ``portable``.
+"""
 
 import os
-from collections.abc import Iterator
+import platform
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
-import torch
-
-from rlloss.config.schema import Config
 from rlloss.errors import ConfigError
+
+PORTABLE = "portable"
+TUNABLES, HWCAPS = "GLIBC_TUNABLES", "glibc.cpu.hwcaps=-FMA,-FMA4,-AVX2"
+VARIABLES = {
+    "MKL_CBWR": "COMPATIBLE",  # torch's matrix products
+    "ATEN_CPU_CAPABILITY": "default",  # torch's own kernels
+    "OPENBLAS_CORETYPE": "Nehalem",  # NumPy's matrix products: as on the oldest CPU that NumPy runs on
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",  # torch's threads, where no run sets their number
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3",  # NumPy's own loops; what builds on it goes with it
+    TUNABLES: HWCAPS,  # the C library's exp, sin, cos, pow, tanh; names are case-sensitive, unknown ones ignored
+}
+REFUSED = {"NPY_ENABLE_CPU_FEATURES": ""}
+"""What NumPy does not take beside them. An empty value is none."""
+REMEDY = "start Python as: env $(python -m rlloss.train.numerics) python ...; rlloss train and sweeps do so themselves"
+
+
+def variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those that a process needs, where it would otherwise have ``environ``.
+
+    What a user has set is overwritten; of the C library's tunables, which share one variable, the last one wins.
+    """
+    theirs = [tunable for tunable in environ.get(TUNABLES, "").split(":") if tunable and tunable != HWCAPS]
+    emptied = {name: value for name, value in REFUSED.items() if environ.get(name)}
+    return VARIABLES | {TUNABLES: ":".join([*theirs, HWCAPS])} | emptied
+
+
+def lacking() -> list[str]:
+    """The variables that this process lacks, or was started without."""
+    begun = started_with()
+    return [
+        name for name, value in variables().items() if os.environ.get(name, "") != value or begun.get(name, "") != value
+    ]
+
+
+def started_with() -> Mapping[str, str]:
+    """This process's environment as it began: what is set later, the C library and loaded packages never see."""
+    try:
+        entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return dict(os.fsdecode(entry).split("=", 1) for entry in entries if b"=" in entry)
+
+
+def available() -> bool:
+    """Whether this machine is an x86-64 with Linux and the GNU C library."""
+    return (platform.machine(), sys.platform, platform.libc_ver()[0]) == ("x86_64", "linux", "glibc")
+
+
+def refuse_elsewhere() -> None:
+    """Raises: ConfigError on another machine."""
+    if not available():
+        here = " ".join(filter(None, (platform.system(), platform.machine(), platform.libc_ver()[0])))
+        raise ConfigError(
+            f"numerics={PORTABLE}: the same bits are to be had on x86-64 with Linux and the GNU C library, this is "
+            f"{here}; use numerics=native"
+        )
+
+
+def require() -> None:
+    """Raises: ConfigError in a process that cannot compute portable numbers."""
+    refuse_elsewhere()
+    if names := lacking():
+        raise ConfigError(f"numerics={PORTABLE}: this process was started without {', '.join(names)}; {REMEDY}")
+
+
+def relaunch() -> None:
+    """Replace this process by itself, with the variables; nothing, where it has them all.
+
+    Raises: ConfigError where that is not to be had, or has not helped.
+    """
+    refuse_elsewhere()
+    if not lacking():
+        return
+    if os.environ.get(RELAUNCHED) == str(os.getpid()) or not sys.executable or not Path("/proc/self/environ").exists():
+        require()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    environ = os.environ | variables() | {RELAUNCHED: str(os.getpid())}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+
+
+RELAUNCHED = "RLLOSS_RELAUNCHED"  # the process that has done so, lest it do so for ever
 
 
 @contextmanager
-def deterministic(config: Config) -> Iterator[None]:
-    """The switches as this run needs them, and back afterwards.
-
-    Raises: ConfigError for a device or a number of threads that this machine does not have.
-    """
-    if config.device != "cpu":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed workspace for this
-        if int(config.device.partition(":")[2] or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"device={config.device}: this machine or torch build has none; use device=cpu")
-    cores = os.cpu_count() or 1
-    if config.torch_threads > cores:
-        raise ConfigError(f"torch_threads={config.torch_threads}: this machine has {cores} cores; use no more")
-    memory: Any = torch.utils.deterministic
-    before = (
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        memory.fill_uninitialized_memory,
-    )
-    torch.set_num_threads(config.torch_threads)
-    torch.use_deterministic_algorithms(True)
-    # Filling every new tensor with NaN guards against reads of uninitialised memory; no operation here makes any.
-    memory.fill_uninitialized_memory = False
+def in_children(numerics: str) -> Iterator[bool]:
+    """Within: processes that this one starts can compute such numbers. Says whether this one cannot itself."""
+    if numerics != PORTABLE or not lacking():
+        yield False
+        return
+    refuse_elsewhere()
+    before = {name: os.environ.get(name) for name in VARIABLES | REFUSED}
+    os.environ.update(variables())
     try:
-        yield
+        yield True
     finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        memory.fill_uninitialized_memory = before[2]
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+if __name__ == "__main__":
+    print("\n".join(f"{name}={value}" for name, value in variables().items()))

@@ -5,7 +5,7 @@ one snapshot then cover everything, at a fraction of the cost of a dozen small t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -116,9 +116,9 @@ class BernoulliHead:
 
     def evaluate(self, out: Tensor, actions: Tensor, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-probability of the taken actions and entropy, each [samples], in nats."""
-        on, off = F.logsigmoid(out), F.logsigmoid(-out)
-        entropy = F.softplus(out) - out * torch.sigmoid(out)
-        return torch.where(actions > 0, on, off).sum(-1), entropy.sum(-1)
+        log_probs = torch.log_softmax(torch.stack([torch.zeros_like(out), out], -1), -1)  # of off and on
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1).sum(-1), entropy.sum(-1)
 
 
 class GaussianHead:
@@ -194,6 +194,8 @@ class ActorCritic:
     ``obs_shape``: the size of a vector, for which the torso does nothing, or an image's [channels, height, width].
     Gains: sqrt(2) for hidden layers, 0.01 for the actor's output, 1 for the critic's; biases 0 (as CleanRL's).
 
+    ``tanh``: of the actor in NumPy.
+
     Attributes: ``flat``, the vector that the optimiser steps, with ``flat.grad``; ``named``, its parts by name, leaves
     that share its storage; ``layout``, name to (offset, shape).
     """
@@ -207,8 +209,9 @@ class ActorCritic:
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        tanh: Callable[[Array], Array] = np.tanh,
     ) -> None:
-        self.head = head
+        self.head, self.tanh = head, tanh
         self.torso = make_torso((obs_shape,) if isinstance(obs_shape, int) else obs_shape)
         self.depth = len(hidden_sizes) + 1
         shapes = dict(self.torso.shapes)
@@ -298,7 +301,8 @@ class ActorCritic:
             return at_least_float32(leaf.detach()).cpu().numpy()
 
         layers = [(array(self.named[weight]).T, array(self.named[bias])) for weight, bias in self.towers["actor"]]
-        return NumpyActor(self.head, layers, {name: array(leaf) for name, leaf in self.extra(self.named).items()})
+        extra = {name: array(leaf) for name, leaf in self.extra(self.named).items()}
+        return NumpyActor(self.head, layers, extra, self.tanh)
 
 
 class TorchActor(NamedTuple):
@@ -325,6 +329,7 @@ class NumpyActor(NamedTuple):
     head: Head
     layers: list[tuple[Array, Array]]
     extra: dict[str, Array]
+    tanh: Callable[[Array], Array]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -332,5 +337,5 @@ class NumpyActor(NamedTuple):
 
     def act(self, obs: NDArray[Any], noise: Array) -> NDArray[np.generic]:
         for i, (weight, bias) in enumerate(self.layers):
-            obs = (np.tanh(obs) if i else obs) @ weight + bias
+            obs = (self.tanh(obs) if i else obs) @ weight + bias
         return self.head.sample(obs, noise, self.extra)

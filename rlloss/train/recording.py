@@ -1,5 +1,6 @@
 """How this trainer fills a run folder: an adaptor between its state and the writer, which knows no trainer."""
 
+import functools
 import logging
 import math
 import platform
@@ -21,6 +22,7 @@ from rlloss.runs.rows import Decision, Episode
 from rlloss.runs.writer import Arrays, RunWriter, Written
 from rlloss.train.checkpoint import pack, unpack
 from rlloss.train.envs import simulator_version
+from rlloss.train.operations import digests
 from rlloss.train.policy import ActorCritic
 from rlloss.train.replay import REMEDY, ReplayDiffers
 from rlloss.train.state import State
@@ -86,6 +88,7 @@ class FolderRecorder(Recorder):
         else:
             self.writer.snapshot(arrays(self.policy))
         self._checkpointed = time.monotonic()
+        self._kept_at = self.state.optimizer_steps
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -111,6 +114,10 @@ class FolderRecorder(Recorder):
             best = {"parameters": self.policy.flat, "layout": self.policy.layout, "metrics": metrics}
             best["statistics"] = self.state.experience.envs.statistics()
             self.writer.hold("best.safetensors", pack(best))
+        between, steps = self.state.config.keep_checkpoints, self.state.optimizer_steps
+        if between and steps // between > self._kept_at // between:
+            self.writer.keep_checkpoint(pack(self.state.state_dict()))
+        self._kept_at = steps
 
     def checkpoint_if_due(self, seconds: float, last: float) -> None:
         """Before the next iteration would make the newest checkpoint older than ``checkpoint_seconds``."""
@@ -187,9 +194,20 @@ def fingerprint(config: Config) -> dict[str, dict[str, str]]:
         "cpu": _cpu_model(),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if config.device.startswith("cuda") else "cpu",
+        "libc": " ".join(platform.libc_ver()),
     }
     made_by = versions(config.loss.name, config.env.id, config.env.wrappers)
-    return {"versions": made_by | {"torch": torch.__version__, **simulator_version(config.env.id)}, "machine": machine}
+    return {
+        "versions": made_by | {"torch": torch.__version__, **simulator_version(config.env.id)},
+        "machine": machine,
+        "operations": operations_of(config.numerics.name),
+    }
+
+
+@functools.cache
+def operations_of(numerics: str) -> dict[str, str]:
+    """A digest of what each kind of operation computes here, which a process finds out once for its numerics."""
+    return digests()
 
 
 def _cpu_model() -> str:

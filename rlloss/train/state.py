@@ -19,6 +19,7 @@ from rlloss.train.conditions import BESTS, STOPS, Condition, make_schedule
 from rlloss.train.envcheck import check_environment
 from rlloss.train.envs import Environments, make_envs
 from rlloss.train.policy import ActorCritic, make_head
+from rlloss.train.portable import actors_tanh
 from rlloss.train.precision import Precision, make_precision
 from rlloss.train.rollout import Experience
 from rlloss.train.update import Stepper, make_optimizer, make_stepper
@@ -122,8 +123,9 @@ def prepared(config: Config) -> Iterator[State]:
             generator=streams.torch_stream(config.seed, streams.INITIALISATION),
             dtype=precision.dtype,
             device=config.device,
+            tanh=actors_tanh(config),
         )
-        optimizer = make_optimizer(config.optimizer, policy, config.learning_rate)
+        optimizer = make_optimizer(config.optimizer, policy, config.learning_rate, config.numerics.name)
         scaler = precision.scaler(config.device)
         yield State(
             config=config,

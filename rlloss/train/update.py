@@ -16,7 +16,9 @@ from rlloss.config.schema import Config, GradientPenaltyConfig, OptimizerConfig,
 from rlloss.errors import ConfigError, NonFinite, RunFailed, lookup
 from rlloss.losses.formulation import trainable
 from rlloss.losses.samples import LOSSES, Loss, clip_active
+from rlloss.train import portable
 from rlloss.train.conditions import Guard, make_guard
+from rlloss.train.numerics import PORTABLE
 from rlloss.train.policy import ActorCritic, Evaluation
 from rlloss.train.precision import Precision, at_least_float32
 
@@ -27,6 +29,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]
     "rmsprop": (torch.optim.RMSprop, {}),
     "lbfgs": (torch.optim.LBFGS, {}),
 }
+PORTABLE_FORMS: dict[str, Callable[..., torch.optim.Optimizer]] = {"rmsprop": portable.RMSprop, "lbfgs": portable.LBFGS}
 
 TWICE = "optimizer=gradient_penalty: torch cannot differentiate the loss twice"
 
@@ -67,13 +70,17 @@ class Terms(NamedTuple):
     total_loss: Tensor
 
 
-def make_optimizer(config: OptimizerConfig, policy: ActorCritic, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: OptimizerConfig, policy: ActorCritic, learning_rate: float, numerics: str = "native"
+) -> torch.optim.Optimizer:
     """torch's own optimiser over the flat parameter vector.
 
     Raises: ConfigError for an unknown name or for values that torch rejects.
     """
     name, settings = config.torch_optimizer()
     kind, fixed = lookup(OPTIMIZERS, "optimizer", name)
+    if numerics == PORTABLE:
+        kind = PORTABLE_FORMS.get(name, kind)
     try:
         return kind([policy.flat], lr=learning_rate, **settings, **fixed)
     except (ValueError, IndexError, TypeError) as error:
@@ -145,10 +152,12 @@ class Objective:
 
 
 def make_objective(config: Config, policy: ActorCritic, precision: Precision) -> Objective:
-    """Raises: ConfigError for an unknown loss."""
+    """Raises: ConfigError for an unknown loss, or one that has no portable form."""
+    name = config.loss.name
+    loss = trainable(name)
     return Objective(
         evaluate=policy.evaluate,
-        loss=trainable(config.loss.name),
+        loss=portable.portable_loss(loss, name) if config.numerics.name == PORTABLE else loss,
         context=partial(precision.context, config.device),
         clip_coef=config.clip_coef,
         vf_coef=config.vf_coef,
@@ -342,8 +351,12 @@ def clip_grad_norm_(gradient: Tensor, max_norm: float) -> Tensor:
 
 
 def _mean_kl(steps: list[Step]) -> float:
-    logratio = torch.stack([step.logp - step.minibatch.old_logp for step in steps])
-    return float((torch.expm1(logratio) - logratio).mean())
+    return float(k3(torch.stack([step.logp - step.minibatch.old_logp for step in steps])).mean())
+
+
+def k3(logratio: Tensor) -> Tensor:
+    """ratio - 1 - logratio, in float64: the difference of two numbers that are nearly the same."""
+    return portable.expm1(logratio) - logratio.double()
 
 
 @torch.no_grad()
@@ -384,7 +397,7 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
         "total_loss": policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss,
         "ppo_clip_loss": value_of("ppo_clip"),
         "reinforce_loss": value_of("reinforce"),
-        "approx_kl": (torch.expm1(logratio) - logratio).mean(),
+        "approx_kl": k3(logratio).mean().to(ratio.dtype),
         "old_approx_kl": -logratio.mean(),
         "ratio_outside_frac": ((ratio - 1).abs() > config.clip_coef).to(ratio.dtype).mean(),
         "clip_active_frac": active.to(ratio.dtype).mean(),

@@ -7,8 +7,8 @@ from rlloss.config import load
 from rlloss.errors import ConfigError
 from rlloss.train import iterate
 from rlloss.train.checkpoint import pack, unpack
-from rlloss.train.numerics import deterministic
 from rlloss.train.state import prepared
+from rlloss.train.switches import deterministic
 
 SHORT = ("num_envs=2", "num_steps=50", "total_timesteps=1200", "learning_rate=0.003")
 SETTINGS = {

@@ -1,0 +1,175 @@
+"""``rlloss certify``: a certificate of a run; and what ``rlloss verify --certificate`` makes of one."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from tqdm import tqdm
+
+from rlloss import tables
+from rlloss.cli.exits import Exit
+from rlloss.config.schema import Config, config_of
+from rlloss.errors import ConfigError, RunFailed
+from rlloss.runs.certificate import Certificate, certify, checkpoint_before, mismatch, read
+from rlloss.runs.provenance import is_the_users, versions
+from rlloss.runs.reader import LOSS, RunFolder, to_json
+from rlloss.runs.writer import replace
+from rlloss.train.numerics import PORTABLE, relaunch
+
+DECIDE = (LOSS, "environment")  # sources of a user's: if they are others, another program would be trained
+
+
+def run(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    if not options.run.is_dir():
+        raise ConfigError(f"RUN={options.run}: no such folder; name a run's folder")
+    document = certify(RunFolder(options.run))
+    out = options.out or options.run / "certificate.json"
+    replace(out, (to_json(document) + "\n").encode())
+    print(
+        f"certificate of {described(read(out))}\nwritten to {out}; `rlloss verify --certificate {out}` plays it again"
+    )
+    return Exit.HOLDS
+
+
+def parser() -> argparse.ArgumentParser:
+    verb = argparse.ArgumentParser(
+        prog="rlloss certify",
+        description="Write a certificate of a finished run: a small file that says, step by step and signed by its "
+        "content, which parameters the run gave. rlloss/train/README.md says what it proves, and what not.",
+    )
+    verb.add_argument("run", type=Path, metavar="RUN")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="where to write (default: RUN/certificate.json)")
+    return verb
+
+
+class Answer(NamedTuple):
+    """To one of the three questions about a certificate. ``holds`` is None where it was not asked."""
+
+    question: str
+    holds: bool | None
+    why: str
+
+
+def verify_certificate(options: argparse.Namespace) -> int:
+    """Is it intact, does it describe the run that is claimed, does playing it again give that run?"""
+    certificate = read(options.certificate)
+    config = certified(certificate)
+    first, last = interval(options.steps, certificate)
+    if config.numerics.name == PORTABLE and not options.no_replay:
+        relaunch()
+    if len(options.folders) > 1:
+        raise ConfigError(f"FOLDER={options.folders[1]}: a certificate is of one run; name one folder, or none")
+    claimed = RunFolder(options.folders[0]) if options.folders else None
+    answers = [intact(certificate), describes(certificate, claimed)]
+    if options.no_replay or answers[0].holds is False:
+        answers.append(Answer("replays", None, "not asked" if options.no_replay else "not tried: it is not intact"))
+    else:
+        answers.append(replays(certificate, config, claimed, (first, last)))
+    if options.json:
+        print(to_json({"holds": holds(answers), **{a.question: {"holds": a.holds, "why": a.why} for a in answers}}))
+    else:
+        words = {True: "yes", False: "NO", None: "–"}
+        rows = [{"question": a.question, "answer": words[a.holds], "": a.why} for a in answers]
+        print(f"certificate of {described(certificate)}\n\n{tables.text(pd.DataFrame(rows))}")
+    return Exit.HOLDS if holds(answers) else Exit.FAILS
+
+
+def holds(answers: list[Answer]) -> bool:
+    return not any(answer.holds is False for answer in answers)
+
+
+def described(certificate: Certificate) -> str:
+    """In a line: what was trained, how long, and where."""
+    config, machine = certificate.config, certificate.document["machine"]
+    what = f"{config['env']['id']}, {config['loss']['name']}, seed {config['seed']}, numerics={numerics_of(config)}"
+    return f"{what}: {certificate.steps:,} optimiser steps, made on {machine.get('cpu', 'an unknown CPU')}"
+
+
+def numerics_of(config: Mapping[str, Any]) -> str:
+    return str(config.get("numerics", {}).get("name", "native"))
+
+
+def certified(certificate: Certificate) -> Config:
+    """The config to train again, checked. Raises: ConfigError for one that no run of this version has."""
+    try:
+        config = config_of(certificate.config)
+        config.validate()
+    except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"--certificate={certificate.path}: {error}") from error
+    return config
+
+
+def interval(text: str | None, certificate: Certificate) -> tuple[int, int]:
+    """The first and the last optimiser step to be confirmed: all of them, or those of ``--steps K:N``."""
+    if text is None:
+        return 1, certificate.steps
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]) <= certificate.steps:
+        raise ConfigError(f"--steps={text}: name the first and the last one, as 1:{certificate.steps}")
+    return int(found[1]), int(found[2])
+
+
+def intact(certificate: Certificate) -> Answer:
+    if certificate.intact:
+        return Answer("intact", True, "its content is what was signed")
+    return Answer("intact", False, "its content is not what was signed: it was changed, or cut, after it was made")
+
+
+def describes(certificate: Certificate, claimed: RunFolder | None) -> Answer:
+    if claimed is None:
+        return Answer("describes the run", None, "not asked: name the run's folder to ask")
+    why = mismatch(certificate, claimed)
+    return Answer("describes the run", not why, why or f"config, every digest and every table of {claimed.path}")
+
+
+def replays(
+    certificate: Certificate, config: Config, claimed: RunFolder | None, steps: tuple[int, int]
+) -> Answer:  # fmt: skip
+    if why := another_program(certificate, config):
+        return Answer("replays", False, f"not tried: {why}")
+    from rlloss.train.confirm import confirm  # here, since it needs torch
+
+    checkpoint = checkpoint_before(certificate, claimed, steps[0]) if claimed and steps[0] > 1 else None
+    with tqdm(total=steps[1], unit="step", disable=None, desc="playing it again") as bar:
+        try:
+            done = confirm(certificate, config, steps, checkpoint, lambda step: bar.update(step - bar.n) and None)
+        except RunFailed as error:
+            return Answer("replays", False, f"it fails here: {error}")
+    if done.differs is None:
+        start = "from its start" if done.first == 1 else f"from the checkpoint after step {done.first - 1:,}"
+        return Answer("replays", True, f"optimiser steps {done.first:,} to {done.last:,} {start}, {done.seconds:.0f} s")
+    native = numerics_of(certificate.config) != PORTABLE
+    where = f"other parameters, first within optimiser steps {done.differs[0]:,} to {done.differs[1]:,}"
+    suspected = [*others(certificate, config), *done.suspects] or ["nothing that is recorded"]
+    excuse = "; numerics=native promises the same bits on one machine alone" if native and done.suspects else ""
+    return Answer("replays", False, f"{where}; to be suspected: {'; '.join(suspected)}{excuse}")
+
+
+def another_program(certificate: Certificate, config: Config) -> str:
+    """Why what the certificate names is not trained here: it is the user's, or nobody's that is known. Else empty."""
+    made, now = certificate.document["versions"], _versions(config)
+    for key in DECIDE:
+        if made.get(key) != now.get(key):
+            return f"the source of its {key} is not the one that is here"
+    if not is_the_users(config.loss.name, [certificate.path]):
+        return f"its loss, {config.loss.name}, may have come with it; copy the file beside your own first"
+    return ""
+
+
+def others(certificate: Certificate, config: Config) -> list[str]:
+    """In which versions this machine is not as the certificate says."""
+    made, now = certificate.document["versions"], _versions(config)
+
+    def release(version: Any) -> str:
+        return str(version).partition("+")[0]
+
+    return [f"{key} {value} instead of {made.get(key)}" for key, value in now.items()
+            if release(value) != release(made.get(key))]  # fmt: skip
+
+
+def _versions(config: Config) -> dict[str, str]:
+    return versions(config.loss.name, config.env.id, config.env.wrappers)

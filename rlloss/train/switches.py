@@ -1,0 +1,63 @@
+"""torch's global switches as a run needs them: one number of threads, deterministic algorithms, its numerics."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from rlloss.config.schema import Config
+from rlloss.errors import ConfigError
+from rlloss.train import numerics, operations
+
+
+@contextmanager
+def deterministic(config: Config) -> Iterator[None]:
+    """The switches as this run needs them, and back afterwards.
+
+    Raises: ConfigError for a device or a number of threads that this machine does not have, or for numerics that this
+        process cannot compute.
+    """
+    if config.device != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed workspace for this
+        if int(config.device.partition(":")[2] or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device={config.device}: this machine or torch build has none; use device=cpu")
+    cores = os.cpu_count() or 1
+    if config.torch_threads > cores:
+        raise ConfigError(f"torch_threads={config.torch_threads}: this machine has {cores} cores; use no more")
+    memory: Any = torch.utils.deterministic
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        memory.fill_uninitialized_memory,
+    )
+    torch.set_num_threads(config.torch_threads)
+    torch.use_deterministic_algorithms(True)
+    # Filling every new tensor with NaN guards against reads of uninitialised memory; no operation here makes any.
+    memory.fill_uninitialized_memory = False
+    try:
+        with ExitStack() as stack:
+            if config.numerics.name == numerics.PORTABLE:
+                numerics.require()
+                stack.enter_context(portable_kernels())
+                operations.refuse_others()
+            yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        memory.fill_uninitialized_memory = before[2]
+
+
+@contextmanager
+def portable_kernels() -> Iterator[None]:
+    """Without oneDNN and NNPACK, which choose their kernels by the CPU, whatever torch's variables say."""
+    onednn = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    nnpack: Any = torch.backends.nnpack
+    before = nnpack.set_flags(False)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = onednn
+        nnpack.set_flags(*before)
