@@ -29,9 +29,8 @@ def run(arguments: list[str]) -> int:
     document = certify(RunFolder(options.run))
     out = options.out or options.run / "certificate.json"
     replace(out, (to_json(document) + "\n").encode())
-    print(
-        f"certificate of {described(read(out))}\nwritten to {out}; `rlloss verify --certificate {out}` plays it again"
-    )
+    print(f"certificate of {described(read(out))}")
+    print(f"written to {out}; `rlloss verify --certificate {out}` plays it again")
     return Exit.HOLDS
 
 
@@ -135,8 +134,12 @@ def replays(
 
     checkpoint = checkpoint_before(certificate, claimed, steps[0]) if claimed and steps[0] > 1 else None
     with tqdm(total=steps[1], unit="step", disable=None, desc="playing it again") as bar:
+
+        def progress(step: int) -> None:
+            bar.update(step - bar.n)
+
         try:
-            done = confirm(certificate, config, steps, checkpoint, lambda step: bar.update(step - bar.n) and None)
+            done = confirm(certificate, config, steps, checkpoint, progress)
         except RunFailed as error:
             return Answer("replays", False, f"it fails here: {error}")
     if done.differs is None:

@@ -117,9 +117,9 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="the verdicts for programs, on standard output")
     certified = verify.add_argument_group("of one run, by its certificate")
     certified.add_argument("--certificate", type=Path, metavar="FILE",
-                           help="is it intact, is it that of the run in FOLDER, does playing it again give it?")  # fmt: skip
+                           help="is it intact, is it of the run in FOLDER, does a replay give it?")  # fmt: skip
     certified.add_argument("--steps", metavar="K:N",
-                           help="play these optimiser steps, from the last checkpoint of FOLDER before them")  # fmt: skip
+                           help="play these steps alone, from the last checkpoint of FOLDER before them")  # fmt: skip
     certified.add_argument("--no-replay", action="store_true", help="ask the first two questions alone")
     return verify
 

@@ -1,9 +1,9 @@
 """Certificates of runs: a small file that says which run gave which parameters, step by step, and signs its content.
 
-It holds the config, versions, machine and the digests of its operations, the final digest, and a chain over the digests
-of all optimiser steps: ``h_0`` is the SHA-256 of the config, ``h_i = SHA-256(h_{i-1} || digest_i)``. Some of the h_i are
-kept, the links, so that a part of the run can be held against them. What a certificate proves, and what not:
-rlloss/train/README.md.
+It holds the config, versions, machine and the digests of its operations, the final digest, and a chain over the
+digests of all optimiser steps: ``h_0`` is the SHA-256 of the config, ``h_i = SHA-256(h_{i-1} || digest_i)``. Some of
+the h_i are kept, the links, so that a part of the run can be held against them. What a certificate proves, and what
+not: rlloss/train/README.md.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from rlloss.errors import ConfigError
 from rlloss.runs.reader import CHECKPOINTS, LOADER, WHERE_KEYS, Damaged, RunFolder, check_yaml, flatten, to_json
 
 FORMAT = "rlloss certificate 1"
-LINKS = 256  # at most: of a longer run, not every step has one
+LINKS = 64  # at most: of a longer run, not every step has one
 LARGEST = 1 << 24  # bytes
 SPEED = "steps_per_second"  # the one column of a run's tables that is not the same when it is run again
 TABLES = ("metrics.csv", "episodes.csv", "decisions.csv")
