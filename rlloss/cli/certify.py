@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ def run(arguments: list[str]) -> int:
     document = certify(RunFolder(options.run))
     out = options.out or options.run / "certificate.json"
     replace(out, (to_json(document) + "\n").encode())
-    print(f"certificate of {described(read(out))}")
+    print(f"certificate of {described(read(out), certified(read(out)))}")
     print(f"written to {out}; `rlloss verify --certificate {out}` plays it again")
     return Exit.HOLDS
 
@@ -73,7 +72,7 @@ def verify_certificate(options: argparse.Namespace) -> int:
     else:
         words = {True: "yes", False: "NO", None: "–"}
         rows = [{"question": a.question, "answer": words[a.holds], "": a.why} for a in answers]
-        print(f"certificate of {described(certificate)}\n\n{tables.text(pd.DataFrame(rows))}")
+        print(f"certificate of {described(certificate, config)}\n\n{tables.text(pd.DataFrame(rows))}")
     return Exit.HOLDS if holds(answers) else Exit.FAILS
 
 
@@ -81,15 +80,11 @@ def holds(answers: list[Answer]) -> bool:
     return not any(answer.holds is False for answer in answers)
 
 
-def described(certificate: Certificate) -> str:
+def described(certificate: Certificate, config: Config) -> str:
     """In a line: what was trained, how long, and where."""
-    config, machine = certificate.config, certificate.document["machine"]
-    what = f"{config['env']['id']}, {config['loss']['name']}, seed {config['seed']}, numerics={numerics_of(config)}"
-    return f"{what}: {certificate.steps:,} optimiser steps, made on {machine.get('cpu', 'an unknown CPU')}"
-
-
-def numerics_of(config: Mapping[str, Any]) -> str:
-    return str(config.get("numerics", {}).get("name", "native"))
+    what = f"{config.env.id}, {config.loss.name}, seed {config.seed}, numerics={config.numerics.name}"
+    machine = certificate.document["machine"].get("cpu", "an unknown CPU")
+    return f"{what}: {certificate.steps:,} optimiser steps, made on {machine}"
 
 
 def certified(certificate: Certificate) -> Config:
@@ -145,7 +140,7 @@ def replays(
     if done.differs is None:
         start = "from its start" if done.first == 1 else f"from the checkpoint after step {done.first - 1:,}"
         return Answer("replays", True, f"optimiser steps {done.first:,} to {done.last:,} {start}, {done.seconds:.0f} s")
-    native = numerics_of(certificate.config) != PORTABLE
+    native = config.numerics.name != PORTABLE
     where = f"other parameters, first within optimiser steps {done.differs[0]:,} to {done.differs[1]:,}"
     suspected = [*others(certificate, config), *done.suspects] or ["nothing that is recorded"]
     excuse = "; numerics=native promises the same bits on one machine alone" if native and done.suspects else ""

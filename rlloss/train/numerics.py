@@ -56,7 +56,13 @@ def started_with() -> Mapping[str, str]:
         entries = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
         return {}
-    return dict(os.fsdecode(entry).split("=", 1) for entry in entries if b"=" in entry)
+    begun: dict[str, str] = {}
+    for name, equals, value in (os.fsdecode(entry).partition("=") for entry in entries):
+        if name.startswith("glibc.") and TUNABLES in begun:  # the C library takes its tunables apart where they lie
+            begun[TUNABLES] += f":{name}={value}"
+        elif equals:
+            begun[name] = value
+    return begun
 
 
 def available() -> bool:

@@ -54,6 +54,10 @@ def _log1p(x: Tensor) -> Tensor:
     return torch.where(u.isfinite(), _log(u) - ((u - 1) - x) / u, _log(u))
 
 
+def _decayed(x: Tensor) -> Tensor:
+    return torch.exp(-x.double().abs())
+
+
 def _sqrt(x: Tensor) -> Tensor:
     """Correctly rounded, as NumPy's is; of halves by way of float32, which rounds them to the same."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -81,15 +85,23 @@ def _function(value: Callable[[Tensor], Tensor], derivative: Callable[[Tensor, T
 
 
 sqrt = _function(_sqrt, lambda x, out: 1 / (2 * out))
+THRESHOLD = 20  # above which torch's softplus is its argument
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sqrt": sqrt,
     "expm1": _function(expm1, lambda x, out: out + 1),
     "log1p": _function(_log1p, lambda x, out: 1 / (x + 1)),
-    "softplus": _function(lambda x: x.double().clamp(min=0) + _log1p(torch.exp(-x.double().abs())),
-                          lambda x, out: torch.sigmoid(x)),
-    "logsigmoid": _function(lambda x: x.double().clamp(max=0) - _log1p(torch.exp(-x.double().abs())),
-                            lambda x, out: torch.sigmoid(-x)),
-}  # fmt: skip
+    "softplus": _function(
+        lambda x: torch.where(
+            x > THRESHOLD, x.double(), x.double().clamp(min=0) + _log1p(torch.exp(-x.double().abs()))
+        ),
+        lambda x, out: torch.where(x > THRESHOLD, 1.0, torch.sigmoid(x)),
+    ),
+    "logsigmoid": _function(
+        lambda x: x.double().clamp(max=0) - _log1p(_decayed(x)),
+        lambda x, out: torch.sigmoid(-x),
+    ),
+}
 
 
 def _log_of(x: Tensor) -> Any:

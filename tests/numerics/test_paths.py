@@ -1,0 +1,122 @@
+"""The same bits on every machine that one machine can be: what numerics=portable promises, and native does not."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rlloss.train.numerics import variables
+from rlloss.train.operations import OPERATIONS, constants
+from tests.numerics.paths import (
+    EMULATED,
+    FORCED,
+    emulated,
+    needs_glibc,
+    needs_qemu,
+    other_glibc,
+    portable,
+    trainings,
+)  # fmt: skip
+
+SHORT = "seed=3 total_timesteps=1024"
+QUICK = [SHORT, f"env=pendulum {SHORT}"]
+PRECISIONS = ("fp32", "fp64", "bf16", "fp16", "bf16_autocast", "fp16_autocast", "fp16_scaled")
+HEADS = ("multidiscrete", "multibinary", "box")
+KINDS = [
+    *QUICK,
+    *(f"env={env} {SHORT}" for env in ("acrobot", "mountaincar", "lunarlander")),
+    *(f"optimizer={name} {SHORT}" for name in ("sgd", "rmsprop", "lbfgs", "sam", "gradient_penalty")),
+    f"optimizer=lbfgs optimizer.line_search_fn=strong_wolfe {SHORT}",
+    *(
+        f"precision={name} {SHORT}"
+        for name in ("fp64", "bf16", "fp16", "bf16_autocast", "fp16_autocast", "fp16_scaled")
+    ),
+    f"env=pendulum precision=bf16_autocast {SHORT}",
+    f"env=pendulum optimizer=rmsprop precision=fp64 {SHORT}",
+    f"env=pendulum env.wrappers=[normalize_observation,normalize_reward] {SHORT}",
+    *(f"env.id=tests.examples.environments:Line-v0 env.kwargs.act={act} {SHORT}" for act in HEADS),
+    f"loss=ppo_kl_penalty {SHORT}",
+    f"loss=ppo_softmin precision=fp64 {SHORT}",
+    f"target_kl=0.0005 {SHORT}",
+    f"hidden_sizes=[200,100] num_minibatches=8 {SHORT}",
+]
+MUJOCO = [f"env={env} {SHORT}" for env in ("halfcheetah", "hopper", "invertedpendulum")]
+PIXELS = ["env=breakout seed=3 num_envs=2 num_steps=32 total_timesteps=64"]
+NO_AVX = ("Nehalem",)
+
+
+@pytest.fixture(scope="module")
+def here() -> dict[str, dict[str, str]]:
+    return portable([*KINDS, *MUJOCO, *PIXELS])
+
+
+@pytest.fixture(scope="module")
+def native() -> dict[str, dict[str, str]]:
+    return trainings("native", ["operations", *QUICK])
+
+
+def forced(path, native):
+    """Native bits change on this path, so that portable ones could, and do not."""
+    if trainings("native", ["operations", *QUICK], FORCED[path]) == native:
+        pytest.skip(f"{path}: this CPU takes no other path for {FORCED[path]}")
+    assert portable(QUICK, FORCED[path]) == portable(QUICK)
+
+
+def test_what_a_user_has_set_does_not_reach_portable_bits(native):
+    forced("all of them", native)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in FORCED if path != "all of them"])
+def test_a_path_that_changes_native_bits_leaves_portable_ones_alone(path, native):
+    forced(path, native)
+
+
+@pytest.mark.slow
+@needs_glibc
+def test_another_c_library_has_the_same_bits(here, native):
+    there = trainings("native", ["operations"], before=other_glibc())["operations"]
+    assert there != native["operations"], "it changes nothing where nothing is done about it"
+    assert portable([*KINDS, *MUJOCO, *PIXELS], before=other_glibc()) == here
+
+
+@pytest.mark.slow
+@needs_qemu
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("cpu", EMULATED)
+def test_an_emulated_cpu_has_the_same_bits(cpu, here, native):
+    assert trainings("native", ["operations"], before=emulated(cpu))["operations"] != native["operations"]
+    lines = [*KINDS, *(() if cpu in NO_AVX else MUJOCO), *(PIXELS if cpu in ("Nehalem", "Haswell") else ())]
+    assert portable(lines, before=emulated(cpu)) == {line: here[line] for line in lines}
+
+
+@pytest.mark.slow
+@needs_qemu
+def test_a_cpu_without_avx_is_told_what_mujoco_needs():
+    with pytest.raises(AssertionError, match="needs a CPU with AVX"):
+        portable(MUJOCO[:1], before=emulated("Nehalem"))
+
+
+@pytest.mark.slow
+def test_the_bits_do_not_hang_on_what_else_the_machine_does(here):
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        for _ in range(5):
+            assert portable(QUICK) == {line: here[line] for line in QUICK}
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variable", [op.steered_by for op in OPERATIONS.values() if op.steered_by.isupper()])
+def test_the_self_test_names_what_a_variable_would_have_made_the_same(variable):
+    """Of each variable: without it, an operation that it steers has other bits, and no training begins."""
+    env = {name: value for name, value in variables({}).items() if name != variable}
+    found = trainings("native", ["operations"], env)["operations"]
+    committed = constants()["digests"]
+    steered = [name for name, operation in OPERATIONS.items() if operation.steered_by == variable]
+    if found == trainings("native", ["operations"], variables({}))["operations"]:
+        pytest.skip(f"{variable} changes nothing on this CPU")
+    assert any(found[name] != committed[name] for name in steered)

@@ -1,0 +1,249 @@
+"""Certificates: each of the three questions answered yes for the run itself, and no for what is not."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from rlloss.cli.main import main
+from rlloss.config import load
+from rlloss.runs import RunFolder
+from rlloss.runs.certificate import LINKS, certify, read, signature
+from rlloss.train import train
+from tests.helpers import SHORT
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trained natively, which replays on the same machine; with checkpoints that stay."""
+    folder = tmp_path_factory.mktemp("certified") / "run"
+    train(load([*SHORT, "keep_checkpoints=40", "total_timesteps=1200", f"run_dir={folder}"]), folder)
+    return RunFolder(folder)
+
+
+@pytest.fixture
+def certificate(run, tmp_path):
+    path = tmp_path / "it.json"
+    assert main(["certify", str(run.path), "--out", str(path)]) == 0
+    return path
+
+
+def edit(path, sign=True, **changes):
+    """A certificate that says something else, signed again as anybody can."""
+    document = json.loads(path.read_text()) | changes
+    document["sha256"] = signature(document) if sign else document["sha256"]
+    path.write_text(json.dumps(document))
+
+
+def answers(capsys, path, *arguments):
+    capsys.readouterr()
+    code = main(["verify", "--certificate", str(path), "--json", *map(str, arguments)])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (0 if found["holds"] else 1)
+    return [found[question]["holds"] for question in ("intact", "describes the run", "replays")], found
+
+
+def test_the_run_itself_is_confirmed(run, certificate, capsys):
+    said, found = answers(capsys, certificate, run.path)
+    assert said == [True, True, True], found
+    assert f"optimiser steps 1 to {len(run.digests)} from its start" in found["replays"]["why"]
+    said, _ = answers(capsys, certificate)
+    assert said == [True, None, True], "no run was named"
+    said, _ = answers(capsys, certificate, run.path, "--no-replay")
+    assert said == [True, True, None]
+
+
+def test_a_part_is_played_from_the_last_checkpoint_before_it(run, certificate, capsys):
+    kept = sorted(int(path.stem) for path in (run.path / "checkpoints").iterdir())
+    assert kept == [48, 80, 128, 160], "after the iterations that passed a multiple of 40"
+    for steps, first in {"1:10": 1, "48:60": 1, "49:60": 49, "130:131": 129, "192:192": 161}.items():
+        said, found = answers(capsys, certificate, run.path, "--steps", steps)
+        assert said == [True, True, True], found
+        assert f"optimiser steps {first} to " in found["replays"]["why"], steps
+    said, found = answers(capsys, certificate, "--steps", "130:131")
+    assert said == [True, None, True]
+    assert "from its start" in found["replays"]["why"], "without the run's folder there is no checkpoint"
+
+
+def test_a_changed_certificate_is_not_intact(run, certificate, capsys):
+    edit(certificate, sign=False, final_digest="0" * 64)
+    said, _ = answers(capsys, certificate, run.path)
+    assert said == [False, False, None], "and is not played"
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [("seed", "another config: seed=1, certified 7"), ("loss", "another config: loss.name=ppo_clip, certified spo")],
+)
+def test_one_of_another_run_signed_again(run, certificate, capsys, key, why):
+    config = json.loads(certificate.read_text())["config"]
+    config[key] = 7 if key == "seed" else {"name": "spo", "offset": 0.0}
+    edit(certificate, config=config)
+    said, found = answers(capsys, certificate, run.path)
+    assert said == [True, False, False], found
+    assert found["describes the run"]["why"] == why
+    assert "other parameters, first within optimiser steps 1 to" in found["replays"]["why"] or key == "loss"
+
+
+def test_a_forged_link_is_found_where_it_is(run, certificate, capsys):
+    document = json.loads(certificate.read_text())
+    forged = sorted(map(int, document["links"]))[20]
+    before = sorted(map(int, document["links"]))[19]
+    document["links"][str(forged)] = "0" * 64
+    edit(certificate, links=document["links"])
+    said, found = answers(capsys, certificate, run.path)
+    assert said == [True, False, False]
+    for question in ("describes the run", "replays"):
+        assert f"first within optimiser steps {before + 1} to {forged}" in found[question]["why"]
+    said, _ = answers(capsys, certificate, run.path, "--steps", f"1:{before}")
+    assert said == [True, False, True], "the part before it is as certified"
+
+
+def test_a_run_that_was_changed_is_not_the_one_described(run, certificate, capsys, tmp_path):
+    changed = tmp_path / "run"
+
+    def damage(name, change):
+        shutil.rmtree(changed, ignore_errors=True)
+        shutil.copytree(run.path, changed)
+        path = changed / name
+        path.write_bytes(change(path.read_bytes()))
+        said, found = answers(capsys, certificate, changed, "--no-replay")
+        assert said == [True, False, None], name
+        return found["describes the run"]["why"]
+
+    at = 32 * 100
+    assert "first within optimiser steps" in damage("digests.bin", lambda b: b[:at] + bytes([b[at] ^ 1]) + b[at + 1 :])
+    assert damage("digests.bin", lambda b: b[:-32]) == "191 optimiser steps, certified 192"
+    assert damage("episodes.csv", lambda b: b.replace(b"7", b"8", 1)) == "another episodes.csv"
+    assert "another config: gamma=0.9" in damage("config.yaml", lambda b: b.replace(b"gamma: 0.99", b"gamma: 0.9"))
+
+
+def test_speeds_and_places_are_no_part_of_it(run, certificate, capsys, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(run.path, again)
+    config = yaml.safe_load((again / "config.yaml").read_text()) | {"run_dir": "elsewhere", "checkpoint_seconds": 1.0}
+    (again / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    head, *rows = (again / "metrics.csv").read_text().splitlines()
+    at = head.split(",").index("steps_per_second")
+    faster = [",".join([*row.split(",")[:at], "1.5", *row.split(",")[at + 1 :]]) for row in rows]
+    (again / "metrics.csv").write_text("\n".join([head, *faster]) + "\n")
+    assert answers(capsys, certificate, again, "--no-replay")[0] == [True, True, None]
+    assert certify(RunFolder(again)) == certify(run)
+
+
+def test_a_checkpoint_that_was_changed_is_not_played_from(run, certificate, capsys, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    path = copy / "checkpoints" / "000000128.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert main(["verify", "--certificate", str(certificate), str(copy), "--steps", "130:131"]) == 2
+    assert "000000128.safetensors is not the one that was certified" in capsys.readouterr().err
+    path.unlink()
+    _, found = answers(capsys, certificate, copy, "--steps", "130:131")
+    assert "from the checkpoint after step 80" in found["replays"]["why"]
+
+
+def test_only_a_finished_whole_run_is_certified(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    (copy / "episodes.csv").unlink()
+    assert main(["certify", str(copy)]) == 2
+    assert "episodes.csv is missing" in capsys.readouterr().err
+    (copy / "run.json").write_text((run.path / "run.json").read_text().replace('"finished"', '"failed"'))
+    assert main(["certify", str(copy)]) == 2
+    assert "only a finished run has a certificate" in capsys.readouterr().err
+    assert not (copy / "certificate.json").exists()
+
+
+def test_its_size_does_not_grow_with_the_run(run, certificate):
+    assert len(read(certificate).links) <= LINKS + 1 < len(run.digests)
+    assert certificate.stat().st_size < 16_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": "rlloss certificate 1"}', "[" * 100_000, '{"format": 3}', "\x00", "null"],
+)
+def test_what_is_no_certificate_is_one_line(tmp_path, capsys, text):
+    path = tmp_path / "it.json"
+    path.write_text(text)
+    assert main(["verify", "--certificate", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"rlloss: --certificate={path}: is no certificate"), err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"links": {}}, "is no certificate"),
+        ({"checkpoints": {"7": {}}}, "is no certificate"),
+        ({"optimizer_steps": -1}, "certificate"),
+    ],
+)
+def test_a_misshapen_one_is_one_line(certificate, capsys, changes, what):
+    edit(certificate, **changes)
+    capsys.readouterr()
+    assert main(["verify", "--certificate", str(certificate)]) == 2
+    err = capsys.readouterr().err
+    assert what in err
+    assert err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("steps", ["1", "0:3", "5:4", "1:193", "a:b"])
+def test_an_interval_is_two_steps_of_the_run(certificate, capsys, steps):
+    assert main(["verify", "--certificate", str(certificate), "--steps", steps]) == 2
+    assert f"--steps={steps}: name the first and the last one, as 1:192" in capsys.readouterr().err
+
+
+def test_no_loss_that_came_with_a_certificate_is_executed(tmp_path, certificate, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bag").mkdir()
+    evil = tmp_path / "bag" / "evil.py"
+    evil.write_text("raise SystemExit('executed')\ndef f(logp, old_logp, advantages, *, clip_coef): ...\n")
+    document = json.loads(certificate.read_text())
+    document["config"]["loss"]["name"] = f"{evil}:f"
+    path = tmp_path / "bag" / "it.json"
+    path.write_text(certificate.read_text())
+    edit(path, config=document["config"])
+    said, found = answers(capsys, path)
+    assert said == [True, None, False]
+    assert "the source of its loss is not the one that is here" in found["replays"]["why"]
+
+
+def test_another_version_of_a_users_environment_is_not_played(certificate, capsys):
+    document = json.loads(certificate.read_text())
+    edit(certificate, versions=document["versions"] | {"environment": "0123456789ab"})
+    said, found = answers(capsys, certificate)
+    assert said == [True, None, False]
+    assert "the source of its environment is not the one that is here" in found["replays"]["why"]
+
+
+def test_operations_that_differ_are_suspected(run, certificate, capsys):
+    """Of a native run made on another CPU: the certificate's machine computes other bits, and the answer says whose."""
+    document = json.loads(certificate.read_text())
+    links = dict.fromkeys(document["links"], "0" * 64)
+    edit(certificate, links=links, operations=document["operations"] | {"convolution": "0" * 16})
+    _, found = answers(capsys, certificate)
+    assert "to be suspected: convolution (torch" in found["replays"]["why"]
+    assert "numerics=native promises the same bits on one machine alone" in found["replays"]["why"]
+
+
+def test_a_portable_run_replays_in_a_process_that_starts_itself_again(tmp_path):
+    home = tmp_path / "run"
+    command = [sys.executable, "-m", "rlloss"]
+    subprocess.run([*command, "train", *SHORT, "numerics=portable", f"run_dir={home}"], check=True, capture_output=True)
+    subprocess.run([*command, "certify", str(home)], check=True, capture_output=True)
+    verify = [*command, "verify", "--certificate", str(home / "certificate.json"), str(home)]
+    done = subprocess.run(verify, capture_output=True, text=True, check=True)
+    assert done.stdout.count("yes") == 3, done.stdout
+
+
+def test_a_config_key_that_this_version_does_not_know(certificate, capsys):
+    document = json.loads(certificate.read_text())
+    edit(certificate, config=document["config"] | {"invented": 1})
+    assert main(["verify", "--certificate", str(certificate)]) == 2
+    assert "made by another version" in capsys.readouterr().err
