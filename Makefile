@@ -12,7 +12,7 @@ reproduce: $(VENV)/.installed
 	$(BIN)/rlloss reproduce $(ARGS)
 
 reference: reproduce
-	$(BIN)/python -m rlloss.claims.reference results/report results/reference
+	$(BIN)/python -m rlloss.claims.reference results/report results/runs results/reference
 
 check: lint test
 

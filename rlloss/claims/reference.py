@@ -1,6 +1,6 @@
 """The committed results, against which ``rlloss reproduce`` holds its own: digests of runs, and whole files.
 
-``python -m rlloss.claims.reference REPORT REFERENCE`` makes the latter of the former (``make reference``).
+``python -m rlloss.claims.reference REPORT RUNS REFERENCE`` makes the latter of the former (``make reference``).
 """
 
 import hashlib
@@ -17,9 +17,11 @@ import pandas as pd
 
 from rlloss.config.choices import data_dir
 from rlloss.errors import ConfigError
+from rlloss.runs.certificate import certify
+from rlloss.runs.reader import RunFolder, to_json
 from rlloss.version import PACKAGE
 
-SUMS, DIGESTS, MADE_WITH = "SHA256SUMS", "digests.csv", "made_with.json"
+SUMS, DIGESTS, MADE_WITH, CERTIFICATES = "SHA256SUMS", "digests.csv", "made_with.json", "certificates"
 KEPT = (".csv", ".png")  # of the report's files, those that are committed; of the others, their sums
 COMPARED = (*KEPT, ".md", ".tex", ".svg", ".pdf")
 LISTED = 5  # of what is not the same
@@ -123,8 +125,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def renew(report: Path, reference: Path) -> None:
-    """Copy what is kept, with the sums of all and what it was made with. Raises: ConfigError for a partial report."""
+def renew(report: Path, runs: Path, reference: Path) -> None:
+    """Copy what is kept, with the sums of all, what it was made with, and a certificate of every run.
+
+    Raises: ConfigError for a partial report.
+    """
     from rlloss.train.operations import constants  # here, since it needs torch
 
     verdicts = pd.read_csv(report / "claims.csv")
@@ -137,7 +142,12 @@ def renew(report: Path, reference: Path) -> None:
     (reference / SUMS).write_text("".join(f"{sum_of(path)}  {path.name}\n" for path in files))
     made_with = {"versions": versions(), "operations": constants()["digests"]}
     (reference / MADE_WITH).write_text(json.dumps(made_with, indent=2) + "\n")
+    shutil.rmtree(reference / CERTIFICATES, ignore_errors=True)
+    (reference / CERTIFICATES).mkdir()
+    for name in pd.read_csv(report / DIGESTS)["run"]:
+        certificate = to_json(certify(RunFolder(runs / name)))
+        (reference / CERTIFICATES / f"{name}.json").write_text(certificate + "\n")
 
 
 if __name__ == "__main__":
-    renew(*map(Path, sys.argv[1:3]))
+    renew(*map(Path, sys.argv[1:4]))
