@@ -99,7 +99,7 @@ def test_only_the_commands_print():
 def test_every_package_is_installed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "rlloss").rglob("__init__.py")}
-    assert set(settings["packages"]) == {*found, "rlloss.configs", "rlloss.experiments"}
+    assert set(settings["packages"]) == {*found, "rlloss.configs", "rlloss.experiments", "rlloss.reference"}
     data = {p.parent for p in (ROOT / "rlloss").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc", ".md")}
     listed = {
         path.parent

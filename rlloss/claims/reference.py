@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -24,6 +23,7 @@ from rlloss.version import PACKAGE
 SUMS, DIGESTS, MADE_WITH, CERTIFICATES = "SHA256SUMS", "digests.csv", "made_with.json", "certificates"
 KEPT = (".csv", ".png")  # of the report's files, those that are committed; of the others, their sums
 COMPARED = (*KEPT, ".md", ".tex", ".svg", ".pdf")
+OPERATIONS = PACKAGE / "train" / "operations.json"  # their digests where numerics are portable
 LISTED = 5  # of what is not the same
 PACKAGES = (
     "torch", "numpy", "pandas", "matplotlib", "gymnasium", "mujoco", "box2d", "ale-py", "opencv-python-headless",
@@ -41,25 +41,19 @@ class Comparison:
     files: int
     all_files: int
     others: list[str]  # names of runs and files that are not
-    suspects: list[str]
 
-    @property
-    def same(self) -> bool:
-        return not self.others
-
-    def __str__(self) -> str:
+    def told(self, suspects: Sequence[str]) -> str:
+        """In words, with whom to suspect where something is not the same."""
         told = (
             f"{self.digests:,} of {self.all_digests:,} final digests and {self.files} of {self.all_files} files as in "
             "the reference"
         )
-        if self.same:
+        if not self.others:
             return told
         listed = "".join(f"\n  {name}" for name in self.others[:LISTED])
         more = f"\n  and {len(self.others) - LISTED} more" if len(self.others) > LISTED else ""
-        suspects = "; ".join(self.suspects) or (
-            "none: versions and operations are the same; the files of an older run may lie there"
-        )
-        return f"{told}; not the same:{listed}{more}\nto be suspected: {suspects}"
+        nobody = "no version and no operation that is recorded; runs or files of before may lie there"
+        return f"{told}; not the same:{listed}{more}\nto be suspected: {'; '.join(suspects) or nobody}"
 
 
 def reference_dir(preset: str) -> Path | None:
@@ -70,11 +64,8 @@ def reference_dir(preset: str) -> Path | None:
     return folder if (folder / SUMS).is_file() else None
 
 
-def compare(report: Path, reference: Path, claims: Sequence[str], operations: Mapping[str, str]) -> Comparison:
-    """The report's files with the reference's, those of these claims and, if they are all there, those of all.
-
-    ``operations``: the digests of this machine's operations.
-    """
+def compare(report: Path, reference: Path, claims: Sequence[str]) -> Comparison:
+    """The report's files with the reference's, those of these claims and, if they are all there, those of all."""
     here, there = _digests(report), _digests(reference)
     sums = read_sums(reference)
     whole = all(Path(name).stem in claims for name in sums if name.endswith(".md"))
@@ -82,11 +73,9 @@ def compare(report: Path, reference: Path, claims: Sequence[str], operations: Ma
     names = [name for name in sums if whole or Path(name).stem in claims]
     other_runs = [f"run {name}" for name in runs if here.get(name) != there[name]]
     other_files = [name for name in names if sum_of(report / name) != sums[name]]
-    others = [*other_runs, *other_files]
     return Comparison(
-        len(runs) - len(other_runs), len(runs), len(names) - len(other_files), len(names), others,
-        suspects(json.loads((reference / MADE_WITH).read_text()), operations) if others else [],
-    )  # fmt: skip
+        len(runs) - len(other_runs), len(runs), len(names) - len(other_files), len(names), [*other_runs, *other_files]
+    )
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -104,14 +93,16 @@ def sum_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def suspects(made_with: Mapping[str, Any], operations: Mapping[str, str]) -> list[str]:
-    """What is not as it was where the reference was made: operations of this machine, versions of packages."""
-    from rlloss.train.operations import differing  # here, since it needs torch
+def made_with(reference: Path) -> dict[str, dict[str, str]]:
+    """The versions of packages, and the digests of operations."""
+    made: dict[str, dict[str, str]] = json.loads((reference / MADE_WITH).read_text())
+    return made
 
-    there = made_with["versions"]
-    found = [f"{name} {version} instead of {there.get(name)}" for name, version in versions().items()
-             if version != there.get(name)]  # fmt: skip
-    return [*found, *differing(operations, made_with["operations"])]
+
+def other_versions(made: Mapping[str, str]) -> list[str]:
+    """Of packages, in words, those that are others here than where the reference was made."""
+    return [f"{name} {version} instead of {made.get(name)}" for name, version in versions().items()
+            if version != made.get(name)]  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -130,8 +121,6 @@ def renew(report: Path, runs: Path, reference: Path) -> None:
 
     Raises: ConfigError for a partial report.
     """
-    from rlloss.train.operations import constants  # here, since it needs torch
-
     verdicts = pd.read_csv(report / "claims.csv")
     if not verdicts["verdict"].eq("holds").all():
         raise ConfigError(f"{report}: not every claim holds; no reference is made of it")
@@ -140,8 +129,9 @@ def renew(report: Path, runs: Path, reference: Path) -> None:
         if path.suffix in KEPT:
             shutil.copy(path, reference / path.name)
     (reference / SUMS).write_text("".join(f"{sum_of(path)}  {path.name}\n" for path in files))
-    made_with = {"versions": versions(), "operations": constants()["digests"]}
-    (reference / MADE_WITH).write_text(json.dumps(made_with, indent=2) + "\n")
+    operations = json.loads(OPERATIONS.read_text())["digests"]
+    made = {"versions": versions(), "operations": operations}
+    (reference / MADE_WITH).write_text(json.dumps(made, indent=2) + "\n")
     shutil.rmtree(reference / CERTIFICATES, ignore_errors=True)
     (reference / CERTIFICATES).mkdir()
     for name in pd.read_csv(report / DIGESTS)["run"]:

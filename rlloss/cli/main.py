@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
-from rlloss.train.numerics import available, relaunch
+from rlloss.train.numerics import available, is_own, own, relaunch
 
 VERBS = {  # each is a module of this package with a function run(arguments)
     "train": "one run, or with --multirun a sweep",
@@ -25,11 +25,16 @@ VERBS = {  # each is a module of this package with a function run(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Bad input is one line on standard error; a programming error keeps its traceback."""
+    """Run one command. Bad input is one line on standard error; a programming error keeps its traceback.
+
+    Without ``argv`` the process is this command's own.
+    """
+    if argv is None:
+        own()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         verb = parser().parse_args(arguments[:1]).verb
-        if is_portable(verb, arguments) and available():
+        if is_own() and is_portable(verb, arguments) and available():
             relaunch()  # before anything is loaded that would have to be loaded again
         code: int = importlib.import_module(f"rlloss.cli.{verb}").run(arguments[1:])
         return code

@@ -13,7 +13,7 @@ from rlloss.claims.judged import HOLDS, Judged
 from rlloss.claims.report import report_claims
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError
-from rlloss.train.numerics import PORTABLE, available, relaunch
+from rlloss.train.numerics import PORTABLE, available, is_own, refuse_elsewhere, relaunch
 
 
 def run(arguments: list[str]) -> int:
@@ -26,12 +26,14 @@ def run(arguments: list[str]) -> int:
 
 
 def numerics_of(options: argparse.Namespace) -> str:
-    """The numerics of runs and report. This process computes such numbers when this returns."""
+    """The numerics of the runs, and of this process where it is a command's own."""
     if options.numerics is None and not available():
         print("note: numerics=native, whose bits are this machine's own: see rlloss/train/README.md", file=sys.stderr)
         return "native"
     if options.numerics in (None, PORTABLE):
-        relaunch()
+        refuse_elsewhere()
+        if is_own():
+            relaunch()
         return PORTABLE
     return str(options.numerics)
 

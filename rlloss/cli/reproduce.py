@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlloss.claims.claim import select
-from rlloss.claims.reference import compare, reference_dir
+from rlloss.claims.reference import compare, made_with, other_versions, reference_dir
 from rlloss.claims.report import report_claims
 from rlloss.cli.exits import Exit
 from rlloss.cli.report import add_claims, numerics_of, print_verdicts
@@ -15,7 +15,7 @@ from rlloss.runs.place import run_folder
 from rlloss.sweep.launchers import Job, jobs_of, quoted, sweep
 from rlloss.sweep.run import plan
 from rlloss.train.envs import missing_extra
-from rlloss.train.operations import digests
+from rlloss.train.operations import differing, digests
 from rlloss.train.switches import portable_kernels
 
 
@@ -50,10 +50,13 @@ def print_comparison(report: Path, preset: str, claims: Sequence[str]) -> bool:
     if folder is None:
         print(f"no reference of --preset {preset} to compare with")
         return False
-    with portable_kernels():
-        comparison = compare(report, folder, claims, digests())
-    print(comparison)
-    return comparison.same
+    comparison, suspects = compare(report, folder, claims), list[str]()
+    if comparison.others:
+        made = made_with(folder)
+        with portable_kernels():
+            suspects = [*other_versions(made["versions"]), *differing(digests(), made["operations"])]
+    print(comparison.told(suspects))
+    return not comparison.others
 
 
 def parser() -> argparse.ArgumentParser:

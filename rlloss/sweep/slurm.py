@@ -23,7 +23,7 @@ from rlloss.config.schema import Config
 from rlloss.runs.place import is_finished, run_folder
 from rlloss.signals import listening
 from rlloss.sweep.run import Outcome, run_one
-from rlloss.train.numerics import PORTABLE, relaunch
+from rlloss.train.numerics import PORTABLE, own, relaunch
 
 QUEUE_SECONDS = 5  # between two calls of squeue, one for all jobs: the cluster's scheduler has to answer
 LATE_SECONDS = 15  # within which the result of a job that has ended shows up on a network file system
@@ -95,6 +95,7 @@ class RunOne(Checkpointable):
 
     def __call__(self, config: Config) -> Outcome:
         if config.numerics.name == PORTABLE:
+            own()
             relaunch()  # the same job, begun again with the environment that such a run needs
         queue_again: Any = signal.getsignal(signal.SIGUSR2)
         with listening((signal.SIGTERM, signal.SIGUSR2), say=""):

@@ -87,15 +87,25 @@ def require() -> None:
         raise ConfigError(f"numerics={PORTABLE}: this process was started without {', '.join(names)}; {REMEDY}")
 
 
+def own() -> None:
+    """This process is a command's own: nothing of anybody's is lost if it starts itself again."""
+    global _is_own
+    _is_own = True
+
+
+def is_own() -> bool:
+    return _is_own
+
+
 def relaunch() -> None:
     """Replace this process by itself, with the variables; nothing, where it has them all.
 
-    Raises: ConfigError where that is not to be had, or has not helped.
+    Raises: ConfigError in somebody else's process, and where that has not helped.
     """
     refuse_elsewhere()
     if not lacking():
         return
-    if os.environ.get(RELAUNCHED) == str(os.getpid()) or not sys.executable or not Path("/proc/self/environ").exists():
+    if not _is_own or os.environ.get(RELAUNCHED) == str(os.getpid()):
         require()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -104,6 +114,7 @@ def relaunch() -> None:
 
 
 RELAUNCHED = "RLLOSS_RELAUNCHED"  # the process that has done so, lest it do so for ever
+_is_own = False
 
 
 @contextmanager
@@ -126,4 +137,4 @@ def in_children(numerics: str) -> Iterator[bool]:
 
 
 if __name__ == "__main__":
-    print("\n".join(f"{name}={value}" for name, value in variables().items()))
+    sys.stdout.write("\n".join(f"{name}={value}" for name, value in variables().items()) + "\n")

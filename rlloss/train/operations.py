@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,4 +233,4 @@ if __name__ == "__main__":
     require()
     torch.set_num_threads(1)
     with portable_kernels():
-        print(json.dumps({"versions": versions(), "digests": digests()}, indent=2))
+        sys.stdout.write(json.dumps({"versions": versions(), "digests": digests()}, indent=2) + "\n")
