@@ -6,13 +6,16 @@ ARGS ?=
 JS := tests/javascript
 SCRIPTS := rlloss/graph/assets/*.js
 
-.PHONY: reproduce reference check test test-slow lint lint-js benchmark readme clean
+.PHONY: reproduce reference artifact check test test-slow lint lint-js benchmark readme clean
 
 reproduce: $(VENV)/.installed
 	$(BIN)/rlloss reproduce $(ARGS)
 
 reference: reproduce
 	$(BIN)/python -m rlloss.claims.reference results/report results/runs results/reference
+
+artifact: reproduce
+	$(BIN)/python -m rlloss.claims.artifact results/runs results/reference results/artifact
 
 check: lint test
 
@@ -45,7 +48,7 @@ readme: $(VENV)/.installed
 	$(BIN)/python -m rlloss.claims.readme $$(git ls-files '*README.md')
 
 clean:
-	rm -rf $(VENV) results/runs results/report results/tour
+	rm -rf $(VENV) results/runs results/report results/artifact results/tour
 
 $(VENV)/.locked: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlloss needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

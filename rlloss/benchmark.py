@@ -55,6 +55,21 @@ for seed in map(int, seeds):
 """
 
 
+NUMERICS = ("native", "portable")
+IN_NUMERICS = {  # what is trained in both; images take a sixtieth of the others' steps
+    "CartPole": "env=cartpole",
+    "Pendulum": "env=pendulum",
+    "LunarLander": "env=lunarlander",
+    "HalfCheetah": "env=halfcheetah",
+    "CartPole, RMSprop": "optimizer=rmsprop",
+    "CartPole, L-BFGS": "optimizer=lbfgs",
+    "CartPole, fp64": "precision=fp64",
+    "CartPole, bf16 autocast": "precision=bf16_autocast",
+    "CartPole, fp16 scaled": "precision=fp16_scaled",
+    "Breakout, from pixels": "env=breakout",
+}
+OF_PIXELS = 60
+
 GRAPH_WIDTHS = (1280, 390)  # pixels: a laptop, a telephone
 MOVES = 300  # of the sliders in turn, all over their ranges, per page and round
 SETTLE_MS = 1000  # after loading, before anybody could have found the slider
@@ -201,6 +216,41 @@ def _bare_seconds(workers: int, timesteps: int, folder: str) -> float:
         if loop.wait():
             raise subprocess.CalledProcessError(loop.returncode, loop.args)
     return time.perf_counter() - start
+
+
+def benchmark_numerics(rounds: int, timesteps: int) -> pd.DataFrame:
+    """Environment steps per second in native and in portable numerics, in turn, each run in a process of its own.
+
+    A row per setting. ``portable / native`` is the median over rounds of the ratio within a round.
+    """
+    speeds: dict[tuple[str, str], list[float]] = {(name, kind): [] for name in IN_NUMERICS for kind in NUMERICS}
+    with tqdm(total=rounds * len(speeds), unit="run", disable=None) as bar:
+        # every other round backwards: a machine that grows slower or faster steadily then wrongs neither
+        for name, kind in [turn for i in range(rounds) for turn in (list(speeds)[::-1] if i % 2 else speeds)]:
+            bar.set_postfix_str(f"{name}, {kind}")
+            steps = max(512, timesteps // OF_PIXELS if "pixels" in name else timesteps)
+            with tempfile.TemporaryDirectory() as folder:
+                overrides = [IN_NUMERICS[name], f"numerics={kind}", f"total_timesteps={steps}", f"run_dir={folder}/run"]
+                command = [sys.executable, "-m", "rlloss", "train", *overrides]
+                subprocess.run(command, capture_output=True, check=True)
+                speeds[name, kind].append(RunFolder(Path(folder) / "run").info["steps_per_second"])
+            bar.update()
+    rows = []
+    for name in IN_NUMERICS:
+        native, portable = (speeds[name, kind] for kind in NUMERICS)
+        ratios = [b / a for a, b in zip(native, portable, strict=True)]
+        rows.append(
+            {
+                "setting": name,
+                "native, steps/s": round(statistics.median(native)),
+                "portable, steps/s": round(statistics.median(portable)),
+                "portable / native": round(statistics.median(ratios), 2),
+                "lowest": round(min(ratios), 2),
+                "highest": round(max(ratios), 2),
+                "rounds": rounds,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def benchmark_graph(rounds: int) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rlloss import tables
-from rlloss.benchmark import benchmark, benchmark_check, benchmark_graph, benchmark_sweep
+from rlloss.benchmark import benchmark, benchmark_check, benchmark_graph, benchmark_numerics, benchmark_sweep
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError
 
@@ -19,7 +19,8 @@ def run(arguments: list[str]) -> int:
     if options.of in ("check", "graph"):
         table = (benchmark_check if options.of == "check" else benchmark_graph)(options.rounds)
     else:
-        table = (benchmark_sweep if options.of == "sweep" else benchmark)(options.rounds, timesteps)
+        of = {"sweep": benchmark_sweep, "numerics": benchmark_numerics, "train": benchmark}[options.of]
+        table = of(options.rounds, timesteps)
     print(tables.text(table))
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -30,9 +31,8 @@ def run(arguments: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     bench = argparse.ArgumentParser(prog="rlloss benchmark")
-    bench.add_argument(
-        "--of", choices=("train", "check", "sweep", "graph"), default="train", help="what to time (default: train)"
-    )
+    bench.add_argument("--of", choices=("train", "check", "sweep", "graph", "numerics"), default="train",
+                       help="what to time (default: train)")  # fmt: skip
     bench.add_argument("--rounds", type=int, default=5, help="rounds; in each, every contestant runs once (default: 5)")
     bench.add_argument("--timesteps", type=int, metavar="N",
                        help="environment steps per run (default: 20480, of a sweep's runs 102400)")  # fmt: skip
