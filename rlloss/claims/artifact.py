@@ -44,6 +44,7 @@ ANSWERS: Mapping[str, str] = {
     "R-DATA-002": "As R-DATA-001.",
     "R-DATA-003": "SHA256SUMS has the sums of the report's files, which rlloss reproduce makes and compares.",
     "R-DATA-005": "As R-DATA-001.",
+    "R-DOC-001": "Hardware and run time stand under Install in README.md, and above.",
     "R-DET-001": "No global generator is drawn from: every stream is a generator of its own, a child of the seed.",
     "R-DET-003": "No order of a set of strings reaches a result. cuBLAS computes for device=cuda alone, for which "
     "CUBLAS_WORKSPACE_CONFIG is set before its first use.",
