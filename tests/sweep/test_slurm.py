@@ -19,6 +19,8 @@ from rlloss.cli import main
 from rlloss.config import load
 from rlloss.runs import RunFolder, find_runs
 from rlloss.sweep.run import run_one
+from rlloss.train.numerics import lacking
+from tests.numerics.paths import python
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +167,19 @@ def test_jobs_have_the_bits_of_runs_made_here_and_what_is_finished_is_not_run_ag
     again.communicate(timeout=PATIENCE)
     assert again.returncode == 0
     assert output("scontrol", "show", "jobs").count("JobId=") == submitted
+
+
+def test_a_portable_run_is_begun_again_with_what_its_bits_need(slurm, tmp_path):
+    """Slurm's job is a process that lacks the variables, and starts itself again; nobody has set them for it."""
+    assert lacking()
+    done = sweep("total_timesteps=600", "numerics=native,portable", cwd=tmp_path)
+    _, err = done.communicate(timeout=PATIENCE)
+    assert done.returncode == 0, err
+    runs = {run.config["numerics.name"]: run for run in find_runs([tmp_path])}
+    overrides = [*TINY, "total_timesteps=600", "numerics=portable", f"run_dir={tmp_path / 'here'}"]
+    python("-m", "rlloss", "train", *overrides)
+    assert (tmp_path / "here/digests.bin").read_bytes() == (runs["portable"].path / "digests.bin").read_bytes()
+    assert runs["native"].info["operations"] != runs["portable"].info["operations"]
 
 
 def test_a_failed_run_is_listed_with_its_traceback_and_leaves_the_other(slurm, tmp_path):
