@@ -1,6 +1,7 @@
 """Before a run: does an environment that is not Gymnasium's own keep to the contract, and answer twice alike?"""
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,9 +18,11 @@ from rlloss.train.wrappers import Copied, Env
 STEPS = 64  # of each probe, over as many episodes as they take
 SEED = 20_240_229
 KNOWN = ("gymnasium.envs.", "ale_py.")  # entry points of environments that answer twice alike: tested here
+COMPILERS = ("numba", "jax", "tensorflow", "taichi", "warp")  # at run time
 LEAVE_OUT = "env.check=false leaves this check out"
 FIELDS = ("observations", "rewards", "ends of episodes")
 
+_untried: set[str] = set()  # of which this process has said so
 _checked: set[tuple[str, str]] = set()  # in this process
 log = logging.getLogger("rlloss")
 Answer = tuple[bytes, bytes, bytes]
@@ -66,6 +69,27 @@ def notes(config: EnvConfig) -> list[str]:
 
 class _Fault(Exception):
     """What an environment does that breaks the contract, with the remedy."""
+
+
+def refuse_unportable(env_id: str, env: Env) -> None:
+    """For runs that are to have the same bits everywhere. Of an unknown environment, logs that nobody has tried it.
+
+    Raises: ConfigError for one that has loaded a compiler, which makes code for the CPU that it finds.
+    """
+    if _is_known(env):
+        return
+    if compilers := [name for name in COMPILERS if name in sys.modules]:
+        raise ConfigError(
+            f"env.id={env_id} numerics=portable: {compilers[0]} is loaded, which compiles for the CPU that it finds, "
+            "with other bits on another; use numerics=native"
+        )
+    if env_id not in _untried:
+        _untried.add(env_id)
+        log.warning(
+            "note: env.id=%s: whether it computes the same on every CPU is its own affair; `rlloss certify` this run, "
+            "and a replay elsewhere tells",
+            env_id,
+        )
 
 
 def _is_known(env: Env) -> bool:

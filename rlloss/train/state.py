@@ -16,8 +16,9 @@ from rlloss.runs.reader import LAST_EPISODES
 from rlloss.runs.rows import Episode
 from rlloss.train import streams
 from rlloss.train.conditions import BESTS, STOPS, Condition, make_schedule
-from rlloss.train.envcheck import check_environment
+from rlloss.train.envcheck import check_environment, refuse_unportable
 from rlloss.train.envs import Environments, make_envs
+from rlloss.train.numerics import PORTABLE
 from rlloss.train.policy import ActorCritic, make_head
 from rlloss.train.portable import actors_tanh
 from rlloss.train.precision import Precision, make_precision
@@ -116,6 +117,8 @@ def prepared(config: Config) -> Iterator[State]:
     check_environment(config.env)
     envs = make_envs(config.env, streams.env_seeds(config.seed, config.num_envs), config.gamma)
     try:
+        if config.numerics.name == PORTABLE:
+            refuse_unportable(config.env.id, envs.envs[0])
         policy = ActorCritic(
             envs.obs.shape[1:],
             make_head(envs.action_space),

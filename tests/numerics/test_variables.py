@@ -14,7 +14,7 @@ from rlloss.runs import RunFolder
 from rlloss.sweep.launchers import split_sweep, sweep
 from rlloss.train import numerics
 from rlloss.train.numerics import HWCAPS, VARIABLES, in_children, lacking, variables
-from tests.helpers import SHORT
+from tests.helpers import ROOT, SHORT
 from tests.numerics.paths import FORCED, python
 
 RUN = [*SHORT, "seed=5"]
@@ -115,3 +115,22 @@ def test_children_get_them_and_this_process_keeps_its_own(monkeypatch):
     with in_children("native") as elsewhere:
         assert not elsewhere
         assert dict(os.environ) == before
+
+
+def test_an_environment_that_compiles_for_this_cpu_is_refused(tmp_path):
+    """A stand-in for the compiler: what counts is that the environment has loaded it."""
+    (tmp_path / "numba.py").write_text("")
+    (tmp_path / "mine.py").write_text("import numba\nfrom tests.examples.environments import *\n")
+    env = variables({}) | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = ["-m", "rlloss", "train", *RUN, "env.id=mine:Line-v0", f"run_dir={tmp_path / 'run'}"]
+    with pytest.raises(AssertionError, match=r"env.id=mine:Line-v0 numerics=portable: numba is loaded"):
+        python(*command, "numerics=portable", env=env)
+    assert not (tmp_path / "run").exists()
+    python(*command, env=env)
+
+
+def test_an_environment_that_nobody_tried_is_trained_with_a_note(tmp_path):
+    run = [*RUN, "env.id=tests.examples.environments:Line-v0", "numerics=portable", f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "rlloss", "train", *run]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "Line-v0: whether it computes the same on every CPU is its own affair" in done.stderr
