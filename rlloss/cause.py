@@ -115,10 +115,16 @@ def environment(a: RunFolder, b: RunFolder, first_difference: int | None) -> str
 
 
 def other_machine(a: RunFolder, b: RunFolder) -> str:
-    """Versions and hardware that differ: they alone can part two equal runs. Empty if none does."""
+    """Versions and hardware that differ: they alone can part two equal runs. Empty if none does.
+
+    Of two machines that compute every kind of operation alike, the hardware is not named: it parts nothing.
+    """
+    ours, theirs = (run.info.get("operations", {}) for run in (a, b))
     differing = []
-    for part in ("versions", "machine"):
+    for part in ("versions",) if ours and ours == theirs else ("versions", "machine"):
         left, right = a.info.get(part, {}), b.info.get(part, {})
         keys = [key for key in {**left, **right} if key != LOSS or a.loss == b.loss]
         differing += [f"{key} {left.get(key)} | {right.get(key)}" for key in keys if left.get(key) != right.get(key)]
+    if ours and theirs and (others := [name for name in ours if ours[name] != theirs.get(name)]):
+        differing.append(f"other bits in {', '.join(others)}")
     return "not the same machine or versions: " + ", ".join(differing) if differing else ""

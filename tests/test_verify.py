@@ -113,6 +113,15 @@ def test_other_versions_are_mentioned(make_run, tmp_path):
     assert "| 9.9" in verdict.reason
 
 
+def test_another_machine_is_mentioned_where_it_computes_otherwise(make_run, tmp_path):
+    run, other = make_run(), make_run("loss=reinforce")
+    machine = other.info["machine"] | {"cpu": "another"}
+    assert not compare_runs(run, copy_of(other, tmp_path / "same", machine=machine)).reason
+    operations = other.info["operations"] | {"convolution": "0" * 16, "log-softmax": "0" * 16}
+    reason = compare_runs(run, copy_of(other, tmp_path / "b", machine=machine, operations=operations)).reason
+    assert reason.endswith("| another, other bits in convolution, log-softmax")
+
+
 def copy_of(run, folder, **changes):
     shutil.copytree(run.path, folder)
     info = json.loads((folder / "run.json").read_text()) | changes
