@@ -367,6 +367,7 @@ def test_ppo_learns_fails_for_a_policy_that_does_not(make_run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_every_claim_holds_with_the_quick_preset(tmp_path, request):
     """What `make reproduce` runs, into a fresh folder whose name no override grammar would like."""
     out = tmp_path / "a, b=c"

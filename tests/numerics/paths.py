@@ -32,7 +32,6 @@ FORCED = {  # what a user may have set, or another CPU would choose by itself: p
         "GLIBC_TUNABLES": "glibc.malloc.check=0", "MKL_CBWR": "AVX2,STRICT", "MKL_NUM_THREADS": "7",
     },
 }  # fmt: skip
-EMULATED = ("Nehalem", "Haswell", "EPYC", "Opteron_G4")
 
 
 def python(*arguments: str, env: Mapping[str, str] | None = None, before: Sequence[str] = ()) -> str:
