@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from rlloss import tables
 from rlloss.cli.exits import Exit
 from rlloss.config.schema import Config, config_of
 from rlloss.errors import ConfigError, RunFailed
-from rlloss.runs.certificate import Certificate, certify, checkpoint_before, mismatch, read
-from rlloss.runs.provenance import is_the_users, versions
+from rlloss.runs.certificate import Certificate, certify, checkpoint_before, mismatch, printable, read
+from rlloss.runs.provenance import versions
 from rlloss.runs.reader import LOSS, RunFolder, to_json
 from rlloss.runs.writer import replace
 from rlloss.train.numerics import PORTABLE, relaunch
@@ -27,9 +29,10 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"RUN={options.run}: no such folder; name a run's folder")
     document = certify(RunFolder(options.run))
     out = options.out or options.run / "certificate.json"
+    certificate = Certificate(out, document, intact=True)
+    what = described(certificate, certified(certificate, f"RUN={options.run}"))
     replace(out, (to_json(document) + "\n").encode())
-    print(f"certificate of {described(read(out), certified(read(out)))}")
-    print(f"written to {out}; `rlloss verify --certificate {out}` plays it again")
+    print(f"certificate of {what}\nwritten to {out}; `rlloss verify --certificate {out}` plays it again")
     return Exit.HOLDS
 
 
@@ -66,12 +69,12 @@ def verify_certificate(options: argparse.Namespace) -> int:
     if options.no_replay or answers[0].holds is False:
         answers.append(Answer("replays", None, "not asked" if options.no_replay else "not tried: it is not intact"))
     else:
-        answers.append(replays(certificate, config, claimed, (first, last)))
+        answers.append(replays(certificate, config, claimed, (first, last), trusted=options.trust))
     if options.json:
         print(to_json({"holds": holds(answers), **{a.question: {"holds": a.holds, "why": a.why} for a in answers}}))
     else:
         words = {True: "yes", False: "NO", None: "–"}
-        rows = [{"question": a.question, "answer": words[a.holds], "": a.why} for a in answers]
+        rows = [{"question": a.question, "answer": words[a.holds], "": printable(a.why)} for a in answers]
         print(f"certificate of {described(certificate, config)}\n\n{tables.text(pd.DataFrame(rows))}")
     return Exit.HOLDS if holds(answers) else Exit.FAILS
 
@@ -84,16 +87,18 @@ def described(certificate: Certificate, config: Config) -> str:
     """In a line: what was trained, how long, and where."""
     what = f"{config.env.id}, {config.loss.name}, seed {config.seed}, numerics={config.numerics.name}"
     machine = certificate.document["machine"].get("cpu", "an unknown CPU")
-    return f"{what}: {certificate.steps:,} optimiser steps, made on {machine}"
+    return printable(f"{what}: {certificate.steps:,} optimiser steps, made on {machine}")
 
 
-def certified(certificate: Certificate) -> Config:
+def certified(certificate: Certificate, subject: str = "") -> Config:
     """The config to train again, checked. Raises: ConfigError for one that no run of this version has."""
     try:
-        config = config_of(certificate.config)
+        config: Any = OmegaConf.to_object(OmegaConf.structured(config_of(certificate.config)))  # of each key's type
+        assert isinstance(config, Config)
         config.validate()
-    except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"--certificate={certificate.path}: {error}") from error
+    except (OmegaConfBaseException, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        what = f"no run of this version has such a config: {printable(' '.join(str(error).split()))}"
+        raise ConfigError(f"{subject or f'--certificate={certificate.path}'}: {what}") from error
     return config
 
 
@@ -101,7 +106,7 @@ def interval(text: str | None, certificate: Certificate) -> tuple[int, int]:
     """The first and the last optimiser step to be confirmed: all of them, or those of ``--steps K:N``."""
     if text is None:
         return 1, certificate.steps
-    found = re.fullmatch(r"(\d+):(\d+)", text)
+    found = re.fullmatch(r"(\d{1,15}):(\d{1,15})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]) <= certificate.steps:
         raise ConfigError(f"--steps={text}: name the first and the last one, as 1:{certificate.steps}")
     return int(found[1]), int(found[2])
@@ -121,8 +126,10 @@ def describes(certificate: Certificate, claimed: RunFolder | None) -> Answer:
 
 
 def replays(
-    certificate: Certificate, config: Config, claimed: RunFolder | None, steps: tuple[int, int]
-) -> Answer:  # fmt: skip
+    certificate: Certificate, config: Config, claimed: RunFolder | None, steps: tuple[int, int], *, trusted: bool
+) -> Answer:
+    if why := "" if trusted else not_ours(config):
+        return Answer("replays", False, f"not tried: {why}")
     if why := another_program(certificate, config):
         return Answer("replays", False, f"not tried: {why}")
     from rlloss.train.confirm import confirm  # here, since it needs torch
@@ -137,24 +144,35 @@ def replays(
             done = confirm(certificate, config, steps, checkpoint, progress)
         except RunFailed as error:
             return Answer("replays", False, f"it fails here: {error}")
-    if done.differs is None:
+    if not done.differs:
         start = "from its start" if done.first == 1 else f"from the checkpoint after step {done.first - 1:,}"
-        return Answer("replays", True, f"optimiser steps {done.first:,} to {done.last:,} {start}, {done.seconds:.0f} s")
-    native = config.numerics.name != PORTABLE
-    where = f"other parameters, first within optimiser steps {done.differs[0]:,} to {done.differs[1]:,}"
+        end = ", the final digest and the tables" if (done.first, done.last) == (1, certificate.steps) else ""
+        what = f"optimiser steps {done.first:,} to {done.last:,} {start}{end}, {done.seconds:.0f} s"
+        return Answer("replays", True, what)
     suspected = [*others(certificate, config), *done.suspects] or ["nothing that is recorded"]
-    excuse = "; numerics=native promises the same bits on one machine alone" if native and done.suspects else ""
-    return Answer("replays", False, f"{where}; to be suspected: {'; '.join(suspected)}{excuse}")
+    native = config.numerics.name != PORTABLE and done.suspects
+    excuse = "; numerics=native promises the same bits on one machine alone" if native else ""
+    return Answer("replays", False, f"{done.differs}; to be suspected: {'; '.join(suspected)}{excuse}")
+
+
+def not_ours(config: Config) -> str:
+    """Whose program a certificate names, and what to do about it; empty if it is all of rlloss and Gymnasium.
+
+    Training executes it, and whoever made the certificate chose it.
+    """
+    wrappers = (entry.get("wrapper") if isinstance(entry, dict) else entry for entry in config.env.wrappers)
+    named = [str(name) for name in (config.loss.name, config.env.id, *wrappers) if ":" in str(name)]
+    if not named:
+        return ""
+    return printable(f"it names {', '.join(named)}, which a replay executes; look at the source, then add --trust")
 
 
 def another_program(certificate: Certificate, config: Config) -> str:
-    """Why what the certificate names is not trained here: it is the user's, or nobody's that is known. Else empty."""
+    """Whether what the certificate names has another source here, in words; empty if not."""
     made, now = certificate.document["versions"], _versions(config)
     for key in DECIDE:
         if made.get(key) != now.get(key):
             return f"the source of its {key} is not the one that is here"
-    if not is_the_users(config.loss.name, [certificate.path]):
-        return f"its loss, {config.loss.name}, may have come with it; copy the file beside your own first"
     return ""
 
 

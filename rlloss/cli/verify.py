@@ -120,6 +120,8 @@ def parser() -> argparse.ArgumentParser:
                            help="is it intact, is it of the run in FOLDER, does a replay give it?")  # fmt: skip
     certified.add_argument("--steps", metavar="K:N",
                            help="play these steps alone, from the last checkpoint of FOLDER before them")  # fmt: skip
+    certified.add_argument("--trust", action="store_true",
+                           help="execute environments, wrappers and losses that it names")  # fmt: skip
     certified.add_argument("--no-replay", action="store_true", help="ask the first two questions alone")
     return verify
 

@@ -8,19 +8,22 @@ not: rlloss/train/README.md.
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
+import numpy as np
 
 from rlloss.errors import ConfigError
-from rlloss.runs.reader import CHECKPOINTS, LOADER, WHERE_KEYS, Damaged, RunFolder, check_yaml, flatten, to_json
+from rlloss.runs.reader import CHECKPOINT, CHECKPOINTS, WHERE_KEYS, Damaged, RunFolder, flatten, to_json
 
 FORMAT = "rlloss certificate 1"
 LINKS = 64  # at most: of a longer run, not every step has one
 LARGEST = 1 << 24  # bytes
+SUM, STEP = re.compile("[0-9a-f]{64}"), re.compile("[1-9][0-9]{0,14}")
 SPEED = "steps_per_second"  # the one column of a run's tables that is not the same when it is run again
 TABLES = ("metrics.csv", "episodes.csv", "decisions.csv")
 KINDS: dict[str, type] = {
@@ -87,42 +90,61 @@ def certify(run: RunFolder) -> dict[str, Any]:
     """A finished run's certificate. Raises: ConfigError for one that is not finished, or damaged."""
     if run.status != "finished":
         raise ConfigError(f"RUN={run.path}: {run.standing}; only a finished run has a certificate; train it to its end")
-    if run.damage:
-        raise ConfigError(f"RUN={run.path}: {run.damage}; train it again")
-    config = certified_config(run)
-    every, steps = max(1, -(-len(run.digests) // LINKS)), len(run.digests)
-    kept = {int(path.stem): path for path in sorted((run.path / CHECKPOINTS).glob("*.safetensors"))}
+    if why := run.damage or other_parameters(run):
+        raise ConfigError(f"RUN={run.path}: {why}; train it again")
+    if not len(run.digests):
+        raise ConfigError(f"RUN={run.path}: has taken no optimiser step; there is nothing to certify")
+    every, steps = -(-len(run.digests) // LINKS), len(run.digests)
+    kept = kept_checkpoints(run)
     links, checkpoints = {}, {}
     for step, value in hashes(run):
         if step % every == 0 or step == steps:
             links[str(step)] = value
         if step in kept:
-            checkpoints[str(step)] = {"chain": value, "sha256": _sum(kept[step].read_bytes())}
+            checkpoints[str(step)] = {"chain": value, "sha256": _sum(run.content(kept[step]))}
     info = run.info
     document = {
         "format": FORMAT,
-        "config": config,
+        "config": certified_config(run),
         **{key: info.get(key, {}) for key in ("versions", "machine", "operations")},
-        **{key: info[key] for key in ("optimizer_steps", "env_steps", "final_digest")},
+        **{key: info.get(key) for key in ("optimizer_steps", "env_steps", "final_digest")},
         "links": links,
         "tables": tables(run),
         "checkpoints": checkpoints,
     }
-    return document | {"sha256": signature(document)}
+    try:
+        document["sha256"] = signature(document)
+        check(document)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"RUN={run.path}: run.json or config.yaml says what no run has ({error})") from error
+    return document
+
+
+def kept_checkpoints(run: RunFolder) -> dict[int, str]:
+    """The name of each, by its optimiser step."""
+    paths = (run.path / CHECKPOINTS).glob("*.safetensors")
+    return {int(path.stem): f"{CHECKPOINTS}/{path.name}" for path in paths if path.stem.isdecimal()}
 
 
 def certified_config(run: RunFolder) -> dict[str, Any]:
-    """The config of a run, nested, without what says where it is recorded. Raises: ConfigError."""
-    try:
-        text = (run.path / "config.yaml").read_text()
-        check_yaml(text)
-        tree: dict[str, Any] = yaml.load(text, LOADER)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"RUN={run.path}: config.yaml cannot be read; train it again") from error
+    """The config of a run, nested, without what says where it is recorded. Raises: Damaged."""
+    tree = run.config_tree()
     for key in WHERE_KEYS:
         group, _, name = key.rpartition(".")
-        (tree.get(group, {}) if group else tree).pop(name, None)
-    return tree
+        home = tree.get(group) if group else tree
+        if isinstance(home, dict):
+            home.pop(name, None)
+    plain: dict[str, Any] = json.loads(json.dumps(_sayable(tree), default=str))
+    return plain
+
+
+def _sayable(node: Any) -> Any:
+    """With words for the numbers that JSON cannot say, as of max_grad_norm=inf."""
+    if isinstance(node, dict):
+        return {str(key): _sayable(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_sayable(value) for value in node]
+    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def hashes(run: RunFolder) -> Iterator[tuple[int, str]]:
@@ -133,13 +155,38 @@ def hashes(run: RunFolder) -> Iterator[tuple[int, str]]:
         yield chain.step, value
 
 
+def other_parameters(run: RunFolder) -> str:
+    """Which of a run's parameters are not those that its digests say; empty if all are."""
+    digests, half = run.digests, run.config.get("precision.name") == "bf16"  # kept as float32, digested as bfloat16
+    for step in run.snapshot_steps:
+        array = run.snapshot(step)
+        data = (array.view(np.uint32) >> 16).astype(np.uint16) if half else array
+        if 0 < step <= len(digests) and hashlib.sha256(data.tobytes()).digest() != digests[step - 1].tobytes():
+            return f"snapshots/ has other parameters after step {step:,} than digests.bin says"
+    if (run.path / CHECKPOINT).is_file():
+        found = hashlib.sha256(_tensor(run.content(CHECKPOINT), "state.parameters")).hexdigest()
+        if found != run.info.get("final_digest"):
+            return f"{CHECKPOINT} has other parameters than the final digest says"
+    return ""
+
+
+def _tensor(data: bytes, name: str) -> bytes:
+    """The bytes of one tensor of a safetensors file, of any dtype; none, if it has none of that name."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        begin, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
+        return data[8 + length + begin : 8 + length + end]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return b""
+
+
 def tables(run: RunFolder) -> dict[str, str]:
     """The sum of each table that a run has, without its speeds."""
     found = {}
     for name in TABLES:
         path = run.path / name
         if path.is_file():
-            found[name] = _sum(_without_speed(path.read_bytes()))
+            found[name] = _sum(_without_speed(run.content(name)))
     return found
 
 
@@ -154,58 +201,83 @@ def _without_speed(table: bytes) -> bytes:
 def read(path: Path) -> Certificate:
     """Raises: ConfigError for a file that is no certificate; one whose content was changed is not ``intact``."""
     try:
-        if path.stat().st_size > LARGEST:
+        if not path.is_file():
+            raise ValueError("no file of that name")
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
             raise ValueError(f"it has more than {LARGEST:,} bytes")
-        document = json.loads(path.read_text())
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT!r}")
-        for key, kind in KINDS.items():
-            if not isinstance(document.get(key), kind):
-                raise ValueError(f"it has {key}: {str(document.get(key))[:40]}")
-        certificate = Certificate(path, document, document.get("sha256") == signature(document))
-        if not all(step > 0 and len(entry["sha256"]) == 64 for step, entry in certificate.checkpoints.items()):
-            raise ValueError("it names checkpoints that no run has")
-        if certificate.steps not in certificate.links:
-            raise ValueError("it has no link for the last step")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"is no certificate ({error})"
+        document = json.loads(data)
+        check(document)
+        return Certificate(path, document, document.get("sha256") == signature(document))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"is no certificate ({printable(error)})"
         raise ConfigError(f"--certificate={path}: {why}; `rlloss certify RUN` makes one") from error
-    return certificate
+
+
+def check(document: Any) -> None:
+    """Raises: ValueError for what is not shaped as a certificate."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT!r}")
+    for key, kind in KINDS.items():
+        if type(document.get(key)) is not kind:
+            raise ValueError(f"it has {key}: {str(document.get(key))[:40]}")
+    for key in ("versions", "machine", "operations", "tables"):
+        if not all(isinstance(value, str | int | float | None) for value in document[key].values()):
+            raise ValueError(f"its {key} are not names and values")
+    sums = [document["final_digest"], *document["links"].values()]
+    for entry in document["checkpoints"].values():
+        sums += [entry.get("chain"), entry.get("sha256")] if isinstance(entry, dict) else [None]
+    if not all(isinstance(value, str) and SUM.fullmatch(value) for value in sums):
+        raise ValueError("not all of its sums are 64 hexadecimal digits")
+    steps = [*document["links"], *document["checkpoints"]]
+    if not all(STEP.fullmatch(step) for step in steps):
+        raise ValueError("not all of its links and checkpoints are of optimiser steps")
+    if str(document["optimizer_steps"]) not in document["links"]:
+        raise ValueError("it has no link for the last step")
+
+
+def printable(text: object) -> str:
+    """Of a file from elsewhere: without what would steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
 def mismatch(certificate: Certificate, run: RunFolder) -> str:
     """In what a run is not the one that a certificate describes; empty if it is that run."""
+    if run.status != "finished" or run.damage:
+        return run.damage or run.standing
     theirs, ours = flatten(certificate.config), flatten(certified_config(run))
     for key in {**theirs, **ours}:
         if theirs.get(key) != ours.get(key):
             return f"another config: {key}={ours.get(key)}, certified {theirs.get(key)}"
-    if run.status != "finished" or run.damage:
-        return run.damage or run.standing
+    for key in ("final_digest", "optimizer_steps", "env_steps"):
+        if run.info.get(key) != certificate.document[key]:
+            return f"run.json has {key} {run.info.get(key)}, certified {certificate.document[key]}"
+    links, before = certificate.links, 0
     if len(run.digests) != certificate.steps:
         return f"{len(run.digests):,} optimiser steps, certified {certificate.steps:,}"
-    links, before = certificate.links, 0
     for step, value in hashes(run):
         if step in links:
             if links[step] != value:
                 return f"other parameters, first within optimiser steps {before + 1:,} to {step:,}"
             before = step
-    if run.info.get("final_digest") != certificate.document["final_digest"]:
-        return "another final digest in run.json"
     ours_tables = tables(run)
     for name in {**certificate.document["tables"], **ours_tables}:
         if certificate.document["tables"].get(name) != ours_tables.get(name):
             return f"another {name}"
-    return ""
+    for step, name in kept_checkpoints(run).items():
+        if step in certificate.checkpoints and _sum(run.content(name)) != certificate.checkpoints[step]["sha256"]:
+            return f"another {name}"
+    return other_parameters(run)
 
 
 def checkpoint_before(certificate: Certificate, run: RunFolder, step: int) -> tuple[int, Path] | None:
     """The last certified checkpoint that a run keeps before a step. Raises: ConfigError for one that was changed."""
-    for at in sorted((at for at in certificate.checkpoints if at < step), reverse=True):
-        path = run.path / CHECKPOINTS / f"{at:09d}.safetensors"
-        if path.is_file():
-            if _sum(path.read_bytes()) != certificate.checkpoints[at]["sha256"]:
-                raise Damaged(run.path, f"{CHECKPOINTS}/{path.name}", "is not the one that was certified; remove it")
-            return at, path
+    kept = kept_checkpoints(run)
+    for at in sorted((at for at in certificate.checkpoints if at < step and at in kept), reverse=True):
+        if _sum(run.content(kept[at])) != certificate.checkpoints[at]["sha256"]:
+            raise Damaged(run.path, kept[at], "is not the one that was certified; remove it")
+        return at, run.path / kept[at]
     return None
 
 

@@ -3,6 +3,7 @@
 import ast
 import functools
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import platform
@@ -39,12 +40,19 @@ def environment_source(env_id: str, wrappers: Sequence[Any] = ()) -> dict[str, s
 
 
 def module_files(name: str) -> list[Path]:
-    """The Python files of a module or, if it is one, of all of its package; none for what cannot be found."""
+    """The Python files of a module or, if it is one, of all of its package; none for what cannot be found.
+
+    Nothing is imported: of a package within a package, importlib would execute the outer one to find it.
+    """
     beside_the_user()
+    first, *inner = name.split(".")
     try:
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(first)
     except (ImportError, ValueError):
         return []
+    for part in inner:
+        homes = [] if spec is None else list(spec.submodule_search_locations or ())
+        spec = importlib.machinery.PathFinder.find_spec(part, homes) if homes else None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return []
     origin = Path(spec.origin)

@@ -143,6 +143,20 @@ class RunFolder:
         except Damaged:
             return {}
 
+    def config_tree(self) -> dict[str, Any]:
+        """``config.yaml`` as it is written, nested. Raises: Damaged."""
+        text = self._text("config.yaml", required=True)
+        try:
+            read_config(text)
+        except ValueError as error:
+            raise Damaged(self.path, "config.yaml", f"cannot be read: {error}") from error
+        tree: dict[str, Any] = yaml.load(text, LOADER)
+        return tree
+
+    def content(self, name: str) -> bytes:
+        """Of a file of this folder. Raises: Damaged for one that is missing, too large, or a link that leads out."""
+        return self._bytes(name, required=True)
+
     @cached_property
     def info(self) -> dict[str, Any]:
         """``run.json``."""

@@ -119,8 +119,15 @@ def _load(name: str) -> Callable[..., Env]:
 
 
 def wrapped(env: Env, wrap: Sequence[Callable[[Env, float], Env]], gamma: float) -> Env:
-    """The environment in its wrappers, the innermost first."""
-    return functools.reduce(lambda inner, outer: outer(inner, gamma), wrap, Copied(env) if wrap else env)
+    """The environment in its wrappers, the innermost first. Raises: TypeError for what returns no environment."""
+
+    def within(inner: Env, outer: Callable[[Env, float], Env]) -> Env:
+        made = outer(inner, gamma)
+        if not isinstance(made, gymnasium.Env):
+            raise TypeError(f"a wrapper returned {type(made).__name__}, no environment")
+        return made
+
+    return functools.reduce(within, wrap, Copied(env) if wrap else env)
 
 
 def layers(env: Env) -> Iterator[Env]:

@@ -1,9 +1,12 @@
 """Certificates: each of the three questions answered yes for the run itself, and no for what is not."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,7 +16,7 @@ from rlloss.config import load
 from rlloss.runs import RunFolder
 from rlloss.runs.certificate import LINKS, certify, read, signature
 from rlloss.train import train
-from tests.helpers import SHORT
+from tests.helpers import SHORT, write_users_files
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +184,9 @@ def test_what_is_no_certificate_is_one_line(tmp_path, capsys, text):
     [
         ({"links": {}}, "is no certificate"),
         ({"checkpoints": {"7": {}}}, "is no certificate"),
+        ({"checkpoints": {"16": {"chain": "zz", "sha256": "0" * 64}}}, "is no certificate"),
+        ({"optimizer_steps": True}, "is no certificate"),
+        ({"links": {"192": "no"}}, "is no certificate"),
         ({"optimizer_steps": -1}, "certificate"),
     ],
 )
@@ -193,25 +199,179 @@ def test_a_misshapen_one_is_one_line(certificate, capsys, changes, what):
     assert err.count("\n") == 1, err
 
 
-@pytest.mark.parametrize("steps", ["1", "0:3", "5:4", "1:193", "a:b"])
+@pytest.mark.parametrize("steps", ["1", "0:3", "5:4", "1:193", "a:b", "1:" + "9" * 5000])
 def test_an_interval_is_two_steps_of_the_run(certificate, capsys, steps):
     assert main(["verify", "--certificate", str(certificate), "--steps", steps]) == 2
     assert f"--steps={steps}: name the first and the last one, as 1:192" in capsys.readouterr().err
 
 
-def test_no_loss_that_came_with_a_certificate_is_executed(tmp_path, certificate, capsys, monkeypatch):
+EVIL = "import pathlib; pathlib.Path(__file__).with_name('executed').touch()\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss", "bag.evil:f"),
+        ("loss", "bag/evil.py:f"),
+        ("loss", "bag.inner.evil:f"),
+        ("id", "bag.evil:Evil-v0"),
+        ("id", "evil:Evil-v0"),
+        ("wrappers", ["bag.inner.evil:W"]),
+        ("wrappers", [{"wrapper": "evil:W", "x": 1}]),
+        ("wrappers", ["builtins:repr", {"wrapper": "textwrap:indent", "prefix": "touch executed #"}, "os:system"]),
+    ],
+)
+def test_nothing_that_a_certificate_names_is_executed(tmp_path, certificate, capsys, monkeypatch, key, value):
+    """Not even to find out whether it is what was certified: whoever made the certificate chose what it names."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bag").mkdir()
-    evil = tmp_path / "bag" / "evil.py"
-    evil.write_text("raise SystemExit('executed')\ndef f(logp, old_logp, advantages, *, clip_coef): ...\n")
-    document = json.loads(certificate.read_text())
-    document["config"]["loss"]["name"] = f"{evil}:f"
-    path = tmp_path / "bag" / "it.json"
-    path.write_text(certificate.read_text())
-    edit(path, config=document["config"])
-    said, found = answers(capsys, path)
+    for folder in ("bag", "bag/inner"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text(EVIL)
+    for name in ("evil.py", "bag/evil.py", "bag/inner/evil.py"):
+        (tmp_path / name).write_text(EVIL)
+    config = json.loads(certificate.read_text())["config"]
+    if key == "loss":
+        config["loss"]["name"] = value
+    else:
+        config["env"][key] = value
+    edit(certificate, config=config)
+    said, found = answers(capsys, certificate)
     assert said == [True, None, False]
+    assert "which a replay executes; look at the source, then add --trust" in found["replays"]["why"]
+    said, found = answers(capsys, certificate, "--trust")
+    assert said == [True, None, False]
+    assert re.search("the source of its (loss|environment) is not the one", found["replays"]["why"])
+    assert not list(tmp_path.rglob("executed"))
+
+
+def test_what_a_user_trusts_is_played(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_users_files(tmp_path)
+    folder = tmp_path / "run"
+    train(load([*SHORT, "env.id=mine:Line-v0", "loss=losses.py:mine", f"run_dir={folder}"]), folder)
+    assert main(["certify", str(folder)]) == 0
+    said, _ = answers(capsys, folder / "certificate.json", folder, "--trust")
+    assert said == [True, True, True]
+    (tmp_path / "losses.py").write_text((tmp_path / "losses.py").read_text().replace("1 - clip_coef", "0.9"))
+    said, found = answers(capsys, folder / "certificate.json", folder, "--trust")
+    assert said == [True, True, False]
     assert "the source of its loss is not the one that is here" in found["replays"]["why"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"final_digest": "0" * 64}, "another final digest"),
+        ({"env_steps": 10**9}, "1,200 environment steps, certified 1,000,000,000"),
+        ({"tables": {}}, "another metrics.csv"),
+        ({"tables": {"metrics.csv": "0" * 64}}, "another metrics.csv"),
+        ({"optimizer_steps": 3}, "it does not end after 3 optimiser steps"),
+    ],
+)
+def test_a_replay_is_held_against_the_end_too(certificate, capsys, changes, why):
+    links = json.loads(certificate.read_text())["links"]
+    if "optimizer_steps" in changes:
+        changes = changes | {"links": {"3": links["3"]}, "checkpoints": {}}
+    edit(certificate, **changes)
+    said, found = answers(capsys, certificate)
+    assert said == [True, None, False]
+    assert found["replays"]["why"].startswith(why)
+
+
+def test_a_certified_run_of_more_steps_ends_too_early(certificate, capsys):
+    document = json.loads(certificate.read_text())
+    edit(certificate, optimizer_steps=500, links=document["links"] | {"500": "0" * 64})
+    said, found = answers(capsys, certificate)
+    assert said == [True, None, False]
+    assert found["replays"]["why"].startswith("it ends after 192 optimiser steps")
+
+
+def test_a_folder_with_the_parameters_of_another_run_is_not_the_one_described(run, certificate, capsys, tmp_path):
+    other = tmp_path / "other"
+    train(load([*SHORT, "keep_checkpoints=40", "total_timesteps=1200", "seed=2", f"run_dir={other}"]), other)
+    for name, why in {
+        "checkpoint.safetensors": "checkpoint.safetensors has other parameters than the final digest says",
+        "snapshots": "snapshots/ has other parameters after step 10 than digests.bin says",
+        "checkpoints": "another checkpoints/",
+    }.items():
+        mixed = tmp_path / f"with-{name}"
+        shutil.copytree(run.path, mixed)
+        if (other / name).is_dir():
+            shutil.copytree(other / name, mixed / name, dirs_exist_ok=True)
+        else:
+            shutil.copy(other / name, mixed / name)
+        said, found = answers(capsys, certificate, mixed, "--no-replay")
+        assert said == [True, False, None], name
+        assert found["describes the run"]["why"].startswith(why)
+
+
+def test_numbers_that_json_cannot_say_are_certified(tmp_path, capsys):
+    folder = tmp_path / "run"
+    train(load([*SHORT, "max_grad_norm=inf", f"run_dir={folder}"]), folder)
+    assert main(["certify", str(folder)]) == 0
+    assert answers(capsys, folder / "certificate.json", folder)[0] == [True, True, True]
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp16", "bf16"])
+def test_snapshots_of_every_precision_are_held_against_digests(tmp_path, precision):
+    folder = tmp_path / "run"
+    train(load([*SHORT, f"precision={precision}", "learning_rate=0.0003", f"run_dir={folder}"]), folder)
+    assert certify(RunFolder(folder))["optimizer_steps"] == len(RunFolder(folder).digests)
+
+
+def test_what_is_no_file_is_not_read(tmp_path, capsys, run, certificate):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path, tmp_path / "nothing"):
+        assert main(["verify", "--certificate", str(path)]) == 2
+        assert "no file of that name" in capsys.readouterr().err
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    (copy / "config.yaml").unlink()
+    os.mkfifo(copy / "config.yaml")
+    said, found = answers(capsys, certificate, copy, "--no-replay")
+    assert said == [True, False, None], found
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", "env: 3\n"),
+        ("config.yaml", "- 1\n"),
+        ("config.yaml", "text\n"),
+        ("config.yaml", "seed: 2020-01-01\nenv: {id: CartPole-v1}\n"),
+        ("run.json", '{"status": "finished"}'),
+        ("checkpoints/foo.safetensors", "x"),
+    ],
+)
+def test_a_folder_of_which_no_certificate_can_be_made_is_one_line(run, tmp_path, capsys, certificate, name, text):
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    (copy / name).write_text(text)
+    code = main(["certify", str(copy)])
+    err = capsys.readouterr().err
+    assert code == (0 if name.startswith("checkpoints") else 2), err
+    assert err.count("\n") == (code == 2)
+    assert (copy / "certificate.json").exists() == (code == 0)
+    assert main(["verify", "--certificate", str(certificate), str(copy), "--no-replay"]) == (1 if code else 0)
+
+
+@pytest.mark.parametrize(
+    "config", [{"env": {"id": None}}, {"env": {"wrappers": 7}}, {"loss": {"name": None}}, {"seed": "x"}, {"env": 3}]
+)
+def test_a_config_with_values_of_another_type_is_one_line(certificate, capsys, config):
+    edit(certificate, config=json.loads(certificate.read_text())["config"] | config)
+    capsys.readouterr()
+    assert main(["verify", "--certificate", str(certificate)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+
+
+def test_no_text_of_a_certificate_steers_the_terminal(certificate, capsys):
+    edit(certificate, machine={"cpu": "\x1b[2Jred\x07"})
+    main(["verify", "--certificate", str(certificate), "--no-replay"])
+    out = capsys.readouterr().out
+    assert "made on ?[2Jred?" in out
+    assert "\x1b" not in out
 
 
 def test_another_version_of_a_users_environment_is_not_played(certificate, capsys):
