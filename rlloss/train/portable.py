@@ -3,6 +3,9 @@
 torch's square root is MKL's, which refines each CPU's own approximation of its reciprocal, and is not always the
 nearest float; expm1, log1p and what builds on them are the C library's in float32, and change with its version. Each is
 replaced by one that is made of correctly rounded operations and of functions that were the same wherever tried.
+
+They are replaced below autograd, where every way to call a function has become one of torch's operations, and where
+the derivatives of others, as of x ** 1.5, ask for them, too.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlloss.config.schema import Config
-from rlloss.errors import ConfigError
-from rlloss.losses.samples import Loss
+from rlloss.errors import ConfigError, RunFailed
+from rlloss.losses.samples import LOSSES, Loss
 from rlloss.train.numerics import PORTABLE
 
 LARGE = 1.0  # from which on exp(x) - 1 loses no digit of expm1(x) that matters
@@ -44,7 +46,8 @@ def expm1(x: Tensor) -> Tensor:
 
 def _log(x: Tensor) -> Tensor:
     """In float64, by the C library: torch's own, MKL's, has other bits for one number in a million."""
-    return torch.from_numpy(np.asarray(np.log(x.double().numpy())))
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(np.asarray(np.log(x.detach().double().numpy())))
 
 
 def _log1p(x: Tensor) -> Tensor:
@@ -54,121 +57,66 @@ def _log1p(x: Tensor) -> Tensor:
     return torch.where(u.isfinite(), _log(u) - ((u - 1) - x) / u, _log(u))
 
 
+def _sqrt(x: Tensor) -> Tensor:
+    """Correctly rounded, as NumPy's is; of halves by way of float32, which rounds them to the same."""
+    wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(np.asarray(np.sqrt(wide.numpy())))
+
+
 def _decayed(x: Tensor) -> Tensor:
     return torch.exp(-x.double().abs())
 
 
-def _sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded, as NumPy's is; of halves by way of float32, which rounds them to the same."""
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return torch.from_numpy(np.asarray(np.sqrt(wide.numpy())))
+def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    scaled = x.double() * beta
+    return torch.where(scaled > threshold, x.double(), (scaled.clamp(min=0) + _log1p(_decayed(scaled))) / beta)
 
 
-def _function(value: Callable[[Tensor], Tensor], derivative: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-    """A differentiable function. ``derivative`` gets its argument and its value, and is torch's own formula."""
-
-    class Portable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            with np.errstate(all="ignore"):
-                out = value(x.detach().cpu().contiguous()).to(x.device, x.dtype)
-            ctx.save_for_backward(x, out)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Tensor:
-            x, out = ctx.saved_tensors
-            return grads[0] * derivative(x, out)
-
-    apply: Callable[..., Any] = Portable.apply
-    return lambda input: apply(input)
+def _softplus_backward(grad: Tensor, x: Tensor, beta: float, threshold: float) -> Tensor:
+    scaled = x * beta
+    return torch.where(scaled > threshold, grad, grad * torch.sigmoid(scaled))
 
 
-sqrt = _function(_sqrt, lambda x, out: 1 / (2 * out))
-THRESHOLD = 20  # above which torch's softplus is its argument
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "sqrt": sqrt,
-    "expm1": _function(expm1, lambda x, out: out + 1),
-    "log1p": _function(_log1p, lambda x, out: 1 / (x + 1)),
-    "softplus": _function(
-        lambda x: torch.where(
-            x > THRESHOLD, x.double(), x.double().clamp(min=0) + _log1p(torch.exp(-x.double().abs()))
-        ),
-        lambda x, out: torch.where(x > THRESHOLD, 1.0, torch.sigmoid(x)),
-    ),
-    "logsigmoid": _function(
-        lambda x: x.double().clamp(max=0) - _log1p(_decayed(x)),
-        lambda x, out: torch.sigmoid(-x),
-    ),
-}
+def _log_sigmoid(x: Tensor) -> Tensor:
+    return x.double().clamp(max=0) - _log1p(_decayed(x))
 
 
-def _log_of(x: Tensor) -> Any:
-    return _log64(x) if x.dtype == torch.float64 else torch.log(x)
+def _pow(x: Tensor, exponent: Any) -> Tensor:
+    return _sqrt(x) if exponent == 0.5 else torch.pow(x, exponent)
 
 
-_log64 = _function(_log, lambda x, out: 1 / x)
+def _log_of(x: Tensor) -> Tensor:
+    return _log(x) if x.dtype == torch.float64 else torch.log(x)
 
 
-def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Any:
+def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     if x.dtype != torch.float64:
         return torch.logsumexp(x, dim, keepdim)
-    largest = x.amax(dim, keepdim=True).detach()
+    largest = x.amax(dim, keepdim=True)
     largest = torch.where(largest.isfinite(), largest, 0.0)
-    out = _log64((x - largest).exp().sum(dim, keepdim=True)) + largest
+    out = _log((x - largest).exp().sum(dim, keepdim=True)) + largest
     return out if keepdim else out.squeeze(dim)
 
 
-def _pow(x: Any, exponent: Any) -> Any:
-    return sqrt(x) if isinstance(x, Tensor) and exponent == 0.5 else torch.pow(x, exponent)
-
-
-REPLACED: dict[Any, Callable[..., Any]] = {
-    torch.sqrt: sqrt,
-    Tensor.sqrt: sqrt,
-    Tensor.sqrt_: lambda x: x.copy_(sqrt(x)),
-    torch.pow: _pow,
-    Tensor.pow: _pow,
-    Tensor.__pow__: _pow,
-    **dict.fromkeys((torch.expm1, torch.special.expm1, Tensor.expm1), FUNCTIONS["expm1"]),
-    **dict.fromkeys((torch.log1p, torch.special.log1p, Tensor.log1p), FUNCTIONS["log1p"]),
-    **dict.fromkeys((torch.log, Tensor.log), _log_of),
-    **dict.fromkeys((torch.logsumexp, torch.special.logsumexp, Tensor.logsumexp), _logsumexp),
-    F.softplus: FUNCTIONS["softplus"],
-    F.logsigmoid: FUNCTIONS["logsigmoid"],
+aten = torch.ops.aten
+REPLACED: dict[Any, Callable[..., Tensor]] = {
+    aten.sqrt.default: _sqrt,
+    aten.pow.Tensor_Scalar: _pow,
+    aten.log.default: _log_of,
+    aten.expm1.default: expm1,
+    aten.log1p.default: _log1p,
+    aten.logsumexp.default: _logsumexp,
+    aten.softplus.default: _softplus,
+    aten.softplus_backward.default: _softplus_backward,
 }
-
-
-class PortableFunctions(TorchFunctionMode):
-    """Within: calls of torch's functions in ``REPLACED`` are those of the replacements. ``used``: some was called."""
-
-    used = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        replacement = REPLACED.get(func)
-        if replacement is None:
-            return func(*args, **(kwargs or {}))
-        self.used = True
-        return replacement(*args, **(kwargs or {}))
-
-
-class RMSprop(torch.optim.RMSprop):
-    """torch's own, with a square root that is exact: Adam's is, where it is fused, and RMSprop has no fused form."""
-
-    def step(self, closure: Any = None) -> Any:
-        with PortableFunctions():
-            return super().step(closure)
-
-
-class LBFGS(torch.optim.LBFGS):
-    """torch's own, with the square root of its line search exact."""
-
-    def step(self, closure: Any) -> Any:  # type: ignore[override]
-        with PortableFunctions():
-            return super().step(closure)  # type: ignore[no-untyped-call]
+IN_PLACE: dict[Any, Callable[..., Tensor]] = {
+    aten.sqrt_.default: _sqrt,
+    aten.pow_.Scalar: _pow,
+    aten.log_.default: _log_of,
+    aten.expm1_.default: expm1,
+    aten.log1p_.default: _log1p,
+}
 
 
 SAME = frozenset(
@@ -191,42 +139,122 @@ SAME = frozenset(
 numbers. Left out, as not tried or not the same: gelu, mish, lgamma, digamma, atan and many more."""
 
 
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within: the names of the operations that torch's kernels are asked for, forward and backward."""
+class Unportable(Exception):
+    """An operation of torch that is not known to be the same everywhere: its name."""
 
-    def __init__(self) -> None:
+
+class Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within: torch's operations in ``REPLACED`` are those of the replacements. ``used``: some was asked for.
+
+    ``strict``: Unportable is raised for every other one that is not in ``SAME``.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names: set[str] = set()
+        self.strict, self.used = strict, False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        self.names.add(func.overloadpacket.__name__.rstrip("_"))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in REPLACED:
+            self.used = True
+            return REPLACED[func](*args, **kwargs).to(args[0].device, args[0].dtype)
+        if func in IN_PLACE:
+            self.used = True
+            return args[0].copy_(IN_PLACE[func](*args, **kwargs))
+        if func is aten.log_sigmoid_forward.default:
+            self.used = True
+            return _log_sigmoid(args[0]).to(args[0].device, args[0].dtype), args[0].new_empty(0)
+        if func is aten.log_sigmoid_backward.default:
+            return args[0] * torch.sigmoid(-args[1])
+        if self.strict:
+            name = func.overloadpacket.__name__.rstrip("_")
+            changed = any(func.overloadpacket is other.overloadpacket for other in (*REPLACED, *IN_PLACE))
+            if name not in SAME or (changed and "out" in func._overloadname):
+                raise Unportable(name)
+        return func(*args, **kwargs)
+
+
+class RMSprop(torch.optim.RMSprop):
+    """torch's own, with a square root that is exact: Adam's is, where it is fused, and RMSprop has no fused form."""
+
+    def step(self, closure: Any = None) -> Any:
+        with Portable():
+            return super().step(closure)
+
+
+class LBFGS(torch.optim.LBFGS):
+    """torch's own, with the square root of its line search exact."""
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        with Portable():
+            return super().step(closure)  # type: ignore[no-untyped-call]
+
+
+class _Apart(torch.autograd.Function):
+    """A loss with a graph of its own, whose forward and backward pass are computed under ``Portable``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logp: Tensor, old_logp: Tensor, advantages: Tensor, loss: Loss, clip_coef: float, name: str
+    ) -> Tensor:
+        ctx.name, ctx.leaf = name, logp.detach().requires_grad_()
+        with torch.enable_grad(), _named(name), Portable(strict=True):
+            ctx.losses = loss(ctx.leaf, old_logp, advantages, clip_coef=clip_coef)
+        losses: Tensor = ctx.losses
+        return losses.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        if not ctx.losses.requires_grad:
+            return (None,) * 6
+        with _named(ctx.name), Portable(strict=True):
+            (gradient,) = torch.autograd.grad(ctx.losses, ctx.leaf, grads[0], allow_unused=True)
+        return (gradient, *(None,) * 5)
+
+
+class _named:
+    """Within: an operation that is not portable is a failed run, which names the loss, the operation and the remedy."""
+
+    def __init__(self, loss: str) -> None:
+        self.loss = loss
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, tb: Any) -> None:
+        if isinstance(error, Unportable):
+            raise RunFailed(
+                f"loss={self.loss} numerics={PORTABLE}: torch's {error} is not known to have the same bits on every "
+                "CPU; write the loss without it, or use numerics=native"
+            ) from error
 
 
 def portable_loss(loss: Loss, name: str) -> Loss:
-    """The loss with the functions of this module in the place of torch's.
+    """The loss with the functions of this module in the place of torch's, in both directions.
 
-    It is asked on a few samples, some beyond the clip, what it computes. Raises: ConfigError for an operation of torch
-    that is not known to be the same everywhere.
+    It is asked on a few samples first, some beyond the clip. A loss of ours that needs none of them stays as it is; one
+    of a user's is held against ``SAME`` at every step, since it may have branches that the samples do not take.
+
+    Raises: ConfigError for an operation of torch that is not known to be the same everywhere.
     """
+
+    def apart(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
+        losses: Tensor = _Apart.apply(logp, old_logp, advantages, loss, clip_coef, name)  # type: ignore[no-untyped-call]
+        return losses
+
     logp = torch.linspace(-2, -0.1, 16, requires_grad=True)
     old_logp, advantages = torch.linspace(-1.5, -0.6, 16), torch.linspace(-1, 1, 16).roll(5)
-    with Operations() as operations, PortableFunctions() as functions:
-        losses = loss(logp, old_logp, advantages, clip_coef=0.2)
-    with operations:
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-    if unknown := sorted(operations.names - SAME):
-        raise ConfigError(
-            f"loss={name} numerics={PORTABLE}: torch's {', '.join(unknown)} is not known to have the same bits on "
-            "every CPU; write the loss without it, or use numerics=native"
-        )
-    if not functions.used:
-        return loss
-
-    def within(*args: Tensor, **kwargs: Any) -> Tensor:
-        with PortableFunctions():
-            return loss(*args, **kwargs)
-
-    return within
+    mode = Portable()
+    try:
+        losses = apart(logp, old_logp, advantages, clip_coef=0.2)
+        if losses.requires_grad:
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        if name in LOSSES:
+            with mode:
+                loss(logp, old_logp, advantages, clip_coef=0.2).sum().backward()  # type: ignore[no-untyped-call]
+    except RunFailed as error:
+        raise ConfigError(str(error)) from error
+    return apart if mode.used or name not in LOSSES else loss
