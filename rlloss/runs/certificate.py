@@ -164,18 +164,20 @@ def other_parameters(run: RunFolder) -> str:
         if 0 < step <= len(digests) and hashlib.sha256(data.tobytes()).digest() != digests[step - 1].tobytes():
             return f"snapshots/ has other parameters after step {step:,} than digests.bin says"
     if (run.path / CHECKPOINT).is_file():
-        found = hashlib.sha256(_tensor(run.content(CHECKPOINT), "state.parameters")).hexdigest()
+        found = hashlib.sha256(_parameters(run.content(CHECKPOINT))).hexdigest()
         if found != run.info.get("final_digest"):
             return f"{CHECKPOINT} has other parameters than the final digest says"
     return ""
 
 
-def _tensor(data: bytes, name: str) -> bytes:
-    """The bytes of one tensor of a safetensors file, of any dtype; none, if it has none of that name."""
+def _parameters(checkpoint: bytes) -> bytes:
+    """The bytes of a checkpoint's parameters, of any dtype, where the checkpoint's own tree says they are."""
     try:
-        length = int.from_bytes(data[:8], "little")
-        begin, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
-        return data[8 + length + begin : 8 + length + end]
+        length = int.from_bytes(checkpoint[:8], "little")
+        header = json.loads(checkpoint[8 : 8 + length])
+        tree = dict(json.loads(header["__metadata__"]["state"])["tree"]["items"])
+        begin, end = header[tree["parameters"]["tensor"]]["data_offsets"]
+        return checkpoint[8 + length + begin : 8 + length + end]
     except (ValueError, KeyError, TypeError, RecursionError):
         return b""
 

@@ -60,7 +60,7 @@ def confirm(
         chain = Chain.begin(certificate.config)
         if checkpoint is not None:
             at, path = checkpoint
-            _load(state, path)
+            _load(state, path, at)
             chain = Chain(bytes.fromhex(certificate.checkpoints[at]["chain"]), at)
         first = known = chain.step
         whole = first == 0 and last == certificate.steps
@@ -107,9 +107,13 @@ def _other_end(certificate: Certificate, state: State, folder: Path | None) -> s
     return f"another {other[0]}" if other else ""
 
 
-def _load(state: State, path: Path) -> None:
+def _load(state: State, path: Path, step: int) -> None:
+    """Raises: ConfigError for a checkpoint that is of another run, or of another step."""
     try:
         state.load_state_dict(unpack(path, largest=LARGEST_STATE * state.policy.flat.nbytes + SPARE_BYTES))
+        counts = (state.iteration, state.optimizer_steps, state.experience.env_steps)
+        if not all(type(count) is int for count in counts) or state.optimizer_steps != step:
+            raise ValueError(f"it is not of optimiser step {step:,}")
     except ReplayDiffers as error:
         raise ConfigError(f"{path}: {error}; leave --steps out to play the run from its start") from error
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -139,8 +139,10 @@ SAME = frozenset(
 numbers. Left out, as not tried or not the same: gelu, mish, lgamma, digamma, atan and many more."""
 
 
-class Unportable(Exception):
-    """An operation of torch that is not known to be the same everywhere: its name."""
+class Unportable(BaseException):
+    """An operation of torch that is not known to be the same everywhere: its name. No Exception, which a loss may
+    catch.
+    """
 
 
 class Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -258,3 +260,12 @@ def portable_loss(loss: Loss, name: str) -> Loss:
     except RunFailed as error:
         raise ConfigError(str(error)) from error
     return apart if mode.used or name not in LOSSES else loss
+
+
+def refuse_second_derivatives(loss: Loss, name: str) -> None:
+    """Raises: ConfigError for a loss whose graph is its own (``portable_loss``): nothing goes through it twice."""
+    if loss.__qualname__ == "portable_loss.<locals>.apart":
+        raise ConfigError(
+            f"optimizer=gradient_penalty numerics={PORTABLE}: second derivatives of loss={name} are to be had in "
+            "native numerics alone; use numerics=native, or optimizer=sam"
+        )

@@ -155,9 +155,13 @@ def make_objective(config: Config, policy: ActorCritic, precision: Precision) ->
     """Raises: ConfigError for an unknown loss, or one that has no portable form."""
     name = config.loss.name
     loss = trainable(name)
+    if config.numerics.name == PORTABLE:
+        loss = portable.portable_loss(loss, name)
+        if isinstance(config.optimizer, GradientPenaltyConfig):
+            portable.refuse_second_derivatives(loss, name)
     return Objective(
         evaluate=policy.evaluate,
-        loss=portable.portable_loss(loss, name) if config.numerics.name == PORTABLE else loss,
+        loss=loss,
         context=partial(precision.context, config.device),
         clip_coef=config.clip_coef,
         vf_coef=config.vf_coef,

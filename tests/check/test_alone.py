@@ -240,6 +240,7 @@ def test_a_detached_weight_hides_the_second_derivative():
     assert 0.3 < surrogate.network < 1, "of a network, the part that is the weight's"
 
 
+@pytest.mark.slow
 def test_the_zoo_is_sorted_by_its_derivatives():
     surrogates = {
         "reinforce", "reinforce_textbook", "reinforce_mask", "klip", "klip_matched", "klip_linear_gate",

@@ -347,6 +347,7 @@ def test_float16_differs_by_subnormals_alone_and_is_not_called_identical():
     assert compare("ppo_clip", "cispo", dtypes=(F16,)).verdict == DIFFERENT
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.nested_given])
 @given(clip_coef=st.floats(0.01, 0.9).map(lambda x: round(x, 3)), seed=st.integers(0, 1000))
 def test_the_twins_are_identical_and_cispo_is_not_at_any_clip_coef(clip_coef, seed):

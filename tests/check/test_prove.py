@@ -142,6 +142,7 @@ def test_what_no_graph_holds_is_open_and_says_so(name):
     assert NOT_FOLLOWED[name] in proof.why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hard_losses.FOLLOWED)
 def test_harder_operations_are_followed(name):
     """gather, cumsum, prod, std, softmax, casts, .item() of metrics: each beside the same written otherwise."""

@@ -82,6 +82,7 @@ def test_the_report_is_short_and_the_whole_one_says_more(a, b):
         assert any(line.startswith(label) for line in short) == any(line.startswith(label) for line in whole), label
 
 
+@pytest.mark.slow
 def test_verbose_prints_more_and_the_file_is_the_whole_report(tmp_path, capsys):
     reports = {}
     for flag in ("", "-v", "--verbose"):

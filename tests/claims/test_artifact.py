@@ -69,6 +69,7 @@ def test_a_run_that_is_missing_is_one_line(of_one_run):
         write(runs, home, out)
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_run_of_every_claim():
     names = set(pd.read_csv(REFERENCE / DIGESTS)["run"])
     for claim in select(None, "portable"):

@@ -23,6 +23,7 @@ from tests.helpers import code_blocks
 CLAIMS = {claim.name: claim for claim in load_claims()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLAIMS)
 def test_every_run_of_every_claim_composes_and_has_its_own_folder(name):
     for preset in ("quick", "paper"):
@@ -87,6 +88,7 @@ def test_identical_trajectories_needs_an_active_clip(make_run):
     assert not finding.holds, "a run that clips nothing does not test the claim"
 
 
+@pytest.mark.slow
 def test_one_trajectory_holds_and_fails_if_one_of_the_four_or_klip_is_another(make_run):
     claim = CLAIMS["one_trajectory"]
     held = claim.judge(small(claim.name, make_run))
@@ -98,6 +100,7 @@ def test_one_trajectory_holds_and_fails_if_one_of_the_four_or_klip_is_another(ma
         assert not claim.judge(small(claim.name, make_run, other)).holds, other
 
 
+@pytest.mark.slow
 def test_negative_controls_hold_and_fail_if_one_is_ppo_after_all(make_run):
     claim = CLAIMS["negative_controls"]
     held = claim.judge(small(claim.name, make_run))
@@ -347,6 +350,7 @@ def order_runs(make_run, loss):
     return [make_run(*c, *other) for c in conditions for other in ((), (f"loss={loss}",))]
 
 
+@pytest.mark.slow
 def test_multiplication_order_fails_without_drift(make_run):
     judged = CLAIMS["multiplication_order"].judge(order_runs(make_run, "reinforce"))
     assert not judged.holds
@@ -360,6 +364,7 @@ def test_multiplication_order_sees_the_drift_begin_as_rounding(make_run):
     assert evidence["difference then"][1] > evidence["difference then"][2] > 0, "float64 begins smaller"
 
 
+@pytest.mark.slow
 def test_ppo_learns_fails_for_a_policy_that_does_not(make_run):
     idle = [make_run("learning_rate=1e-9", "total_timesteps=100000", "num_envs=4", "num_steps=128")]
     finding = CLAIMS["ppo_learns"].judge(idle)
@@ -398,6 +403,7 @@ def test_select_and_unknown_claims():
 NEW_CLAIM = code_blocks("experiments/README.md")[0]  # what a newcomer copies
 
 
+@pytest.mark.slow
 def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, monkeypatch, capsys):
     experiments = tmp_path / "experiments"
     experiments.mkdir()
@@ -425,6 +431,7 @@ def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, 
     assert RunFolder(runs[0]).status == "finished"
 
 
+@pytest.mark.slow
 def test_a_claim_whose_packages_are_missing_leaves_the_others_running(tmp_path, monkeypatch, capsys):
     experiments = tmp_path / "experiments"
     experiments.mkdir()

@@ -124,6 +124,7 @@ def test_a_folder_in_the_way_of_a_sweep_is_found_before_anything_runs(tmp_path, 
     assert find_runs([tmp_path]) == []
 
 
+@pytest.mark.slow
 def test_one_failed_run_of_a_sweep_leaves_the_others_and_is_listed_with_its_reason(tmp_path):
     """A gravity that is no number passes every check and fails in the environment's first step."""
     done = rlloss("train", *TINY, "env=pendulum", "+env.kwargs.g=abc,10.0", "--multirun", "run_root=runs", cwd=tmp_path)

@@ -170,6 +170,7 @@ def test_a_detached_ratio_leaves_no_gradient(capsys):
     assert "detached_ratio has no gradient" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_may_import_its_neighbour_and_a_module_is_found_from_here(tmp_path):
     (tmp_path / "helper.py").write_text("def ratio(logp, old):\n    return (logp - old).exp()\n")
     body = "from helper import ratio\nreturn -ratio(logp, old_logp) * advantages"

@@ -12,6 +12,7 @@ from rlloss.errors import ConfigError, RunFailed
 from rlloss.losses import LOSSES
 from rlloss.train import portable
 from rlloss.train.portable import Portable, portable_loss
+from tests.numerics.paths import python
 
 NUMBERS = torch.cat([torch.linspace(-30, 30, 4001), torch.logspace(-12, 1.4, 500), -torch.logspace(-12, 1.4, 500)])
 TORCH = {
@@ -242,3 +243,22 @@ def test_optimisers_are_torchs_own_but_for_the_root(name):
             v.mul_(0.99).addcmul_(gradient, gradient, value=1 - 0.99)
             x.addcdiv_(gradient, torch.from_numpy(np.sqrt(v.numpy())).add_(1e-8), value=-0.01)
         assert torch.equal(leaves[0], x)
+
+
+@pytest.mark.parametrize("name", ["ppo_kl_penalty", "ppo_softmin", "mine.py:f"])
+def test_second_derivatives_of_a_loss_apart_are_refused_and_not_dropped(name):
+    loss = portable_loss(LOSSES.get(name, with_a_name), name)
+    with pytest.raises(ConfigError, match=f"second derivatives of loss={name} are to be had in native numerics alone"):
+        portable.refuse_second_derivatives(loss, name)
+    portable.refuse_second_derivatives(portable_loss(LOSSES["ppo_clip"], "ppo_clip"), "ppo_clip")
+
+
+def with_a_name(logp, old_logp, A, *, clip_coef):
+    return -ratio(logp, old_logp) * A
+
+
+def test_a_users_loss_that_is_not_portable_is_one_line_of_the_command(tmp_path):
+    body = "return torch.lgamma(-logp) * advantages"
+    (tmp_path / "mine.py").write_text(f"import torch\ndef f(logp, old_logp, advantages, *, clip_coef):\n    {body}\n")
+    with pytest.raises(AssertionError, match=r"rlloss: loss=.*mine.py:f numerics=portable: torch's (di|l)gamma is not"):
+        python("-m", "rlloss", "train", "numerics=portable", f"loss={tmp_path}/mine.py:f", f"run_dir={tmp_path}/run")

@@ -67,6 +67,7 @@ def forced(path, native):
     assert portable(QUICK, FORCED[path]) == portable(QUICK)
 
 
+@pytest.mark.slow
 def test_what_a_user_has_set_does_not_reach_portable_bits(native):
     forced("all of them", native)
 

@@ -53,6 +53,7 @@ def test_the_printer_loads_neither_numpy_nor_torch():
     assert python("-c", code) == "set()\n"
 
 
+@pytest.mark.slow
 def test_a_command_starts_itself_again_once(tmp_path):
     """And computes what a process does that has everything from its start, whatever the user has set."""
     for name, env in {"bare": {}, "set": variables({}), "hostile": FORCED["all of them"]}.items():
@@ -86,6 +87,7 @@ def in_workers(function, *arguments):
     return joblib.Parallel(n_jobs=2)(joblib.delayed(function)(*arguments) for _ in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_sweep_never_mixes_the_two_in_one_pool(tmp_path, n_jobs, make_run):
     """Not even where joblib's workers were up before, with the environment of this process."""
@@ -117,6 +119,7 @@ def test_children_get_them_and_this_process_keeps_its_own(monkeypatch):
         assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_an_environment_that_compiles_for_this_cpu_is_refused(tmp_path):
     """A stand-in for the compiler: what counts is that the environment has loaded it."""
     (tmp_path / "numba.py").write_text("")
@@ -129,6 +132,7 @@ def test_an_environment_that_compiles_for_this_cpu_is_refused(tmp_path):
     python(*command, env=env)
 
 
+@pytest.mark.slow
 def test_an_environment_that_nobody_tried_is_trained_with_a_note(tmp_path):
     run = [*RUN, "env.id=tests.examples.environments:Line-v0", "numerics=portable", f"run_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "rlloss", "train", *run]

@@ -319,6 +319,18 @@ def test_snapshots_of_every_precision_are_held_against_digests(tmp_path, precisi
     assert certify(RunFolder(folder))["optimizer_steps"] == len(RunFolder(folder).digests)
 
 
+def test_a_checkpoint_of_another_step_is_not_played_from(run, certificate, capsys, tmp_path):
+    """Whoever makes the certificate can sign any file as the checkpoint of any step."""
+    copy = tmp_path / "run"
+    shutil.copytree(run.path, copy)
+    shutil.copy(copy / "checkpoints/000000048.safetensors", copy / "checkpoints/000000128.safetensors")
+    checkpoints = json.loads(certificate.read_text())["checkpoints"]
+    checkpoints["128"]["sha256"] = checkpoints["48"]["sha256"]
+    edit(certificate, checkpoints=checkpoints)
+    assert main(["verify", "--certificate", str(certificate), str(copy), "--steps", "130:131"]) == 2
+    assert "does not fit this run (ValueError: it is not of optimiser step 128)" in capsys.readouterr().err
+
+
 def test_what_is_no_file_is_not_read(tmp_path, capsys, run, certificate):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path, tmp_path / "nothing"):
@@ -392,6 +404,7 @@ def test_operations_that_differ_are_suspected(run, certificate, capsys):
     assert "numerics=native promises the same bits on one machine alone" in found["replays"]["why"]
 
 
+@pytest.mark.slow
 def test_a_portable_run_replays_in_a_process_that_starts_itself_again(tmp_path):
     home = tmp_path / "run"
     command = [sys.executable, "-m", "rlloss"]

@@ -350,6 +350,7 @@ def cut(tmp_path_factory):
     return folder / "run", whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1))
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

@@ -49,6 +49,7 @@ def test_a_run_killed_at_every_write_goes_on_to_the_same_files(shard, tmp_path):
     assert_as_if_never_killed(tmp_path, runs)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_some_writes_goes_on_to_the_same_files(tmp_path):
     runs = killed("writes", "tiny", "43", "20", home=tmp_path)
     assert sum(run["resumed"] for run in runs) > 2

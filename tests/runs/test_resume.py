@@ -43,6 +43,7 @@ def test_what_an_environment_remembers_over_its_resets_is_brought_back(where, tm
     assert cut == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["slots", "global"])
 def test_an_environment_that_cannot_be_brought_back_is_named_and_the_run_starts_over(
     where, tmp_path, monkeypatch, caplog
@@ -374,6 +375,7 @@ def marker_of(host, folder, age):
     os.utime(folder / LOCK, (time.time() - age,) * 2)
 
 
+@pytest.mark.slow
 def test_the_lock_of_another_machine_is_taken_over_once_it_gives_no_sign_of_life(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("rlloss.runs.lock.LEASE_SECONDS", 4.0)
     monkeypatch.setattr("rlloss.runs.lock.HEARTBEAT_SECONDS", 1.0)

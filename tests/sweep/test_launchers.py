@@ -103,6 +103,7 @@ def test_a_killed_process_fails_its_run_alone(tmp_path, monkeypatch, killed, lef
     assert [RunFolder(run_folder(job.config)).status for job in jobs] == ["finished", left, "finished", "finished"]
 
 
+@pytest.mark.slow
 def test_workers_that_joblib_keeps_follow_into_another_folder(tmp_path, monkeypatch):
     """Run folders, losses and environments are named relative to the folder in which a sweep is called."""
     for name in ("one", "two"):

@@ -210,6 +210,7 @@ def users_folder(tmp_path, monkeypatch):
     return home, rlloss
 
 
+@pytest.mark.slow
 def test_a_users_environment_loss_and_configs_from_an_empty_folder(users_folder):
     home, rlloss = users_folder
     sweep = rlloss(

@@ -149,6 +149,7 @@ def assert_identical_though_clipped_but_for_the_value(a, b):
     assert a.metrics["clip_active_frac"].sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp64", "bf16_autocast", "fp16_autocast", "bf16", "fp16"])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_run_in_every_precision_but_that_with_a_scaler(make_run, rule, precision):
