@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlloss.config.schema import Config
@@ -178,11 +179,24 @@ class Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
+class ExactRoots(TorchFunctionMode):
+    """Within: the square roots that an optimiser takes are exact. Above autograd, where a call costs a tenth."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.sqrt, torch.sqrt):
+            return _sqrt(args[0]).to(args[0].device, args[0].dtype)
+        if func is Tensor.sqrt_:
+            return args[0].copy_(_sqrt(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
 class RMSprop(torch.optim.RMSprop):
     """torch's own, with a square root that is exact: Adam's is, where it is fused, and RMSprop has no fused form."""
 
     def step(self, closure: Any = None) -> Any:
-        with Portable():
+        with ExactRoots():
             return super().step(closure)
 
 
@@ -190,8 +204,12 @@ class LBFGS(torch.optim.LBFGS):
     """torch's own, with the square root of its line search exact."""
 
     def step(self, closure: Any) -> Any:  # type: ignore[override]
-        with Portable():
-            return super().step(closure)  # type: ignore[no-untyped-call]
+        def evaluate() -> Any:
+            with torch._C.DisableTorchFunction():  # the loss is none of an optimiser's own
+                return closure()
+
+        with ExactRoots():
+            return super().step(evaluate)  # type: ignore[no-untyped-call]
 
 
 class _Apart(torch.autograd.Function):
