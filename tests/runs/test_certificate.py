@@ -224,6 +224,7 @@ EVIL = "import pathlib; pathlib.Path(__file__).with_name('executed').touch()\n"
 def test_nothing_that_a_certificate_names_is_executed(tmp_path, certificate, capsys, monkeypatch, key, value):
     """Not even to find out whether it is what was certified: whoever made the certificate chose what it names."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for folder in ("bag", "bag/inner"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").write_text(EVIL)
@@ -246,6 +247,7 @@ def test_nothing_that_a_certificate_names_is_executed(tmp_path, certificate, cap
 
 def test_what_a_user_trusts_is_played(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     write_users_files(tmp_path)
     folder = tmp_path / "run"
     train(load([*SHORT, "env.id=mine:Line-v0", "loss=losses.py:mine", f"run_dir={folder}"]), folder)
@@ -256,6 +258,7 @@ def test_what_a_user_trusts_is_played(tmp_path, capsys, monkeypatch):
     said, found = answers(capsys, folder / "certificate.json", folder, "--trust")
     assert said == [True, True, False]
     assert "the source of its loss is not the one that is here" in found["replays"]["why"]
+    monkeypatch.delitem(sys.modules, "mine")  # other tests have another of that name
 
 
 @pytest.mark.parametrize(
