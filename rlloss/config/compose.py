@@ -25,8 +25,9 @@ from omegaconf.errors import (
 )
 
 from rlloss.config.choices import choices, data_dir, groups
+from rlloss.config.group import MISSING
 from rlloss.config.mistakes import closest, other_choice, unknown_key, wrong_value
-from rlloss.config.schema import GROUPS, MISSING, VARIANTS, Config
+from rlloss.config.schema import GROUPS, VARIANTS, Config
 from rlloss.errors import ConfigError
 
 SEARCHPATH = "hydra.searchpath"

@@ -100,7 +100,8 @@ def _packages() -> dict[str, str]:
 @functools.cache
 def trainer_source() -> str:
     """A digest of the trainer and of the schema of its config."""
-    files = [*sorted((PACKAGE / "train").glob("*.py")), PACKAGE / "config" / "schema.py"]
+    schema = (PACKAGE / "config" / f"{name}.py" for name in ("group", "optimizers", "schema"))
+    files = [*sorted((PACKAGE / "train").glob("*.py")), *schema]
     return digest(b"".join(path.read_bytes() for path in files))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlloss.config.schema import Config, GradientPenaltyConfig, OptimizerConfig, SAMConfig
+from rlloss.config.optimizers import GradientPenaltyConfig, OptimizerConfig, SAMConfig
+from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, NonFinite, RunFailed, lookup
 from rlloss.losses.formulation import trainable
 from rlloss.losses.samples import LOSSES, Loss, clip_active

@@ -60,22 +60,13 @@ def native() -> dict[str, dict[str, str]]:
     return trainings("native", ["operations", *QUICK])
 
 
-def forced(path, native):
-    """Native bits change on this path, so that portable ones could, and do not."""
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FORCED)
+def test_a_path_that_changes_native_bits_leaves_portable_ones_alone(path, native):
+    """What a user has set, or another CPU would choose: where native bits change, portable ones could, and do not."""
     if trainings("native", ["operations", *QUICK], FORCED[path]) == native:
         pytest.skip(f"{path}: this CPU takes no other path for {FORCED[path]}")
     assert portable(QUICK, FORCED[path]) == portable(QUICK)
-
-
-@pytest.mark.slow
-def test_what_a_user_has_set_does_not_reach_portable_bits(native):
-    forced("all of them", native)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in FORCED if path != "all of them"])
-def test_a_path_that_changes_native_bits_leaves_portable_ones_alone(path, native):
-    forced(path, native)
 
 
 @pytest.mark.slow
