@@ -90,9 +90,8 @@ def train_one(config: Config) -> int:
     else:
         if config.numerics.name == PORTABLE:
             relaunch()
-        from rlloss.train.loop import (
-            train,
-        )  # here, so that a sweep's parent does without torch, and a finished run, too
+        # here, so that a sweep's parent does without torch, and a finished run, too
+        from rlloss.train.loop import train
 
         total = config.num_iterations * config.num_samples
         bar: tqdm[Any] = tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:])

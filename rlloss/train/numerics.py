@@ -9,6 +9,7 @@ What else it takes is done within the process: ``switches`` and ``portable``.
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,17 +30,21 @@ VARIABLES = {
 }
 REFUSED = {"NPY_ENABLE_CPU_FEATURES": ""}
 """What NumPy does not take beside them. An empty value is none."""
+WELL_FORMED = re.compile(r"glibc\.[\w.]+=[^:=]+")
+RELAUNCHED = "RLLOSS_RELAUNCHED"  # the process that has started itself again, lest it do so for ever
+_is_own = False
 REMEDY = "start Python as: env $(python -m rlloss.train.numerics) python ...; rlloss train and sweeps do so themselves"
 
 
 def variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Those that a process needs, where it would otherwise have ``environ``.
 
-    What a user has set is overwritten; of the C library's tunables, which share one variable, the last one wins.
+    What a user has set is overwritten. The C library's tunables share one variable: the last one wins, and a later
+    library takes none of them if one is misshapen.
     """
-    theirs = [tunable for tunable in environ.get(TUNABLES, "").split(":") if tunable and tunable != HWCAPS]
+    theirs = [tunable for tunable in environ.get(TUNABLES, "").split(":") if WELL_FORMED.fullmatch(tunable)]
     emptied = {name: value for name, value in REFUSED.items() if environ.get(name)}
-    return VARIABLES | {TUNABLES: ":".join([*theirs, HWCAPS])} | emptied
+    return VARIABLES | {TUNABLES: ":".join([*(tunable for tunable in theirs if tunable != HWCAPS), HWCAPS])} | emptied
 
 
 def lacking() -> list[str]:
@@ -111,10 +116,6 @@ def relaunch() -> None:
     sys.stderr.flush()
     environ = os.environ | variables() | {RELAUNCHED: str(os.getpid())}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
-
-
-RELAUNCHED = "RLLOSS_RELAUNCHED"  # the process that has done so, lest it do so for ever
-_is_own = False
 
 
 @contextmanager

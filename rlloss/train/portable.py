@@ -8,7 +8,8 @@ They are replaced below autograd, where every way to call a function has become 
 the derivatives of others, as of x ** 1.5, ask for them, too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,7 @@ IN_PLACE: dict[Any, Callable[..., Tensor]] = {
     aten.expm1_.default: expm1,
     aten.log1p_.default: _log1p,
 }
+CHANGED = {operation.overloadpacket for operation in (*REPLACED, *IN_PLACE)}
 
 
 SAME = frozenset(
@@ -173,8 +175,7 @@ class Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args[0] * torch.sigmoid(-args[1])
         if self.strict:
             name = func.overloadpacket.__name__.rstrip("_")
-            changed = any(func.overloadpacket is other.overloadpacket for other in (*REPLACED, *IN_PLACE))
-            if name not in SAME or (changed and "out" in func._overloadname):
+            if name not in SAME or (func.overloadpacket in CHANGED and "out" in func._overloadname):
                 raise Unportable(name)
         return func(*args, **kwargs)
 
@@ -212,44 +213,54 @@ class LBFGS(torch.optim.LBFGS):
             return super().step(evaluate)  # type: ignore[no-untyped-call]
 
 
-class _Apart(torch.autograd.Function):
-    """A loss with a graph of its own, whose forward and backward pass are computed under ``Portable``."""
+class LossApart:
+    """A loss with a graph of its own, whose forward and backward pass are computed under ``Portable``.
 
+    ``used``: some of torch's operations were replaced. Nothing goes through it twice: it has no second derivatives.
+    Calls raise RunFailed for an operation that is not known to be the same everywhere.
+    """
+
+    def __init__(self, loss: Loss, name: str) -> None:
+        self.loss, self.name, self.used = loss, name, False
+
+    def __call__(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
+        losses: Tensor = _Apart.apply(logp, old_logp, advantages, clip_coef, self)  # type: ignore[no-untyped-call]
+        return losses
+
+    @contextmanager
+    def portable(self) -> Iterator[None]:
+        mode = Portable(strict=True)
+        try:
+            with mode:
+                yield
+        except Unportable as error:
+            raise RunFailed(
+                f"loss={self.name} numerics={PORTABLE}: torch's {error} is not known to have the same bits on every "
+                "CPU; write the loss without it, or use numerics=native"
+            ) from error
+        finally:
+            self.used = self.used or mode.used
+
+
+class _Apart(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logp: Tensor, old_logp: Tensor, advantages: Tensor, loss: Loss, clip_coef: float, name: str
+        ctx: Any, logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_coef: float, apart: LossApart
     ) -> Tensor:
-        ctx.name, ctx.leaf = name, logp.detach().requires_grad_()
-        with torch.enable_grad(), _named(name), Portable(strict=True):
-            ctx.losses = loss(ctx.leaf, old_logp, advantages, clip_coef=clip_coef)
+        ctx.apart, ctx.leaf = apart, logp.detach().requires_grad_()
+        with torch.enable_grad(), apart.portable():
+            ctx.losses = apart.loss(ctx.leaf, old_logp, advantages, clip_coef=clip_coef)
         losses: Tensor = ctx.losses
         return losses.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        if not ctx.losses.requires_grad:
-            return (None,) * 6
-        with _named(ctx.name), Portable(strict=True):
-            (gradient,) = torch.autograd.grad(ctx.losses, ctx.leaf, grads[0], allow_unused=True)
-        return (gradient, *(None,) * 5)
-
-
-class _named:
-    """Within: an operation that is not portable is a failed run, which names the loss, the operation and the remedy."""
-
-    def __init__(self, loss: str) -> None:
-        self.loss = loss
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, tb: Any) -> None:
-        if isinstance(error, Unportable):
-            raise RunFailed(
-                f"loss={self.loss} numerics={PORTABLE}: torch's {error} is not known to have the same bits on every "
-                "CPU; write the loss without it, or use numerics=native"
-            ) from error
+        gradient = None
+        if ctx.losses.requires_grad:
+            with ctx.apart.portable():
+                (gradient,) = torch.autograd.grad(ctx.losses, ctx.leaf, grads[0], allow_unused=True)
+        return gradient, None, None, None, None
 
 
 def portable_loss(loss: Loss, name: str) -> Loss:
@@ -260,29 +271,19 @@ def portable_loss(loss: Loss, name: str) -> Loss:
 
     Raises: ConfigError for an operation of torch that is not known to be the same everywhere.
     """
-
-    def apart(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
-        losses: Tensor = _Apart.apply(logp, old_logp, advantages, loss, clip_coef, name)  # type: ignore[no-untyped-call]
-        return losses
-
+    apart = LossApart(loss, name)
     logp = torch.linspace(-2, -0.1, 16, requires_grad=True)
     old_logp, advantages = torch.linspace(-1.5, -0.6, 16), torch.linspace(-1, 1, 16).roll(5)
-    mode = Portable()
     try:
-        losses = apart(logp, old_logp, advantages, clip_coef=0.2)
-        if losses.requires_grad:
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-        if name in LOSSES:
-            with mode:
-                loss(logp, old_logp, advantages, clip_coef=0.2).sum().backward()  # type: ignore[no-untyped-call]
+        apart(logp, old_logp, advantages, clip_coef=0.2).sum().backward()  # type: ignore[no-untyped-call]
     except RunFailed as error:
         raise ConfigError(str(error)) from error
-    return apart if mode.used or name not in LOSSES else loss
+    return apart if apart.used or name not in LOSSES else loss
 
 
 def refuse_second_derivatives(loss: Loss, name: str) -> None:
-    """Raises: ConfigError for a loss whose graph is its own (``portable_loss``): nothing goes through it twice."""
-    if loss.__qualname__ == "portable_loss.<locals>.apart":
+    """Raises: ConfigError for a loss apart, which has none."""
+    if isinstance(loss, LossApart):
         raise ConfigError(
             f"optimizer=gradient_penalty numerics={PORTABLE}: second derivatives of loss={name} are to be had in "
             "native numerics alone; use numerics=native, or optimizer=sam"

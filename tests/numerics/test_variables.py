@@ -27,7 +27,9 @@ def test_what_a_user_has_set_is_overwritten_or_joined():
     assert variables({})["GLIBC_TUNABLES"] == HWCAPS
     assert "NPY_ENABLE_CPU_FEATURES" not in variables({})
     assert variables({"NPY_ENABLE_CPU_FEATURES": "AVX2"})["NPY_ENABLE_CPU_FEATURES"] == ""
-    assert variables(variables({"GLIBC_TUNABLES": "a=1"})) == variables({"GLIBC_TUNABLES": "a=1"})
+    user = {"GLIBC_TUNABLES": "glibc.malloc.check=1"}
+    assert variables(variables(user)) == variables(user), "once is enough"
+    assert variables({"GLIBC_TUNABLES": "glibc.malloc.check:=3:nonsense::a=1"}) == variables({}), "misshapen ones"
 
 
 @pytest.mark.parametrize("theirs", [{}, FORCED["all of them"], FORCED["the C library"]])
