@@ -17,6 +17,7 @@ import pandas as pd
 from rlloss.config.choices import data_dir
 from rlloss.errors import ConfigError
 from rlloss.runs.certificate import certify
+from rlloss.runs.provenance import differing_versions
 from rlloss.runs.reader import RunFolder, to_json
 from rlloss.version import PACKAGE
 
@@ -101,8 +102,8 @@ def made_with(reference: Path) -> dict[str, dict[str, str]]:
 
 def other_versions(made: Mapping[str, str]) -> list[str]:
     """Of packages, in words, those that are others here than where the reference was made."""
-    return [f"{name} {version} instead of {made.get(name)}" for name, version in versions().items()
-            if version != made.get(name)]  # fmt: skip
+    now = versions()
+    return [f"{name} {now[name]} instead of {made.get(name)}" for name in differing_versions(made, now)]
 
 
 def versions() -> dict[str, str]:

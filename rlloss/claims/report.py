@@ -69,9 +69,11 @@ def digests_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
 
 
 def write_claim(judged: Judged, out: Path) -> None:
-    """A claim's tables and figure; nothing if it was not run."""
+    """A claim's tables and figure. If it was not run, those of an earlier report are removed: they are no evidence."""
     name, finding = judged.claim.name, judged.finding
     if finding is None:
+        for suffix in ("csv", "tex", "md", "pdf", "png", "svg"):
+            (out / f"{name}.{suffix}").unlink(missing_ok=True)
         return
     write_table(finding.evidence, out / name, judged.command)
     text = (

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,14 @@ from rlloss import tables
 from rlloss.cli.exits import Exit
 from rlloss.config.schema import Config, config_of
 from rlloss.errors import ConfigError, RunFailed
-from rlloss.runs.certificate import Certificate, certify, checkpoint_before, mismatch, printable, read
-from rlloss.runs.provenance import versions
+from rlloss.runs.certificate import Certificate, canonical, certify, checkpoint_before, mismatch, printable, read
+from rlloss.runs.provenance import differing_versions, versions
 from rlloss.runs.reader import LOSS, RunFolder, to_json
 from rlloss.runs.writer import replace
 from rlloss.train.numerics import PORTABLE, relaunch
 
+INTERPOLATION = b"${"
+MANY_WEIGHTS, MANY_SAMPLES = 1 << 26, 1 << 24  # more than which no machine is asked to hold for a stranger
 DECIDE = (LOSS, "environment")  # sources of a user's: if they are others, another program would be trained
 
 
@@ -93,6 +96,8 @@ def described(certificate: Certificate, config: Config) -> str:
 def certified(certificate: Certificate, subject: str = "") -> Config:
     """The config to train again, checked. Raises: ConfigError for one that no run of this version has."""
     try:
+        if INTERPOLATION in canonical(certificate.config):
+            raise ValueError("it refers to something outside of it, as ${oc.env:...} does")
         config: Any = OmegaConf.to_object(OmegaConf.structured(config_of(certificate.config)))  # of each key's type
         assert isinstance(config, Config)
         config.validate()
@@ -122,7 +127,9 @@ def describes(certificate: Certificate, claimed: RunFolder | None) -> Answer:
     if claimed is None:
         return Answer("describes the run", None, "not asked: name the run's folder to ask")
     why = mismatch(certificate, claimed)
-    return Answer("describes the run", not why, why or f"config, every digest and every table of {claimed.path}")
+    return Answer(
+        "describes the run", not why, why or f"config, digests, tables, checkpoints and parameters of {claimed.path}"
+    )
 
 
 def replays(
@@ -160,11 +167,21 @@ def not_ours(config: Config) -> str:
 
     Training executes it, and whoever made the certificate chose it.
     """
+    if reason := too_large(config):
+        return f"{reason}; add --trust to try it"
     wrappers = (entry.get("wrapper") if isinstance(entry, dict) else entry for entry in config.env.wrappers)
     named = [str(name) for name in (config.loss.name, config.env.id, *wrappers) if ":" in str(name)]
     if not named:
         return ""
     return printable(f"it names {', '.join(named)}, which a replay executes; look at the source, then add --trust")
+
+
+def too_large(config: Config) -> str:
+    """Why a run may need more memory than a machine has, which whoever made the certificate can ask for."""
+    sizes = [max(config.hidden_sizes), *(a * b for a, b in pairwise(config.hidden_sizes))]
+    if max(sizes) > MANY_WEIGHTS:
+        return f"it has hidden_sizes={config.hidden_sizes}"
+    return f"it has a batch of {config.num_samples:,} samples" if config.num_samples > MANY_SAMPLES else ""
 
 
 def another_program(certificate: Certificate, config: Config) -> str:
@@ -179,12 +196,7 @@ def another_program(certificate: Certificate, config: Config) -> str:
 def others(certificate: Certificate, config: Config) -> list[str]:
     """In which versions this machine is not as the certificate says."""
     made, now = certificate.document["versions"], _versions(config)
-
-    def release(version: Any) -> str:
-        return str(version).partition("+")[0]
-
-    return [f"{key} {value} instead of {made.get(key)}" for key, value in now.items()
-            if release(value) != release(made.get(key))]  # fmt: skip
+    return [f"{name} {now[name]} instead of {made.get(name)}" for name in differing_versions(made, now)]
 
 
 def _versions(config: Config) -> dict[str, str]:

@@ -27,6 +27,8 @@ def run(arguments: list[str]) -> int:
         from rlloss.cli.certify import verify_certificate  # here, since it is another question
 
         return verify_certificate(options)
+    if lone := [f"--{name}" for name in ("steps", "trust", "no-replay") if getattr(options, name.replace("-", "_"))]:
+        raise ConfigError(f"{lone[0]}: is about a certificate; name it with --certificate FILE")
     if not options.folders:
         raise ConfigError("FOLDER: name two runs or more, or a folder with runs below it")
     for folder in options.folders:

@@ -132,14 +132,15 @@ def definitions(module: Path, name: str) -> str:
 def made_otherwise(run: RunFolder) -> list[str]:
     """In which versions a run differs from what would be made now: "torch 2.12.0, now 2.13.0". Empty if in none."""
     theirs = {name: str(version) for name, version in run.info.get("versions", {}).items()}
-
     wrappers = run.config.get("env.wrappers") or []
+    now = versions(run.loss, str(run.config.get("env.id", "")), wrappers)
+    return [f"{name} {theirs.get(name, 'unknown')}, now {now[name]}" for name in differing_versions(theirs, now)]
 
-    def release(version: str) -> str:
-        return version.partition("+")[0]  # a run also records torch's build; the package's metadata need not say it
 
-    return [
-        f"{name} {theirs.get(name, 'unknown')}, now {now}"
-        for name, now in versions(run.loss, str(run.config.get("env.id", "")), wrappers).items()
-        if release(theirs.get(name, "unknown")) != release(now)
-    ]
+def differing_versions(theirs: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of what is now another release. A run records torch's build, too; the package's metadata need not."""
+
+    def release(version: object) -> str:
+        return str(version).partition("+")[0]
+
+    return [name for name, version in now.items() if release(theirs.get(name, "unknown")) != release(version)]

@@ -5,20 +5,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlloss.config.schema import Config
+from rlloss.config.schema import Config, LoggerConfig
 from rlloss.errors import ConfigError
 from rlloss.runs.certificate import Certificate, Chain, tables
 from rlloss.runs.reader import RunFolder
 from rlloss.train.checkpoint import unpack
-from rlloss.train.loop import iterate
+from rlloss.train.loop import iterate, watched
 from rlloss.train.operations import differing, digests
-from rlloss.train.recording import LARGEST_STATE, SPARE_BYTES, recorder
+from rlloss.train.recording import MISFITS, largest_state, misfit, recorder
 from rlloss.train.replay import ReplayDiffers
 from rlloss.train.state import State, prepared
 from rlloss.train.switches import deterministic
+
+LONG = 1e9  # seconds
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ def confirm(
 
     Raises: ConfigError for a config that cannot be run here, or a checkpoint that does not fit it; RunFailed.
     """
+    # of what a run folder holds, its tables are all that is asked for
+    config = replace(config, logger=LoggerConfig("none"), snapshot_every=0, keep_checkpoints=0, checkpoint_seconds=LONG)
     links, began = certificate.links, time.perf_counter()
     last = min(step for step in links if step >= steps[1])
     with (
         tempfile.TemporaryDirectory() as home,
         deterministic(config),
         prepared(config) as state,
+        watched(state),
     ):
         chain = Chain.begin(certificate.config)
         if checkpoint is not None:
@@ -110,13 +115,13 @@ def _other_end(certificate: Certificate, state: State, folder: Path | None) -> s
 def _load(state: State, path: Path, step: int) -> None:
     """Raises: ConfigError for a checkpoint that is of another run, or of another step."""
     try:
-        state.load_state_dict(unpack(path, largest=LARGEST_STATE * state.policy.flat.nbytes + SPARE_BYTES))
+        state.load_state_dict(unpack(path, largest_state(state)))
         counts = (state.iteration, state.optimizer_steps, state.experience.env_steps)
         if not all(type(count) is int for count in counts) or state.optimizer_steps != step:
             raise ValueError(f"it is not of optimiser step {step:,}")
     except ReplayDiffers as error:
         raise ConfigError(f"{path}: {error}; leave --steps out to play the run from its start") from error
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path}: does not fit this run ({type(error).__name__}: {error})") from error
+    except ConfigError:
+        raise
+    except MISFITS as error:
+        raise ConfigError(f"{path.parent}: {misfit(path, error)}; remove it") from error

@@ -202,13 +202,15 @@ class RMSprop(torch.optim.RMSprop):
 
 
 class LBFGS(torch.optim.LBFGS):
-    """torch's own, with the square root of its line search exact."""
+    """torch's own, with the square root of its line search exact. Without a line search it takes none."""
 
     def step(self, closure: Any) -> Any:  # type: ignore[override]
         def evaluate() -> Any:
             with torch._C.DisableTorchFunction():  # the loss is none of an optimiser's own
                 return closure()
 
+        if self.param_groups[0]["line_search_fn"] is None:
+            return super().step(closure)  # type: ignore[no-untyped-call]
         with ExactRoots():
             return super().step(evaluate)  # type: ignore[no-untyped-call]
 

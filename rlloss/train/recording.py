@@ -31,6 +31,9 @@ DECIDE = ("source ", "loss ", "torch ", "numpy ")  # versions with which a run c
 LARGEST_STATE = 64  # times the parameters: L-BFGS keeps 2 * history_size vectors of their size
 SPARE_BYTES = 1 << 30  # for the environments
 
+MISFITS = (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError)
+"""What loading a checkpoint raises that is another run's, or damaged in a way that its sum does not show."""
+
 log = logging.getLogger("rlloss")
 
 
@@ -156,7 +159,7 @@ class FolderRecorder(Recorder):
                 f"run_dir={self.folder}: was begun by other versions ({'; '.join(others)}), which may make other bits; "
                 "go on with those, or remove the folder to start over"
             )
-        saved = unpack(path, largest=LARGEST_STATE * self.policy.flat.nbytes + SPARE_BYTES)
+        saved = unpack(path, largest_state(self.state))
         try:
             written = Written(**saved["written"])
             written.check()
@@ -164,9 +167,10 @@ class FolderRecorder(Recorder):
         except ReplayDiffers as error:
             log.warning("note: %s: %s; the run starts over. %s", self.folder.name, error, REMEDY)
             return None
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            what = f"{path.name} does not fit this run ({type(error).__name__}: {' '.join(str(error).split())})"
-            raise ConfigError(f"run_dir={self.folder}: {what}; remove the folder to start over") from error
+        except MISFITS as error:
+            raise ConfigError(
+                f"run_dir={self.folder}: {misfit(path, error)}; remove the folder to start over"
+            ) from error
         took = run.info.get("seconds") or run.info.get("env_steps", 0) / (run.info.get("steps_per_second") or math.inf)
         self.seconds = float(took)
         return written
@@ -174,6 +178,16 @@ class FolderRecorder(Recorder):
 
 def recorder(folder: Path | None, state: State) -> Recorder:
     return Recorder() if folder is None else FolderRecorder(folder, state)
+
+
+def largest_state(state: State) -> int:
+    """The bytes above which a checkpoint cannot be one of this run's."""
+    return LARGEST_STATE * state.policy.flat.nbytes + SPARE_BYTES
+
+
+def misfit(path: Path, error: Exception) -> str:
+    """In words."""
+    return f"{path.name} does not fit this run ({type(error).__name__}: {' '.join(str(error).split())})"
 
 
 def arrays(policy: ActorCritic) -> Arrays:

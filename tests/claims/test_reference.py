@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from rlloss.claims import reference
+from rlloss.claims.claim import Claim
+from rlloss.claims.judged import Judged
 from rlloss.claims.reference import (
     CERTIFICATES,
     DIGESTS,
@@ -22,6 +24,7 @@ from rlloss.claims.reference import (
     renew,
     versions,
 )  # fmt: skip
+from rlloss.claims.report import write_claim
 from rlloss.errors import ConfigError
 from rlloss.runs.certificate import read
 from tests.helpers import ROOT
@@ -89,6 +92,13 @@ def test_many_are_counted(reports):
         if path.suffix != ".csv":
             path.unlink()
     assert "and 3 more" in compare(report, home, ["a", "b"]).told([])
+
+
+def test_files_of_an_earlier_report_do_not_pass_for_a_claim_that_was_not_run(reports):
+    report, home, _ = reports
+    write_claim(Judged(Claim("It is so.", None, None, None, name="a"), "quick", [], [], None), report)
+    found = compare(report, home, ["a", "b"])
+    assert [name for name in found.others if name.startswith("a.")] == ["a.csv", "a.md", "a.png", "a.svg", "a.tex"]
 
 
 def test_versions_that_differ_are_suspected(reports, monkeypatch):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rlloss.cli.main import main
 from rlloss.config import load
 from rlloss.runs import RunFolder
 from rlloss.runs.certificate import LINKS, certify, read, signature
+from rlloss.runs.logger import LOGGERS
 from rlloss.train import train
 from tests.helpers import SHORT, write_users_files
 
@@ -367,6 +369,49 @@ def test_a_folder_of_which_no_certificate_can_be_made_is_one_line(run, tmp_path,
     assert err.count("\n") == (code == 2)
     assert (copy / "certificate.json").exists() == (code == 0)
     assert main(["verify", "--certificate", str(certificate), str(copy), "--no-replay"]) == (1 if code else 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("hidden_sizes", [10**9], "it has hidden_sizes=[1000000000]"),
+        ("hidden_sizes", [60_000, 60_000], "it has hidden_sizes=[60000, 60000]"),
+        ("num_envs", 10**9, "it has a batch of 50,000,000,000 samples"),
+    ],
+)
+def test_what_could_take_all_memory_is_not_tried_for_a_stranger(certificate, capsys, key, value, why):
+    config = json.loads(certificate.read_text())["config"] | {key: value}
+    edit(certificate, config=config | {"total_timesteps": 10**12})
+    said, found = answers(capsys, certificate)
+    assert said == [True, None, False]
+    assert found["replays"]["why"] == f"not tried: {why}; add --trust to try it"
+
+
+def test_nothing_outside_a_certificate_is_referred_to(certificate, capsys):
+    config = json.loads(certificate.read_text())["config"]
+    edit(certificate, config=config | {"env": config["env"] | {"kwargs": {"render_mode": "${oc.env:HOME}"}}})
+    assert main(["verify", "--certificate", str(certificate)]) == 2
+    assert "it refers to something outside of it" in capsys.readouterr().err
+
+
+def test_a_replay_logs_nothing_and_watches_over_the_environments(run, certificate, capsys, monkeypatch):
+    """Whatever the certified run logged; a step that does not return ends the replay, and says so."""
+    config = json.loads(certificate.read_text())["config"]
+    watched = []
+    monkeypatch.setattr("rlloss.train.confirm.watched", lambda state: watched.append(state) or nullcontext())
+    monkeypatch.setattr("rlloss.runs.writer.LOGGERS", {"none": LOGGERS["none"]})
+    document = json.loads(certificate.read_text())
+    edit(certificate, config=config | {"logger": {"name": "tensorboard"}}, links=document["links"])
+    said, found = answers(capsys, certificate)
+    assert said == [True, None, False], "another config is another chain"
+    assert "first within optimiser steps 1 to" in found["replays"]["why"]
+    assert watched
+
+
+@pytest.mark.parametrize("option", [["--steps", "1:2"], ["--trust"], ["--no-replay"]])
+def test_options_of_a_certificate_need_one(run, capsys, option):
+    assert main(["verify", str(run.path), str(run.path), *option]) == 2
+    assert f"{option[0]}: is about a certificate; name it with --certificate FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
