@@ -69,7 +69,7 @@ def read_config(text: str) -> dict[str, Any]:
     Raises: ValueError for a text that is no YAML mapping.
     """
     try:
-        check_yaml(text)
+        _check_yaml(text)
         tree = yaml.load(text, LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"no YAML: {' '.join(str(error).split())}") from error
@@ -78,7 +78,7 @@ def read_config(text: str) -> dict[str, Any]:
     return {key: value for key, value in flatten(tree).items() if key not in WHERE_KEYS}
 
 
-def check_yaml(text: str) -> None:
+def _check_yaml(text: str) -> None:
     """Raises: ValueError for what no run writes, and what could take more than any memory or stack holds."""
     depth = 0
     for event in yaml.parse(text, LOADER):
