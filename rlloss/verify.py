@@ -266,6 +266,8 @@ def _incomplete(run: RunFolder) -> str:
         return f"{run.path.name}: the last digest of digests.bin is not the final_digest of run.json"
     if not run.snapshot_steps or run.snapshot_steps[-1] != len(run.digests):
         return f"{run.path.name}: snapshots/ has none of the last of the steps in digests.bin"
+    if other := run.other_snapshot(run.snapshot_steps[-1:]):
+        return f"{run.path.name}: {other}"
     if not np.isfinite(run.snapshot(run.snapshot_steps[-1])).all():
         return f"{run.path.name} ended with parameters that are not finite numbers"
     return ""

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import CHECKPOINT, CHECKPOINTS, WHERE_KEYS, Damaged, RunFolder, flatten, to_json
 
@@ -157,12 +155,8 @@ def hashes(run: RunFolder) -> Iterator[tuple[int, str]]:
 
 def other_parameters(run: RunFolder) -> str:
     """Which of a run's parameters are not those that its digests say; empty if all are."""
-    digests, half = run.digests, run.config.get("precision.name") == "bf16"  # kept as float32, digested as bfloat16
-    for step in run.snapshot_steps:
-        array = run.snapshot(step)
-        data = (array.view(np.uint32) >> 16).astype(np.uint16) if half else array
-        if 0 < step <= len(digests) and hashlib.sha256(data.tobytes()).digest() != digests[step - 1].tobytes():
-            return f"snapshots/ has other parameters after step {step:,} than digests.bin says"
+    if other := run.other_snapshot(run.snapshot_steps):
+        return other
     if (run.path / CHECKPOINT).is_file():
         found = hashlib.sha256(_parameters(run.content(CHECKPOINT))).hexdigest()
         if found != run.info.get("final_digest"):

@@ -4,6 +4,7 @@ A file that cannot be read as what it should be raises ``Damaged``, with its nam
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -96,6 +97,7 @@ class Damaged(ConfigError):
         super().__init__(f"{folder.name}/{name} {why}")
 
 
+STATUSES = ("running", "finished", "interrupted", "failed")
 KINDS: dict[str, type | tuple[type, ...]] = {
     "status": str,
     "error": str,
@@ -311,6 +313,9 @@ class RunFolder:
         for key, kind in KINDS.items():
             if key in info and not isinstance(info[key], kind):
                 raise Damaged(self.path, "run.json", f"has {key}: {info[key]!r}")
+        if info.get("status") not in STATUSES:
+            what = f"has status: {info['status']!r}" if "status" in info else "has no status"
+            raise Damaged(self.path, "run.json", what)
         return info
 
     def _table(
@@ -379,6 +384,16 @@ class RunFolder:
         kept = self._snapshot_files[0][step]
         with safe_open(kept.path, framework="numpy") as file:
             return np.asarray(file.get_tensor(kept.key))
+
+    def other_snapshot(self, steps: Iterable[int]) -> str:
+        """Which of ``steps`` has a snapshot that is not what its digest is of; empty if none. Step 0 has no digest."""
+        half = self.config.get("precision.name") == "bf16"  # kept as float32, digested as bfloat16
+        for step in (step for step in steps if 0 < step <= len(self.digests)):
+            array = self.snapshot(step)
+            data = (array.view(np.uint32) >> 16).astype(np.uint16) if half else array
+            if hashlib.sha256(data.tobytes()).digest() != self.digests[step - 1].tobytes():
+                return f"snapshots/ has other parameters after step {step:,} than digests.bin says"
+        return ""
 
     def snapshot_kind(self, step: int) -> str:
         """Of how many parameters a snapshot is, and of which dtype, without reading it: "9155 float32"."""

@@ -13,7 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from matplotlib.figure import Figure
 
 from rlloss import stats
@@ -178,11 +178,22 @@ def test_whatever_is_damaged_is_named_and_nothing_crashes(twins, tmp_path, capsy
 
 
 @pytest.mark.slow
+@example(name="snapshots/000000000.safetensors", way="a byte changed", place=0.955078125)  # makes a number infinite
 @given(name=st.sampled_from(FILES), way=st.sampled_from(sorted(WAYS)), place=st.floats(0, 1))
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_same_with_many_examples(twins, tmp_path, capsys, way, name, place):
     folder = spoilt(twins, tmp_path / "runs", name, lambda data: WAYS[way](data, place))
     assert complaints(folder, name, capsys.readouterr) == []
+
+
+@pytest.mark.parametrize("byte", [0x01, 0xFF], ids=["a number", "no number"])
+def test_parameters_at_the_end_are_held_against_their_digest(twins, tmp_path, byte):
+    a, b = (RunFolder(twins / loss) for loss in TWINS)
+    file = max((twins / TWINS[1] / "snapshots").iterdir()).relative_to(twins / TWINS[1])
+    folder = spoilt(twins, tmp_path / "runs", str(file), lambda data: data[:-2] + bytes([byte, 0x7F | byte & 0x80]))
+    verdict = compare_runs(a, RunFolder(folder / TWINS[1]))
+    assert verdict.verdict == "INCOMPLETE"
+    assert f"snapshots/ has other parameters after step {len(b.digests):,} than digests.bin says" in verdict.reason
 
 
 def without_column(name):
@@ -195,6 +206,8 @@ def without_column(name):
 
 
 CRASHED = {  # case -> file, how it was spoilt, what is said now
+    "without a status": ("run.json", lambda data: data.replace(b"status", b"statue"), "has no status"),
+    "another status": ("run.json", lambda data: data.replace(b"finished", b"finishee"), "has status: 'finishee'"),
     "ragged": ("metrics.csv", lambda data: data + b"1,2\n", f"has 2 fields instead of {len(METRICS)} in line 8"),
     "bytes in a table": ("metrics.csv", lambda data: data + b"\xff\xfe\n", "is no text in UTF-8"),
     "short rows": ("decisions.csv", lambda data: data + b"1,plateau\n", "has 2 fields instead of 5"),
