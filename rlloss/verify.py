@@ -14,6 +14,7 @@ from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
 from rlloss.runs.provenance import is_the_users
 from rlloss.runs.reader import RunFolder, common_snapshots, natural
+from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed
 from rlloss.verdicts import Verdict
 
 REFERENCE = "ppo_clip"
@@ -53,6 +54,7 @@ class RunComparison:
     common_config: dict[str, Any]
     steps: int  # optimiser steps compared
     first_difference: int | None = None  # first optimiser step (from 1) after which parameters differ
+    first_tensors: FirstTensors | None = None  # of runs recorded by ``rlloss.watch``: which tensors then, and when
     first_other_actions: int | None = None  # first iteration (from 1) whose actions differ
     onset: str | None = None  # "small" (as in ROUNDING) or "large": the difference when first seen at a snapshot
     drift: list[Drift] = field(default_factory=list)  # at the snapshots from the first difference on
@@ -158,6 +160,8 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     )
     if damage := a.damage or b.damage:
         return verdict(Verdict.INCOMPLETE, steps=0, reason=damage)
+    if a.hash != b.hash:
+        return verdict(Verdict.INCOMPARABLE, steps=0, reason=f"digests are made by {a.hash} | {b.hash}")
     steps = min(len(a.digests), len(b.digests))
     first, acted = first_difference(a, b), first_other_actions(a, b)
     verdict = partial(verdict, steps=steps, not_recorded=not_recorded(a, b), put_to=what_was_reached(a, b))
@@ -170,15 +174,18 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
             first_other_actions=acted,
             drift=apart,
             differing_keys=differing,
-            reason="; ".join(filter(None, (reason, other_machine(a, b)))),
+            reason=_listed(reason, other_machine(a, b)),
         )
     if problem := _incomplete(a) or _incomplete(b) or _unlike_snapshots(a, b):
         return verdict(Verdict.INCOMPLETE, first_difference=first, first_other_actions=acted, reason=problem)
-    verdict = partial(verdict, cause=cause(a, b, first))
+    named = first_tensors(Record(a), Record(b), first) if first and is_watched(a) and is_watched(b) else None
+    verdict = partial(verdict, cause=cause(a, b, first), first_tensors=named)
     if first is None and acted is None:
         if len(a.digests) == len(b.digests):
             tested, untested = power(a, b)
-            return verdict(Verdict.IDENTICAL, reason=other_machine(a, b), tested=tested, untested=untested)
+            lost = swallowed(Record(a), Record(b)) if is_watched(a) and is_watched(b) else None
+            reason = _listed(f"{lost}, which that step took back" if lost else "", other_machine(a, b))
+            return verdict(Verdict.IDENTICAL, reason=reason, tested=tested, untested=untested)
         lengths = f"{len(a.digests)} and {len(b.digests)} steps"
         reason = f"identical for {steps} optimiser steps, then one stopped: {lengths}"
         return verdict(Verdict.DIVERGED, reason=reason, tested=True)
@@ -192,8 +199,12 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
         first_other_actions=acted,
         onset=("small" if small[0] else "large") if small else None,
         drift=drifts,
-        reason=other_machine(a, b),
+        reason=_listed(other_options(a, b), other_machine(a, b)),
     )
+
+
+def _listed(*reasons: str) -> str:
+    return "; ".join(filter(None, reasons))
 
 
 def what_was_reached(a: RunFolder, b: RunFolder) -> dict[str, Any]:
@@ -264,9 +275,12 @@ def _incomplete(run: RunFolder) -> str:
         return f"{run.path.name}: digests.bin has {len(run.digests)} digests, run.json says {steps} optimiser steps"
     if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info["final_digest"]:
         return f"{run.path.name}: the last digest of digests.bin is not the final_digest of run.json"
+    if run.info.get("changed_after"):
+        return ""  # as where a trainer ends by loading its best weights: there is nothing to keep of the last step
     if not run.snapshot_steps or run.snapshot_steps[-1] != len(run.digests):
         return f"{run.path.name}: snapshots/ has none of the last of the steps in digests.bin"
-    if other := run.other_snapshot(run.snapshot_steps[-1:]):
+    kept = Record(run) if is_watched(run) else run
+    if other := kept.other_snapshot(run.snapshot_steps[-1:]):
         return f"{run.path.name}: {other}"
     if not np.isfinite(run.snapshot(run.snapshot_steps[-1])).all():
         return f"{run.path.name} ended with parameters that are not finite numbers"

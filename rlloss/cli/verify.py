@@ -54,6 +54,8 @@ def run(arguments: list[str]) -> int:
         print(to_json({"holds": holds, "pairs": pairs, "alone": others, "damaged": damaged}))
     else:
         print_verdicts(verdicts, alone, damaged.values(), every=options.all)
+        if watched := sorted({run.hash for run in runs if "hash" in run.info}):
+            print(f"digests are {' and '.join(watched)}")
     return Exit.HOLDS if holds else Exit.FAILS
 
 
@@ -177,4 +179,5 @@ def actions(verdict: RunComparison) -> str:
 
 def why(verdict: RunComparison) -> str:
     untested = {False: f"not put to the test: {verdict.untested}", None: verdict.untested, True: ""}[verdict.tested]
-    return "; ".join(filter(None, (verdict.cause, verdict.reason, untested))) or "–"
+    named = str(verdict.first_tensors) if verdict.first_tensors else ""
+    return "; ".join(filter(None, (named, verdict.cause, verdict.reason, untested))) or "–"

@@ -70,7 +70,7 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
     since = {**Config().flat(), **there}  # a key that came after that run was made had its default
     differing = [key for key in {**there, **here} if since.get(key) != here.get(key)]
     if differing == [LENGTH] and _longer(there, here):
-        if here["schedule.name"] in OVER_THE_RUN:
+        if here.get("schedule.name") in OVER_THE_RUN:
             raise ConfigError(
                 f"run_dir={folder}: holds a run of {LENGTH}={there[LENGTH]}, over which schedule="
                 f"{here['schedule.name']} spreads the learning rate; one of {here[LENGTH]} differs from it from its "
@@ -92,8 +92,8 @@ def goes_on(run: RunFolder, config: Mapping[str, Any]) -> bool:
 
 
 def _longer(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    before = there.get(LENGTH)
-    return isinstance(before, int) and before < here[LENGTH]
+    before, now = there.get(LENGTH), here.get(LENGTH)
+    return isinstance(before, int) and isinstance(now, int) and before < now
 
 
 def is_finished(config: Config) -> bool:

@@ -113,6 +113,9 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "operations": dict,
     "files": dict,
     "flattened": str,
+    "hash": str,
+    "optimizers": dict,
+    "changed_after": bool,
 }
 """What each key of run.json holds, where it is there."""
 
@@ -193,6 +196,12 @@ class RunFolder:
         return str(self.config.get("loss.name", "unknown"))
 
     @property
+    def hash(self) -> str:
+        """By what its digests are made."""
+        tensors = self.info.get("hash")
+        return f"SHA-256 over the {tensors} of each tensor" if tensors else "SHA-256 of all parameters"
+
+    @property
     def label(self) -> str:
         """The loss, with the constant that is added to it, if one is."""
         offset = self.config.get("loss.offset")
@@ -230,6 +239,13 @@ class RunFolder:
         return [Decision(*row) for row in rows.itertuples(index=False, name=None)]
 
     @cached_property
+    def scalars(self) -> pd.DataFrame:
+        """What the user of ``rlloss.watch`` logged: step, name, value; empty if nothing."""
+        table = self._table("scalars.csv", required=False, columns=("step", "name", "value"))
+        self._check_numbers("scalars.csv", table, ("step", "value"))
+        return table
+
+    @cached_property
     def damage(self) -> str:
         """Which file is missing or cannot be read, and why; empty if all can. Reads the run as a whole."""
         try:
@@ -240,9 +256,10 @@ class RunFolder:
                 "metrics.csv": self.metrics,
                 "episodes.csv": self.episodes,
                 "decisions.csv": self.decisions,
+                "scalars.csv": self.scalars,
             }
             for name, table in tables.items():
-                if listed.get(name) not in (None, len(table)):
+                if name not in self.until and listed.get(name) not in (None, len(table)):
                     raise Damaged(self.path, name, f"has {len(table)} rows of the {listed[name]} that were written")
             _ = self.digests
             for name, why in self._snapshot_files[1].items():
@@ -394,6 +411,18 @@ class RunFolder:
             if hashlib.sha256(data.tobytes()).digest() != self.digests[step - 1].tobytes():
                 return f"snapshots/ has other parameters after step {step:,} than digests.bin says"
         return ""
+
+    def snapshot_layout(self, step: int) -> dict[str, tuple[int, list[int]]]:
+        """Name to [offset, shape] within that vector. Raises: Damaged."""
+        path = self._snapshot_files[0][step].path
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return {
+                    name: (int(at), [*map(int, shape)])
+                    for name, (at, shape) in json.loads(file.metadata()["layout"]).items()
+                }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise Damaged(self.path, f"snapshots/{path.name}", "does not say where which parameter is") from error
 
     def snapshot_kind(self, step: int) -> str:
         """Of how many parameters a snapshot is, and of which dtype, without reading it: "9155 float32"."""

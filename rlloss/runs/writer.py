@@ -15,6 +15,15 @@
 - ``last_finite.safetensors``: of a run that failed at a number that is not finite, the last parameters that were.
 - ``events.out.tfevents.*``: the metrics for TensorBoard, with ``logger=tensorboard``.
 
+What ``rlloss.watch`` sees of somebody else's training has another digest, of the hashes of all tensors, a row of
+metrics per optimiser step, and also these, which ``rlloss.runs.watched`` reads:
+
+- ``tensors.json``: names, dtypes and shapes of the tensors, from which optimiser step on.
+- ``tensors.bin``: the hash of each tensor at step 0 and after every optimiser step.
+- ``before.bin``: the same just before a step, where a tensor had changed since the step before.
+- ``gradients.bin``: the same of the gradients with which each step was made.
+- ``scalars.csv``: what the user logged.
+
 The writer takes mappings and named arrays. It knows no trainer, no policy and no environment.
 """
 
@@ -48,9 +57,10 @@ Arrays = Mapping[str, NDArray[Any]]
 SNAPSHOTS_PER_FILE = 50
 RESULTS = (
     "run.json", "metrics.csv", "episodes.csv", "decisions.csv", "digests.bin", CHECKPOINT, "best.safetensors",
-    "last_finite.safetensors",
+    "last_finite.safetensors", "tensors.json", "tensors.bin", "before.bin", "gradients.bin", "scalars.csv",
 )  # fmt: skip
-TABLES = ("metrics.csv", "episodes.csv", "decisions.csv")
+TABLES = ("metrics.csv", "episodes.csv", "decisions.csv", "scalars.csv")
+STREAMS = ("tensors.bin", "before.bin", "gradients.bin")
 
 
 class Written(NamedTuple):
@@ -59,11 +69,13 @@ class Written(NamedTuple):
     optimizer_steps: int = 0
     snapshots: int = 0
     rows: Mapping[str, int] = MappingProxyType({})  # of every table that has been begun
+    lengths: Mapping[str, int] = MappingProxyType({})  # bytes of every other file that grows, but the digests
 
     def check(self) -> None:
         """Raises: ValueError for what no writer has written, as in a checkpoint from elsewhere."""
-        counts = (self.optimizer_steps, self.snapshots, *self.rows.values())
-        if not all(type(count) is int and count >= 0 for count in counts) or not self.rows.keys() <= set(TABLES):
+        counts = (self.optimizer_steps, self.snapshots, *self.rows.values(), *self.lengths.values())
+        names_files = self.rows.keys() <= set(TABLES) and self.lengths.keys() <= set(STREAMS)
+        if not all(type(count) is int and count >= 0 for count in counts) or not names_files:
             raise ValueError(f"{self} counts no files of a run")
 
 
@@ -97,7 +109,8 @@ class RunWriter:
 
     Args: the folder; the run's config, a nested mapping; ``facts``, what run.json holds from the start: versions and
         machine; the logger, an entry of ``LOGGERS``; ``resume``, which is asked, once the folder is this writer's, how
-        much of the run in it is kept: what the checkpoint holds. None, or no ``resume``: the run starts over.
+        much of the run in it is kept: what the checkpoint holds. None, or no ``resume``: the run starts over;
+        ``extends``: a finished run may go on, too; how many snapshots a file holds.
     Raises: ConfigError if the folder holds another run, or one that another process is writing.
     """
 
@@ -109,9 +122,12 @@ class RunWriter:
         *,
         logger: str = "none",
         resume: Callable[[], Written | None] | None = None,
+        extends: bool = False,
+        snapshots_per_file: int = SNAPSHOTS_PER_FILE,
     ) -> None:
         refuse_another(folder, config)
         self.folder, self.config, self.facts, self.logger, self.resume = folder, config, facts, logger, resume
+        self.extends, self.snapshots_per_file = extends, snapshots_per_file
         self.optimizer_steps = 0
         self.last_digest = b""
         self._digests = bytearray()
@@ -119,7 +135,7 @@ class RunWriter:
         self._kept = 0  # snapshots in all
         self._unsaved = False  # whether some of them are in memory only
         self._layout: dict[str, tuple[int, list[int]]] = {}
-        self._tables: dict[str, BinaryIO] = {}
+        self._files: dict[str, BinaryIO] = {}  # that grow
         self._rows: dict[str, int] = {}  # written to each table
         self._progress: dict[str, Any] = {}  # what run.json says at the last checkpoint
         self._held: dict[str, bytes] = {}  # whole files that wait for the next checkpoint
@@ -130,7 +146,7 @@ class RunWriter:
         try:
             refuse_another(self.folder, self.config)  # again: another process may have been quicker to the lock
             run = RunFolder(self.folder)
-            if run.recorded_status == "finished" and not goes_on(run, self.config):
+            if run.recorded_status == "finished" and not (self.extends or goes_on(run, self.config)):
                 raise ConfigError(f"run_dir={self.folder}: is finished already; remove the folder to run it again")
             written = self.resume() if self.resume else None
             if written is None:
@@ -169,7 +185,8 @@ class RunWriter:
         self._write_run("running")
         for path, length in lengths.items():
             os.truncate(path, length)
-        for path in [*beyond, *(self.folder / name for name in TABLES if name not in written.rows)]:
+        kept = {*written.rows, *written.lengths}
+        for path in [*beyond, *(self.folder / name for name in (*TABLES, *STREAMS) if name not in kept)]:
             path.unlink(missing_ok=True)
         (self.folder / "last_finite.safetensors").unlink(missing_ok=True)
         self._write_config()
@@ -180,6 +197,7 @@ class RunWriter:
         digests = self.folder / "digests.bin"
         lengths = {digests: written.optimizer_steps * DIGEST_BYTES}
         lengths |= {self.folder / name: _length_of(self.folder / name, 1 + n) for name, n in written.rows.items()}
+        lengths |= {self.folder / name: length for name, length in written.lengths.items()}
         for path, length in lengths.items():
             if not path.is_file() or path.stat().st_size < length:
                 raise self._short(path.name, "is shorter")
@@ -193,7 +211,7 @@ class RunWriter:
     def _reopen_snapshots(self) -> list[Path]:
         """Take the snapshots of the file that was not full back into memory. Returns: the files after it."""
         files = self._snapshot_files()
-        full, rest = divmod(self._kept, SNAPSHOTS_PER_FILE)
+        full, rest = divmod(self._kept, self.snapshots_per_file)
         if len(files) < full + (rest > 0):
             raise self._short("snapshots/", "has fewer files")
         if rest:
@@ -231,7 +249,7 @@ class RunWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Raises: RunFailed in the place of an OSError: a disk that is full, or gone, is no fault of the program."""
-        for close in (self._digest_file.close, self._logger.close, *(table.close for table in self._tables.values())):
+        for close in (self._digest_file.close, self._logger.close, *(table.close for table in self._files.values())):
             with suppress(OSError):  # every row has been flushed; what cannot be written now was no whole row
                 close()
         if error is not None:
@@ -249,7 +267,7 @@ class RunWriter:
     def _leave(self, error: BaseException) -> None:
         """Write down how the run ended, if it did not finish."""
         with suppress(OSError):
-            self._flush_snapshots()
+            self.flush_snapshots()
             self._write_held()
         if isinstance(error, Interrupted | KeyboardInterrupt):
             self._write_run("interrupted", **self._progress)
@@ -267,12 +285,16 @@ class RunWriter:
 
     def step(self, parameters: Arrays) -> None:
         """After every optimiser step: the digest of all parameters, their bytes one after the other."""
-        self.optimizer_steps += 1
         digest = hashlib.sha256()
         for array in parameters.values():
             digest.update(array.data)
-        self.last_digest = digest.digest()
-        self._digests += self.last_digest
+        self.stepped(digest.digest())
+
+    def stepped(self, digest: bytes) -> None:
+        """The same, of whoever made the digest otherwise."""
+        self.optimizer_steps += 1
+        self.last_digest = digest
+        self._digests += digest
 
     def snapshot(self, parameters: Arrays) -> None:
         """Keep the parameters as they are now, after ``optimizer_steps`` steps. Arrays of one floating dtype."""
@@ -283,14 +305,15 @@ class RunWriter:
         key = _name(self.optimizer_steps)
         if key in self._snapshots:
             return
-        if len(self._snapshots) == SNAPSHOTS_PER_FILE:
+        if len(self._snapshots) == self.snapshots_per_file:
             self._snapshots.clear()
         self._snapshots[key] = np.concatenate([x.ravel() for x in parameters.values()])
         self._kept, self._unsaved = self._kept + 1, True
-        if len(self._snapshots) == SNAPSHOTS_PER_FILE:
-            self._flush_snapshots()
+        if len(self._snapshots) == self.snapshots_per_file:
+            self.flush_snapshots()
 
-    def _flush_snapshots(self) -> None:
+    def flush_snapshots(self) -> None:
+        """Write those that are in memory alone."""
         if self._unsaved:
             path = self.folder / "snapshots" / f"{min(self._snapshots)}.safetensors"
             replace(path, save(self._snapshots, metadata={"layout": json.dumps(self._layout)}))
@@ -309,6 +332,19 @@ class RunWriter:
             self._append("decisions.csv", Decision._fields, decisions)
         self._append("metrics.csv", tuple(row), [tuple(row.values())])
         self._logger.iteration(row, episodes)
+
+    def extend(self, name: str, data: bytes) -> None:
+        """One of ``STREAMS`` grows."""
+        self._opened(name).write(data)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of one of ``TABLES``, of equal keys."""
+        self._append(name, tuple(rows[0]), [tuple(row.values()) for row in rows])
+
+    def note(self, **facts: Any) -> None:
+        """More of what run.json says as long as the run goes on, and afterwards."""
+        self.facts = {**self.facts, **facts}
+        self._write_run("running", **self._progress)
 
     def keep(self, name: str, data: bytes) -> None:
         """A whole file, in the place of an older one of that name."""
@@ -340,9 +376,9 @@ class RunWriter:
         ``progress`` stands in run.json as long as the run is running.
         """
         self._lock.check()
-        for file in (self._digest_file, *self._tables.values()):
+        for file in (self._digest_file, *self._files.values()):
             os.fsync(file.fileno())
-        self._flush_snapshots()
+        self.flush_snapshots()
         self._write_held()
         replace(self.folder / CHECKPOINT, data)
         self._progress = progress
@@ -350,6 +386,7 @@ class RunWriter:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """After the last iteration and its checkpoint. Only this makes the run ``finished``."""
+        self.flush_snapshots()
         paths = [self.folder / name for name in RESULTS[1:]] + self._snapshot_files() + self._kept_checkpoints()
         names = [path.relative_to(self.folder).as_posix() for path in paths if path.exists()]
         self._lock.check()
@@ -359,13 +396,17 @@ class RunWriter:
         """One unbuffered write per call, so that a kill leaves whole rows."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        if name not in self._tables:
-            self._tables[name] = (self.folder / name).open("ab", buffering=0)
+        file = self._opened(name)
         if name not in self._rows:
             writer.writerow(header)
         writer.writerows(rows)
         self._rows[name] = self._rows.get(name, 0) + len(rows)
-        self._tables[name].write(text.getvalue().encode())
+        file.write(text.getvalue().encode())
+
+    def _opened(self, name: str) -> BinaryIO:
+        if name not in self._files:
+            self._files[name] = (self.folder / name).open("ab", buffering=0)
+        return self._files[name]
 
     def _write_config(self) -> None:
         replace(self.folder / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False).encode())

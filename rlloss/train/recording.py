@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ import torch
 
 from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, NonFinite
+from rlloss.runs.machine import machine
 from rlloss.runs.provenance import made_otherwise, versions
 from rlloss.runs.reader import CHECKPOINT, RunFolder
 from rlloss.runs.rows import Decision, Episode
@@ -202,18 +202,10 @@ def arrays(policy: ActorCritic) -> Arrays:
 
 def fingerprint(config: Config) -> dict[str, dict[str, str]]:
     """Versions and machine: what decides whether two machines can be expected to agree to the last bit."""
-    machine = {
-        "architecture": platform.machine(),
-        "system": platform.system(),
-        "cpu": _cpu_model(),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if config.device.startswith("cuda") else "cpu",
-        "libc": " ".join(platform.libc_ver()),
-    }
     made_by = versions(config.loss.name, config.env.id, config.env.wrappers)
     return {
         "versions": made_by | {"torch": torch.__version__, **simulator_version(config.env.id)},
-        "machine": machine,
+        "machine": machine(config.device),
         "operations": operations_of(config.numerics.name),
     }
 
@@ -222,11 +214,3 @@ def fingerprint(config: Config) -> dict[str, dict[str, str]]:
 def operations_of(numerics: str) -> dict[str, str]:
     """A digest of what each kind of operation computes here, which a process finds out once for its numerics."""
     return digests()
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

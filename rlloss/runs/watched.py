@@ -1,0 +1,202 @@
+"""Reading what ``rlloss.watch`` recorded: which tensor changed, at which step, and whether in it or before it."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from rlloss.runs.reader import Damaged, RunFolder, flatten
+from rlloss.runs.writer import Written
+
+WATCHED = "watch"  # the group of a record's config that says how the training was watched
+HASH_BYTES = 16
+STEP_BYTES = 8
+
+Hashes = NDArray[np.void]
+NARROWED: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "float64": lambda x: x.astype(np.float64),
+    "float32": lambda x: x.astype(np.float32),
+    "float16": lambda x: x.astype(np.float16),
+    "bfloat16": lambda x: (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16),
+}
+"""A tensor of this dtype from a snapshot, which holds all in the widest; its bytes are what counts."""
+
+
+def is_watched(run: RunFolder) -> bool:
+    return "hash" in run.info
+
+
+@dataclass(frozen=True)
+class Record:
+    """The hashes of a watched run. Raises: Damaged for files that do not hold what they should."""
+
+    run: RunFolder
+
+    @cached_property
+    def segments(self) -> list[dict[str, Any]]:
+        """Since which step the tensors are which: [name, dtype, shape, is_buffer] of each."""
+        try:
+            segments: list[dict[str, Any]] = json.loads(self.run.content("tensors.json"))
+            for part in segments:
+                for name, dtype, shape, is_buffer in part["tensors"]:
+                    assert (type(name), type(dtype), type(shape), type(is_buffer)) == (str, str, list, bool)
+            starts = [part["step"] for part in segments]
+            assert starts == sorted(set(starts))
+            assert starts[0] == 0
+        except (ValueError, TypeError, KeyError, AssertionError, IndexError, RecursionError) as error:
+            raise Damaged(self.run.path, "tensors.json", "is no list of tensors") from error
+        return segments
+
+    @property
+    def steps(self) -> int:
+        return len(self.run.digests)
+
+    def tensors(self, step: int) -> list[list[Any]]:
+        """Those that were there at an optimiser step."""
+        return self._segment(step)["tensors"]  # type: ignore[no-any-return]
+
+    def names(self, step: int) -> list[str]:
+        return [entry[0] for entry in self.tensors(step)]
+
+    def _segment(self, step: int) -> dict[str, Any]:
+        return next(part for part in reversed(self.segments) if part["step"] <= step)
+
+    def after(self, step: int) -> Hashes:
+        """[tensors] the hashes after a step; of step 0 at the start."""
+        offset, tensors = self._place("tensors.bin", step), len(self.tensors(step))
+        return self._read("tensors.bin", offset, tensors)
+
+    def before(self, step: int) -> Hashes:
+        """[tensors] the hashes just before it."""
+        if step in self._before:
+            return self._read("before.bin", self._before[step], len(self.tensors(step)))
+        return self.after(step - 1)
+
+    def gradients(self, step: int) -> dict[str, bytes]:
+        """The hash of each gradient with which a step was made, by name; empty if they were not recorded."""
+        if not self.run.config.get(f"{WATCHED}.gradients"):
+            return {}
+        names = [entry[0] for entry in self.tensors(step) if not entry[3]]
+        found = self._read("gradients.bin", self._place("gradients.bin", step), len(names))
+        return dict(zip(names, (entry.tobytes() for entry in found), strict=True))
+
+    def other_snapshot(self, steps: Iterable[int]) -> str:
+        """Which of ``steps`` has a snapshot that is not what its hashes are of; empty if none has."""
+        for step in steps:
+            whole, layout = self.run.snapshot(step), self.run.snapshot_layout(step)
+            for (name, dtype, *_), kept in zip(self.tensors(step), self.after(step), strict=True):
+                if name in layout and dtype in NARROWED:
+                    offset, shape = layout[name]
+                    array = NARROWED[dtype](whole[offset : offset + math.prod(shape)])
+                    if xxhash.xxh3_128_digest(array.data) != kept.tobytes():
+                        return f"snapshots/ has another {name} after step {step:,} than tensors.bin says"
+        return ""
+
+    @property
+    def outside(self) -> set[int]:
+        """The steps before which something had changed since the step before."""
+        return set(self._before)
+
+    @cached_property
+    def _before(self) -> dict[int, int]:
+        """Where in before.bin the hashes of a step begin."""
+        data, where, at = self._content("before.bin"), {}, 0
+        while at < len(data):
+            step = int.from_bytes(data[at : at + STEP_BYTES], "little")
+            where[step] = at + STEP_BYTES
+            at += STEP_BYTES + HASH_BYTES * len(self.tensors(step))
+        return where
+
+    def _place(self, name: str, step: int) -> int:
+        """Where what a stream has of a step begins; of the step after the last one, where it ends."""
+        of_gradients = name == "gradients.bin"
+        place, first = 0, int(of_gradients)
+        for i, part in enumerate(self.segments):
+            begin = max(part["step"], first)
+            end = self.segments[i + 1]["step"] if i + 1 < len(self.segments) else step
+            width = sum(not (of_gradients and entry[3]) for entry in part["tensors"])
+            place += HASH_BYTES * width * max(0, min(end, step) - begin)
+        return place
+
+    def _content(self, name: str) -> bytes:
+        return self.run.content(name) if (self.run.path / name).exists() else b""
+
+    def _read(self, name: str, offset: int, count: int) -> Hashes:
+        with (self.run.path / name).open("rb") as file:
+            file.seek(offset)
+            data = file.read(count * HASH_BYTES)
+        if len(data) < count * HASH_BYTES:
+            raise Damaged(self.run.path, name, f"has fewer hashes than {self.steps:,} optimiser steps make")
+        return np.frombuffer(data, f"V{HASH_BYTES}")
+
+    def counts(self, step: int) -> list[int]:
+        """The steps that each optimiser had made."""
+        rows = self.run.metrics.iloc[:step]
+        return [int((rows["optimizer"] == i).sum()) for i in range(int(rows["optimizer"].max()) + 1)]
+
+    def written(self, step: int) -> Written:
+        """How much of the files is of the first ``step`` optimiser steps."""
+        begun = [begin - STEP_BYTES for at, begin in self._before.items() if at > step]
+        lengths = {"tensors.bin": self._place("tensors.bin", step + 1)}
+        if (self.run.path / "before.bin").exists():
+            lengths["before.bin"] = min(begun, default=len(self._content("before.bin")))
+        if self.run.config.get(f"{WATCHED}.gradients"):
+            lengths["gradients.bin"] = self._place("gradients.bin", step + 1)
+        rows = {"metrics.csv": step, "episodes.csv": 0}
+        if (self.run.path / "scalars.csv").exists():
+            rows["scalars.csv"] = int((self.run.scalars["step"] <= step).sum())
+        return Written(step, sum(kept <= step for kept in self.run.snapshot_steps), rows, lengths)
+
+
+@dataclass(frozen=True)
+class FirstTensors:
+    """Where two records part: at which step, whether ``before`` it or ``in`` it, and which tensors, in their order."""
+
+    step: int
+    when: str
+    names: Sequence[str]
+    tensors: int  # of how many
+
+    def __str__(self) -> str:
+        if not self.names:
+            return "no tensor differs alone"
+        where = f"in step {self.step:,}" if self.when == "in" else f"before step {self.step:,}, outside its optimiser"
+        return f"{self.names[0]} first ({len(self.names)} of {self.tensors} tensors), {where}"
+
+
+def other_options(a: RunFolder, b: RunFolder) -> str:
+    """In which options the optimisers of two watched runs differ; empty if in none."""
+    left, right = (flatten(run.info.get("optimizers")) for run in (a, b))
+    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+    return ", ".join(f"another {_option(key)}: {left.get(key)} | {right.get(key)}" for key in keys)
+
+
+def _option(key: str) -> str:
+    optimizer, *group, name = key.split(".")
+    return f"{name} of optimiser {optimizer}" + (f", group {group[0]}" if group and group[0] != "0" else "")
+
+
+def swallowed(a: Record, b: Record) -> FirstTensors | None:
+    """Of two records that are equal after every step: a difference before one, which that step took back."""
+    for step in sorted(a.outside | b.outside):
+        if step <= min(a.steps, b.steps) and (a.before(step) != b.before(step)).any():
+            return first_tensors(a, b, step)
+    return None
+
+
+def first_tensors(a: Record, b: Record, step: int) -> FirstTensors:
+    """At the first optimiser step after which two records differ, or before which they differ already."""
+    if a.tensors(step) != b.tensors(step):
+        ours, theirs = ({repr(entry): entry[0] for entry in record.tensors(step)} for record in (a, b))
+        alone = [name for key, name in {**ours, **theirs}.items() if (key in ours) != (key in theirs)]
+        return FirstTensors(step, "before", alone or a.names(step), len(a.tensors(step)))
+    for when, one, other in (("before", a.before(step), b.before(step)), ("in", a.after(step), b.after(step))):
+        if differs := np.flatnonzero(one != other).tolist():
+            return FirstTensors(step, when, [a.names(step)[i] for i in differs], len(one))
+    return FirstTensors(step, "in", [], len(a.tensors(step)))

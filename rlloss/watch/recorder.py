@@ -1,0 +1,231 @@
+"""Looking at the tensors of a training around each step, and writing down what they are."""
+
+import hashlib
+import json
+import random
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from rlloss.errors import ConfigError
+from rlloss.runs.machine import machine
+from rlloss.runs.reader import RunFolder
+from rlloss.runs.watched import HASH_BYTES, Record
+from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written
+from rlloss.version import __version__
+from rlloss.watch.steps import options
+from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, signature, tensors
+
+FLUSH_SECONDS = 30
+FILE_BYTES = 1 << 26  # of snapshots, above which a file is full
+TRAINERS = (  # whose versions are recorded, if they are in use
+    "accelerate", "datasets", "deepspeed", "gymnasium", "lightning", "numpy", "peft", "stable_baselines3", "tianshou",
+    "tokenizers", "torchrl", "transformers", "trl", "verl", "vllm",
+)  # fmt: skip
+
+
+class Recorder:
+    """Writes the record of one training.
+
+    Args: as of ``watch``, with models by name; ``known`` are the optimisers, of which more may come.
+    Raises: as ``watch``.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        known: list[Optimizer],
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        buffers: bool,
+        with_gradients: bool,
+        snapshot_every: int,
+        step: int,
+    ) -> None:
+        self._models, self._known, self.folder = models, known, folder
+        self._buffers, self._with_gradients, self._every = buffers, with_gradients, snapshot_every
+        self._counts: list[int] = []
+        self._written_options: dict[str, Any] = {}
+        self._segments: list[dict[str, Any]] = []
+        self._description: list[list[Any]] = []
+        self._signature = b""
+        self._scalars: list[dict[str, Any]] = []
+        self._outside = 0
+        self._flushed = time.monotonic()
+        self._found = self._tensors()
+        self._last = hashes(self._found)
+        self.writer = RunWriter(
+            folder, config, facts(models),
+            resume=(lambda: self._resume(step)) if step else None, extends=step > 0,
+            snapshots_per_file=max(1, min(SNAPSHOTS_PER_FILE, FILE_BYTES // max(1, _size(floats(self._found))))),
+        )  # fmt: skip
+        self.writer.__enter__()
+        try:
+            self._note_optimizers()
+            if not step:
+                self._describe(0)
+                self.writer.extend("tensors.bin", self._last)
+                self.writer.snapshot(floats(self._found))
+                self.writer.flush_snapshots()
+        except BaseException:
+            self.writer.__exit__(*sys.exc_info())
+            raise
+
+    def log(self, scalars: Mapping[str, Any]) -> None:
+        step = self.writer.optimizer_steps + 1
+        numbers = {name: float(x.detach() if isinstance(x, torch.Tensor) else x) for name, x in scalars.items()}
+        self._scalars += [{"step": step, "name": name, "value": repr(number)} for name, number in numbers.items()]
+
+    def before(self) -> None:
+        """Just before a step: which tensors there are, and which changed since the last one."""
+        self._found = self._tensors()
+        now, step, description = hashes(self._found), self.writer.optimizer_steps + 1, described(self._found)
+        self._outside = 0
+        if description != self._description:
+            last = dict(zip(map(repr, self._description), _apart(self._last), strict=True))
+            self._outside = sum(
+                last.get(repr(entry)) != found and not entry[-1]
+                for entry, found in zip(description, _apart(now), strict=True)
+            )
+            self._describe(step)
+        elif now != self._last:
+            self._outside = sum(not self._found[i].is_buffer for i in changed(self._last, now))
+        else:
+            return
+        self.writer.extend("before.bin", step.to_bytes(8, "little") + now)
+
+    def after(self, optimizer: Optimizer, skipped: bool) -> None:
+        """After it: the record of a step."""
+        which = next(i for i, known in enumerate(self._known) if known is optimizer)
+        if which >= len(self._counts):
+            self._note_optimizers()
+        self._counts[which] += 1
+        self._last = hashes(self._found)
+        self.writer.extend("tensors.bin", self._last)
+        self.writer.stepped(hashlib.sha256(self._signature + self._last).digest())
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        row = {
+            "iteration": self.writer.optimizer_steps,
+            "optimizer_steps": self.writer.optimizer_steps,
+            "optimizer": which,
+            "optimizer_step": self._counts[which],
+            "learning_rate": rates[0],
+            "learning_rates": " ".join(map(repr, rates)),
+            "skipped_steps": int(skipped),
+            "changed_outside": self._outside,
+            "random_digest": random_digest(),
+        }
+        if self._with_gradients:
+            self.writer.extend("gradients.bin", gradients(self._found))
+        if self._every and self.writer.optimizer_steps % self._every == 0:
+            self.writer.snapshot(floats(self._found))
+            if time.monotonic() > self._flushed + FLUSH_SECONDS:
+                self.writer.flush_snapshots()
+                self._flushed = time.monotonic()
+        if self._scalars:
+            self.writer.table("scalars.csv", self._scalars)
+            self._scalars.clear()
+        self.writer.iteration(row, ())
+        self._found = []  # a tensor that is replaced is free to go
+
+    def finish(self) -> None:
+        found = self._tensors()
+        outside = hashes(found) != self._last
+        if not outside:
+            self.writer.snapshot(floats(found))
+        self.writer.finish({"env_steps": 0, "changed_after": outside})
+        self.writer.__exit__(None, None, None)
+
+    def fail(self, error: BaseException) -> None:
+        self.writer.__exit__(type(error), error, error.__traceback__)
+
+    def _tensors(self) -> list[Named]:
+        return tensors(self._models, self._known, buffers=self._buffers)
+
+    def _note_optimizers(self) -> None:
+        self._counts += [0] * (len(self._known) - len(self._counts))
+        self.writer.note(optimizers=options(self._known))
+
+    def _describe(self, step: int) -> None:
+        """From this step on the tensors are these."""
+        self._description = described(self._found)
+        self._signature = signature(self._description)
+        self._segments.append({"step": step, "tensors": self._description})
+        self.writer.keep("tensors.json", json.dumps(self._segments).encode())
+
+    def _resume(self, step: int) -> Written:
+        """How much of the record is kept. Raises: ConfigError if the model is not what it was after ``step``."""
+        run = RunFolder(self.folder)
+        record = Record(run)
+        if not 0 < step <= record.steps:
+            raise ConfigError(f"step={step}: {self.folder} holds a record of {record.steps:,} optimiser steps")
+        if described(self._found) != record.tensors(step):
+            raise ConfigError(f"step={step}: the model has other tensors than {self.folder} says")
+        if other := changed(record.after(step).tobytes(), self._last):
+            more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+            raise ConfigError(
+                f"step={step}: {self._found[other[0]].name}{more} is not what it was after that step in {self.folder}; "
+                "load the trainer's checkpoint of that step before, or name the step that it is of"
+            )
+        self._segments = [part for part in record.segments if part["step"] <= step]
+        self._description, self._signature = record.tensors(step), signature(record.tensors(step))
+        self._counts = record.counts(step)
+        return record.written(step)
+
+
+def _apart(hashed: bytes) -> list[bytes]:
+    return [hashed[i : i + HASH_BYTES] for i in range(0, len(hashed), HASH_BYTES)]
+
+
+def changed(before: bytes, after: bytes) -> list[int]:
+    """The places of the tensors whose hashes differ."""
+    one, other = (np.frombuffer(data, f"V{HASH_BYTES}") for data in (before, after))
+    return [int(i) for i in np.flatnonzero(one != other)]
+
+
+def floats(found: list[Named]) -> Arrays:
+    """What a snapshot keeps: all floating-point numbers, in the one dtype that holds them all."""
+    kept = [(entry.name, local(entry.tensor)) for entry in found if entry.tensor.is_floating_point()]
+    wide = torch.float64 if any(tensor.dtype == torch.float64 for _, tensor in kept) else torch.float32
+    return {name: tensor.to("cpu", wide).contiguous().numpy() for name, tensor in kept}
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    part = getattr(tensor, "to_local", None)
+    return (tensor if part is None else part()).detach()
+
+
+def _size(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+def random_digest() -> str:
+    """Of the three generators that a whole process shares: PyTorch's, NumPy's and Python's."""
+    digest = hashlib.sha256(torch.get_rng_state().numpy().data)
+    numpys: Any = np.random.get_state(legacy=False)["state"]  # noqa: NPY002, it is the one that others use
+    parts = [numpys.pop("key", np.empty(0)).tobytes(), repr(numpys), repr(hash(random.getstate()[1]))]
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.encode())
+    return digest.hexdigest()[:16]
+
+
+def facts(models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What run.json says from the start: by what the record was made, and on what."""
+    device = next((str(p.device) for model in models.values() for p in model.parameters()), "cpu")
+    used = {name: sys.modules[name] for name in TRAINERS if name in sys.modules}
+    versions = {"torch": torch.__version__, "python": ".".join(map(str, sys.version_info[:3])), "rlloss": __version__}
+    versions |= {name: str(getattr(module, "__version__", "unknown")) for name, module in used.items()}
+    settings = {
+        "torch_threads": str(torch.get_num_threads()),
+        "deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled()),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    return {"hash": HASH, "versions": versions, "machine": machine(device) | settings}

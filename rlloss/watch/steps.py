@@ -1,0 +1,160 @@
+"""Listening to optimisers: when a step begins and ends, and when one was forbidden."""
+
+import sys
+import weakref
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from rlloss.errors import ConfigError
+
+_LISTENING: "list[Steps]" = []
+_SCALED_STEP = GradScaler.step
+
+
+class Steps:
+    """Calls ``before()`` and ``after(optimizer, skipped)`` around every step of some optimisers.
+
+    A step within another one is part of it, as where ``step`` calls ``super().step()`` or another optimiser's. A step
+    that GradScaler forbids is a step all the same, ``skipped``: so the steps of two runs are counted alike.
+
+    Args: the optimisers; None for all that train one of the tensors ``trained()``, once they are seen.
+    Raises: ConfigError for something else than optimisers, or one whose steps another ``Steps`` reports.
+    """
+
+    def __init__(
+        self,
+        optimizers: Optimizer | Iterable[Optimizer] | None,
+        trained: Callable[[], Iterable[Tensor]],
+        before: Callable[[], None],
+        after: Callable[[Optimizer, bool], None],
+    ) -> None:
+        self.optimizers = [] if optimizers is None else _inner(optimizers)
+        self._late, self._trained, self._tell_before, self._tell_after = optimizers is None, trained, before, after
+        self._others = weakref.WeakSet[Optimizer]()  # seen, and of no concern
+        self._running: FrameType | None = None  # the frame that made the step in progress
+        self._made = 0
+        for optimizer in self.optimizers:
+            if any(other.is_ours(optimizer) for other in _LISTENING):
+                raise ConfigError(f"optimizer={_named(optimizer)}: is watched already; close() the other watch first")
+
+    def listen(self) -> None:
+        if self._late:
+            handles = [
+                register_optimizer_step_pre_hook(self._begins),
+                register_optimizer_step_post_hook(self._ends),
+            ]
+        else:
+            handles = [optimizer.register_step_pre_hook(self._begins) for optimizer in self.optimizers]
+            handles += [optimizer.register_step_post_hook(self._ends) for optimizer in self.optimizers]
+        self._handles = handles
+        _LISTENING.append(self)
+        GradScaler.step = _scaled_step  # type: ignore[method-assign]  # it tells nobody that it forbade a step
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        _LISTENING.remove(self)
+        if not _LISTENING:
+            GradScaler.step = _SCALED_STEP  # type: ignore[method-assign]
+        self._running = None
+
+    def is_ours(self, optimizer: Optimizer) -> bool:
+        """Whether steps of this optimiser are told, also where it is seen for the first time."""
+        if any(optimizer is ours for ours in self.optimizers):
+            return True
+        if not self._late or optimizer in self._others:
+            return False
+        ours = {id(tensor) for tensor in self._trained()}
+        if any(id(tensor) in ours for group in optimizer.param_groups for tensor in group["params"]):
+            self.optimizers.append(optimizer)
+            return True
+        self._others.add(optimizer)
+        return False
+
+    def _begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        frame = sys._getframe(1)
+        if not self._is_within(frame) and self.is_ours(optimizer):
+            self._running = frame
+            self._tell_before()
+
+    def _ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if sys._getframe(1) is not self._running:
+            return
+        self._running = None
+        self._made += 1
+        found_inf = getattr(optimizer, "found_inf", None)  # which GradScaler leaves with a fused optimiser
+        self._tell_after(optimizer, found_inf is not None and bool(found_inf))
+
+    def _is_within(self, frame: FrameType) -> bool:
+        """Whether this frame was called by a step in progress. One that ended by an exception calls nobody any more."""
+        caller: FrameType | None = frame if self._running else None
+        while caller is not None and caller is not self._running:
+            caller = caller.f_back
+        return caller is not None
+
+    def count(self) -> int:
+        """The steps that were made so far."""
+        return self._made
+
+    def skip(self, optimizer: Optimizer) -> None:
+        """A step that was not made."""
+        self._tell_before()
+        self._tell_after(optimizer, True)
+
+
+def _scaled_step(self: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
+    """``GradScaler.step``, which does not call an optimiser whose gradients are not finite."""
+    inner = innermost(optimizer)
+    listening = [(steps, steps.count()) for steps in _LISTENING if steps.is_ours(inner)]
+    result = _SCALED_STEP(self, optimizer, *args, **kwargs)
+    for steps, before in listening:
+        if steps.count() == before:
+            steps.skip(inner)
+    return result
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """The optimiser within those that wrap it, as Accelerate's. Raises: ConfigError for what has no hooks."""
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(f"optimizer={type(optimizer).__name__}: is no torch.optim.Optimizer; give the one within it")
+    if not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise ConfigError(
+            f"optimizer={type(optimizer).__name__}: has no hooks, since its __init__ does not call super().__init__(); "
+            "give the optimiser that it uses"
+        )
+    return optimizer
+
+
+def _inner(optimizers: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
+    several = not (isinstance(optimizers, Optimizer) or hasattr(optimizers, "optimizer"))
+    found = [innermost(o) for o in (optimizers if several and isinstance(optimizers, Iterable) else [optimizers])]
+    if not found:
+        raise ConfigError("optimizer: an empty list; name one, or give None for all that train the model")
+    return list({id(optimizer): optimizer for optimizer in found}.values())
+
+
+def _named(optimizer: Optimizer) -> str:
+    return type(optimizer).__name__
+
+
+def options(optimizers: Iterable[Optimizer]) -> dict[str, Any]:
+    """Class and options of every optimiser, by their places: what decides what a step makes of a gradient."""
+    return {
+        str(i): {
+            "class": _named(optimizer),
+            **{str(j): _plain(group) for j, group in enumerate(optimizer.param_groups)},
+        }
+        for i, optimizer in enumerate(optimizers)
+    }
+
+
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in group.items() if key != "params"}
+    return {key: value if isinstance(value, bool | int | float | None) else str(value) for key, value in kept.items()}

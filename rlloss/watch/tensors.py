@@ -1,0 +1,131 @@
+"""The tensors of a training by name, and what they are hashed to."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from rlloss.errors import ConfigError
+
+HASH = "xxh3_128"
+HASH_BYTES = 16
+ABSENT = bytes(HASH_BYTES)  # of a gradient that is not there
+# of numbers that NumPy knows, so that a tensor need not be viewed as bytes first
+PLAIN = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool}
+WRAPPINGS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")  # by compile, checkpoints, FSDP
+REFUSED = "FullyShardedDataParallel"
+
+
+class Named(NamedTuple):
+    """A tensor that a training has now. Its name lasts; the tensor may be another at the next step."""
+
+    name: str
+    tensor: Tensor
+    is_buffer: bool
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module within those that only carry it: compiled, or on several devices.
+
+    Raises: ConfigError for one that makes one tensor of many, whose names are then gone.
+    """
+    if type(model).__name__ == REFUSED:
+        raise ConfigError(f"model: {REFUSED} flattens parameters, so that they have no names; use fully_shard (FSDP2)")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return unwrapped(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def models_by_name(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """By the prefix of their tensors' names, which one model alone has not. Raises: ConfigError."""
+    several = model if isinstance(model, Mapping) else {}
+    models = {"": model} if isinstance(model, nn.Module) else {f"{name}.": module for name, module in several.items()}
+    if not models or not all(isinstance(module, nn.Module) for module in models.values()):
+        raise ConfigError(f"model={type(model).__name__}: give a torch.nn.Module, or a dictionary of them by name")
+    return {name: unwrapped(module) for name, module in models.items()}
+
+
+def tensors(
+    models: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer], *, buffers: bool
+) -> list[Named]:
+    """Parameters, frozen ones too, each once though it be tied; buffers; what the optimisers train besides."""
+    found = [Named(plain(name), tensor, False) for name, tensor in _named(models, "named_parameters")]
+    if buffers:
+        found += [Named(plain(name), tensor, True) for name, tensor in _named(models, "named_buffers")]
+    known = {id(entry.tensor) for entry in found}
+    for i, optimizer in enumerate(optimizers):
+        for j, group in enumerate(optimizer.param_groups):
+            for k, tensor in enumerate(group["params"]):
+                if id(tensor) not in known:
+                    known.add(id(tensor))
+                    found.append(Named(f"optimizer.{i}.group.{j}.{k}", tensor, False))
+    return found
+
+
+def _named(models: Mapping[str, nn.Module], method: str) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in models.items():
+        yield from getattr(module, method)(prefix.removesuffix("."))
+
+
+def plain(name: str) -> str:
+    """Without what wrappers put into it."""
+    for wrapping in WRAPPINGS:
+        name = name.replace(wrapping, "")
+    return name
+
+
+def hashes(found: Iterable[Named]) -> bytes:
+    """16 bytes a tensor. Raises: ConfigError for one whose numbers cannot be read."""
+    return b"".join([hashed(entry.tensor, entry.name) for entry in found])
+
+
+def gradients(found: Iterable[Named]) -> bytes:
+    """The same of the gradients of all but buffers. -0 counts as 0: which of them it is changes no parameter."""
+    out = []
+    for entry in found:
+        if not entry.is_buffer:
+            gradient = entry.tensor.grad
+            out.append(ABSENT if gradient is None else hashed(gradient.detach() + 0.0, entry.name))
+    return b"".join(out)
+
+
+def hashed(tensor: Tensor, name: str) -> bytes:
+    try:
+        return xxhash.xxh3_128_digest(raw(tensor))
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"{name}: a {_kind(tensor)} cannot be read ({' '.join(str(error).split())})") from error
+
+
+def raw(tensor: Tensor) -> Any:
+    """The bytes of a tensor in the order of its indices; of one that is spread over processes, this one's part."""
+    local = getattr(tensor, "to_local", None)
+    tensor = tensor.detach() if local is None else local().detach()
+    if tensor.device.type == "meta" or tensor.layout != torch.strided:
+        raise TypeError("it has no numbers of its own" if tensor.is_meta else "it is sparse")
+    if tensor.device.type != "cpu":
+        tensor = tensor.cpu()
+    if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg().contiguous()
+    return (tensor if tensor.dtype in PLAIN else tensor.reshape(-1).view(torch.uint8)).numpy()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{type(tensor).__name__} of {tensor.dtype} on {tensor.device}"
+
+
+def described(found: Iterable[Named]) -> list[list[Any]]:
+    """[name, dtype, shape, whether it is a buffer] of each, for the record."""
+    return [
+        [entry.name, str(entry.tensor.dtype).removeprefix("torch."), list(entry.tensor.shape), entry.is_buffer]
+        for entry in found
+    ]
+
+
+def signature(description: list[list[Any]]) -> bytes:
+    """What goes into every digest before the hashes: of which tensors they are."""
+    return hashlib.sha256(json.dumps(description).encode()).digest()
