@@ -15,6 +15,7 @@ VERBS = {  # each is a module of this package with a function run(arguments)
     "train": "one run, or with --multirun a sweep",
     "verify": "do twin runs have identical parameters at every optimiser step?",
     "certify": "a certificate of a run, which `verify --certificate` plays again",
+    "bisect": "where two runs part: step, tensor, operation, and the cause",
     "evaluate": "play a trained policy: returns, and a video",
     "check": "have two losses the same gradient? without training anything",
     "graph": "the computation graphs of losses, live: forward, backward, stop-gradient",

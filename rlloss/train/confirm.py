@@ -52,8 +52,7 @@ def confirm(
 
     Raises: ConfigError for a config that cannot be run here, or a checkpoint that does not fit it; RunFailed.
     """
-    # of what a run folder holds, its tables are all that is asked for
-    config = replace(config, logger=LoggerConfig("none"), snapshot_every=0, keep_checkpoints=0, checkpoint_seconds=LONG)
+    config = quiet(config)  # of what a run folder holds, its tables are all that is asked for
     links, began = certificate.links, time.perf_counter()
     last = min(step for step in links if step >= steps[1])
     with (
@@ -65,7 +64,7 @@ def confirm(
         chain = Chain.begin(certificate.config)
         if checkpoint is not None:
             at, path = checkpoint
-            _load(state, path, at)
+            load_checkpoint(state, path, at)
             chain = Chain(bytes.fromhex(certificate.checkpoints[at]["chain"]), at)
         first = known = chain.step
         whole = first == 0 and last == certificate.steps
@@ -95,6 +94,11 @@ def confirm(
     return Confirmation(first + 1, last, differs, time.perf_counter() - began, suspects)
 
 
+def quiet(config: Config) -> Config:
+    """The same run, without snapshots, checkpoints and a logger."""
+    return replace(config, logger=LoggerConfig("none"), snapshot_every=0, keep_checkpoints=0, checkpoint_seconds=LONG)
+
+
 def _has_ended(state: State) -> bool:
     return state.stopped or state.iteration >= state.config.num_iterations
 
@@ -112,7 +116,7 @@ def _other_end(certificate: Certificate, state: State, folder: Path | None) -> s
     return f"another {other[0]}" if other else ""
 
 
-def _load(state: State, path: Path, step: int) -> None:
+def load_checkpoint(state: State, path: Path, step: int) -> None:
     """Raises: ConfigError for a checkpoint that is of another run, or of another step."""
     try:
         state.load_state_dict(unpack(path, largest_state(state)))

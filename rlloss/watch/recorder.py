@@ -21,6 +21,7 @@ from rlloss.runs.watched import HASH_BYTES, Record
 from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written
 from rlloss.version import __version__
 from rlloss.watch.steps import options
+from rlloss.watch.tape import Tape
 from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, signature, tensors
 
 FLUSH_SECONDS = 30
@@ -49,6 +50,7 @@ class Recorder:
         with_gradients: bool,
         snapshot_every: int,
         step: int,
+        trace: int,
     ) -> None:
         self._models, self._known, self.folder = models, known, folder
         self._buffers, self._with_gradients, self._every = buffers, with_gradients, snapshot_every
@@ -58,6 +60,8 @@ class Recorder:
         self._description: list[list[Any]] = []
         self._signature = b""
         self._scalars: list[dict[str, Any]] = []
+        self._trace, self._tape = trace, Tape()
+        self._listens = False
         self._outside = 0
         self._flushed = time.monotonic()
         self._found = self._tensors()
@@ -84,8 +88,34 @@ class Recorder:
         numbers = {name: float(x.detach() if isinstance(x, torch.Tensor) else x) for name, x in scalars.items()}
         self._scalars += [{"step": step, "name": name, "value": repr(number)} for name, number in numbers.items()]
 
+    def listen_if_due(self) -> None:
+        """To all that is computed from now on to the end of the step that is to be traced."""
+        if self._trace and self.writer.optimizer_steps == self._trace - 1:
+            self._tape.names = {id(entry.tensor): entry.name for entry in self._tensors()}
+            self._listens = True
+            self._tape.__enter__()
+
+    def stop_listening(self) -> None:
+        if self._listens:
+            self._listens = False
+            self._tape.__exit__()
+
     def before(self) -> None:
-        """Just before a step: which tensors there are, and which changed since the last one."""
+        """Just before a step."""
+        with self._tape.paused():
+            self._look()
+
+    def after(self, optimizer: Optimizer, skipped: bool) -> None:
+        """After it."""
+        if self._listens:
+            self.stop_listening()
+            self._tape.save(self.folder, self.writer.optimizer_steps + 1)
+            self._tape = Tape()
+        self._record(optimizer, skipped)
+        self.listen_if_due()
+
+    def _look(self) -> None:
+        """Which tensors there are, and which changed since the last step."""
         self._found = self._tensors()
         now, step, description = hashes(self._found), self.writer.optimizer_steps + 1, described(self._found)
         self._outside = 0
@@ -102,8 +132,7 @@ class Recorder:
             return
         self.writer.extend("before.bin", step.to_bytes(8, "little") + now)
 
-    def after(self, optimizer: Optimizer, skipped: bool) -> None:
-        """After it: the record of a step."""
+    def _record(self, optimizer: Optimizer, skipped: bool) -> None:
         which = next(i for i, known in enumerate(self._known) if known is optimizer)
         if which >= len(self._counts):
             self._note_optimizers()

@@ -35,6 +35,7 @@ def watch(
     gradients: bool = False,
     snapshot_every: int = 0,
     step: int = 0,
+    trace: int = 0,
     overwrite: bool = False,
 ) -> "Watch":
     """Record what every optimiser step of a training makes of the model, from now until ``close()``.
@@ -54,6 +55,7 @@ def watch(
         snapshot_every: keep all floating-point numbers after every so many steps; always the first and the last.
         step: go on with the record in the folder after so many optimiser steps, where the trainer's own checkpoint was
             taken. What the record has beyond is cut off.
+        trace: listen to every operation of this optimiser step, for ``rlloss bisect``: from the end of the step before.
         overwrite: remove the record that is in the folder.
     Raises:
         ConfigError: the folder holds something else; the optimiser is watched already; a tensor cannot be read; the
@@ -63,7 +65,7 @@ def watch(
     models, where = models_by_name(model), _own(Path(folder))
     described = _config(config or {}, models, how)
     _make_room(where, step, overwrite=overwrite)
-    return Watch(models, optimizer, where, described, step=step, **how)
+    return Watch(models, optimizer, where, described, step=step, trace=trace, **how)
 
 
 class Watch:
@@ -80,15 +82,17 @@ class Watch:
         gradients: bool,
         snapshot_every: int,
         step: int,
+        trace: int,
     ) -> None:
         self._steps = Steps(
             optimizer, lambda: (entry.tensor for entry in tensors(models, (), buffers=False)), self._before, self._after
         )
         self._recorder = Recorder(
             models, self._steps.optimizers, folder, config,
-            buffers=buffers, with_gradients=gradients, snapshot_every=snapshot_every, step=step,
+            buffers=buffers, with_gradients=gradients, snapshot_every=snapshot_every, step=step, trace=trace,
         )  # fmt: skip
         self._steps.listen()
+        self._recorder.listen_if_due()
         self._is_open = True
         atexit.register(self._at_exit)
 
@@ -140,6 +144,7 @@ class Watch:
         was, self._is_open = self._is_open, False
         if was:
             self._steps.stop()
+            self._recorder.stop_listening()
             atexit.unregister(self._at_exit)
         return was
 

@@ -1,0 +1,1 @@
+"""``rlloss bisect``: where two trainings part, to the operation, and why."""

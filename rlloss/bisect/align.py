@@ -1,0 +1,172 @@
+"""Two tapes side by side: the first operation that made another result, or the first gradient that is another.
+
+Of one program every operation has its counterpart, in order. Two *formulations* are two programs, each right by itself:
+what they share is found by value, the last number that both compute and the gradients of the tensors that both have.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlloss.watch.tape import SILENT, Entry, Joint, Number, Tape
+
+LEAF = "AccumulateGrad"  # autograd's node of a parameter
+Kind = Literal["operation", "input", "option", "gradient", "none"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where two tapes part. ``kind``:
+
+    - operation: ``ours`` and ``theirs`` have equal inputs and another output, the ``place``-th.
+    - input: they have another input, the ``place``-th, that no operation before them made: data, or a parameter.
+    - option: the ``place``-th of their inputs is no tensor, and another.
+    - gradient: of two programs: ``joint`` and ``other_joint`` are the first gradients of one tensor that differ.
+    - none: nowhere.
+
+    ``a`` and ``b``: digests of the numbers that differ. ``last``: of the forward pass, the last that both have before.
+    """
+
+    kind: Kind
+    ours: Entry | None = None
+    theirs: Entry | None = None
+    place: int = 0
+    joint: Joint | None = None
+    other_joint: Joint | None = None
+    last: Entry | None = None
+    a: str = ""
+    b: str = ""
+
+
+def split(a: Tape, b: Tape) -> Split:
+    """Where two tapes part."""
+    ours, theirs = (computing(tape.entries) for tape in (a, b))
+    one_program = [kind_of(entry) for entry in ours] == [kind_of(entry) for entry in theirs]
+    return _lockstep(ours, theirs) if one_program else _by_value(a, b, ours, theirs)
+
+
+def computing(entries: Sequence[Entry]) -> list[Entry]:
+    """Without what makes no number."""
+    return [entry for entry in entries if entry.op.partition(".")[0] not in SILENT]
+
+
+def kind_of(entry: Entry) -> tuple[object, ...]:
+    return (entry.op, *((number.shape, number.dtype) for number in entry.outputs))
+
+
+def _lockstep(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
+    last = None
+    for x, y in zip(ours, theirs, strict=False):
+        for place, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)):
+            if isinstance(one, Number) and isinstance(other, Number):
+                if one.digest != other.digest:
+                    return Split("input", x, y, place, last=last, a=one.digest, b=other.digest)
+            elif one != other:
+                return Split("option", x, y, place, last=last)
+        for place, (one, other) in enumerate(zip(x.outputs, y.outputs, strict=False)):
+            if one.digest != other.digest:
+                return Split("operation", x, y, place, last=last, a=one.digest, b=other.digest)
+        last = last if x.node else x
+    return Split("none")
+
+
+def _by_value(a: Tape, b: Tape, ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
+    x, last = _first_alone(ours, theirs)
+    y, _ = _first_alone(theirs, ours)
+    if found := first_gradients(a, b):
+        joint, other = found
+        return Split("gradient", x, y, 0, joint, other, last, joint.gradient.digest, other.gradient.digest)
+    return _lockstep(behind(ours), behind(theirs))
+
+
+def first_gradients(a: Tape, b: Tape) -> tuple[Joint, Joint] | None:
+    """The gradients of one tensor with which the difference begins: from a leaf up towards the loss.
+
+    As long as both graphs use a tensor alike, a difference came from a gradient further up. It begins where they use
+    one otherwise, or where all that comes from above is equal. Between, formulations may differ and mean the same.
+    """
+    pairs = paired(a.joints, b.joints)
+    partner = {(joint.backward, joint.sequence, joint.number): (joint, other) for joint, other in pairs}
+    leaves = [(x, y) for x, y in pairs if x.node == LEAF and x.gradient.digest != y.gradient.digest]
+    if not leaves:
+        return None
+    joint, other = leaves[0]
+    while used(joint) == used(other):
+        above = [partner[place] for place in _above(a, joint) if place in partner]
+        if len(above) < len(joint.consumers):
+            break
+        others = [(x, y) for x, y in above if x.gradient.digest != y.gradient.digest]
+        if not others:
+            break
+        joint, other = others[0]
+    return joint, other
+
+
+def used(joint: Joint) -> list[tuple[str, str]]:
+    """By which operations: their nodes and lines, without the lines' numbers."""
+    return sorted((node, where.partition(": ")[2]) for node, _, where in joint.consumers)
+
+
+def _above(tape: Tape, joint: Joint) -> list[tuple[int, int, str]]:
+    """The places of the joints that pass a gradient on to this one."""
+    sequences = {sequence for _, sequence, _ in joint.consumers}
+    found = (j for j in tape.joints if j.backward == joint.backward and j.sequence in sequences)
+    return [(j.backward, j.sequence, j.number) for j in found]
+
+
+def _first_alone(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[Entry | None, Entry | None]:
+    """The first operation of the forward pass that makes a number which the other never has, and the one before it."""
+    there = {number.digest for entry in theirs if not entry.node for number in (*entry.outputs, *numbers_in(entry))}
+    last = None
+    for entry in ours:
+        if not entry.node and entry.outputs:
+            if any(number.digest not in there for number in entry.outputs):
+                return entry, last
+            last = entry
+    return None, last
+
+
+def numbers_in(entry: Entry) -> list[Number]:
+    return [value for value in entry.inputs if isinstance(value, Number)]
+
+
+def behind(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """What is computed after the last backward pass."""
+    last = max((i for i, entry in enumerate(entries) if entry.node), default=-1)
+    return entries[last + 1 :]
+
+
+def paired(ours: Sequence[Joint], theirs: Sequence[Joint]) -> list[tuple[Joint, Joint]]:
+    """The joints of tensors that both graphs have, in the order of the first: by value, the n-th with the n-th.
+
+    Of equal values, as where a weight is 1, those first that one line of the author made.
+    """
+    partner: dict[int, Joint] = {}
+    for by_line in (True, False):
+        waiting: dict[tuple[object, ...], list[Joint]] = {}
+        for joint in theirs:
+            if not any(joint is taken for taken in partner.values()):
+                waiting.setdefault(_place(joint, by_line), []).append(joint)
+        for i, joint in enumerate(ours):
+            if i not in partner and joint.number and waiting.get(_place(joint, by_line)):
+                partner[i] = waiting[_place(joint, by_line)].pop(0)
+    return [(joint, partner[i]) for i, joint in enumerate(ours) if i in partner]
+
+
+def _place(joint: Joint, by_line: bool) -> tuple[object, ...]:
+    place = (joint.number, joint.gradient.shape)
+    return (*place, joint.node, joint.where.partition(": ")[2]) if by_line else place
+
+
+def ulps(a: Tensor, b: Tensor) -> Tensor:
+    """Representable numbers from one to the other, elementwise. Of tensors of one floating dtype."""
+    signed = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
+
+    def ordered(x: Tensor) -> Tensor:
+        bits = x.contiguous().view(signed).to(torch.int64)
+        return torch.where(bits < 0, torch.iinfo(signed).min - bits, bits)
+
+    return (ordered(a) - ordered(b)).abs()

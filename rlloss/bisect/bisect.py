@@ -1,0 +1,69 @@
+"""``bisect(a, b)``: the first optimiser step after which two runs differ, the operation in it, and the cause."""
+
+from collections.abc import Callable
+
+from rlloss.bisect.align import Split, split
+from rlloss.bisect.found import Finding
+from rlloss.bisect.records import bisect_records
+from rlloss.bisect.replay import Other, listen
+from rlloss.bisect.words import explain, operation
+from rlloss.cause import other_machine
+from rlloss.errors import ConfigError
+from rlloss.runs.reader import RunFolder
+from rlloss.runs.watched import is_watched
+from rlloss.verify import common_config, compare_runs, first_difference
+
+Progress = Callable[[RunFolder, int, int], None]
+
+
+def bisect(a: RunFolder, b: RunFolder, progress: Progress = lambda run, step, steps: None) -> Finding:
+    """Where two runs part, and why. Runs of ours are executed again up to that step, where reading does not tell.
+
+    ``progress`` gets the run, the optimiser steps done and those to do.
+    Raises: ConfigError for a run that cannot be read, or be executed here; Damaged.
+    """
+    for run in (a, b):
+        if run.damage:
+            raise ConfigError(run.damage)
+    if is_watched(a) != is_watched(b):
+        raise ConfigError(f"{a.path} and {b.path}: one is a run of rlloss, the other a record of rlloss.watch")
+    if is_watched(a):
+        return bisect_records(a, b)
+    steps, step = min(len(a.digests), len(b.digests)), first_difference(a, b)
+
+    def finding(cause: str, **more: object) -> Finding:
+        return Finding(str(a.path), str(b.path), steps, step, cause, **more)  # type: ignore[arg-type]
+
+    if read := by_reading(a, b):
+        return finding(read)
+    if step is None:
+        return finding("")
+    try:
+        tapes = [listen(run, step, lambda done, run=run: progress(run, done, step)) for run in (a, b)]  # type: ignore[misc]
+    except Other as error:
+        return finding(f"undecided: {error}", decided=False,
+                       remedy="train both again here, with this version, and bisect those")  # fmt: skip
+    found = split(*tapes)
+    why = explain(found, *tapes)
+    remedy = "" if why.decided else "rlloss graph draws both losses; rlloss check says where they differ"
+    return finding(why.words, decided=why.decided, tensor=_tensor(found), when="in", operation=operation(found),
+                   evidence=why.evidence, remedy=remedy)  # fmt: skip
+
+
+def by_reading(a: RunFolder, b: RunFolder) -> str:
+    """What the files of two runs say of why they part; empty if they do not, or do not part."""
+    verdict, lengths = compare_runs(a, b), (len(a.digests), len(b.digests))
+    differ = verdict.first_difference is not None or lengths[0] != lengths[1]
+    left, right = common_config(a), common_config(b)
+    if verdict.differing_keys:
+        keys = [f"{key} ({left.get(key)} | {right.get(key)})" for key in verdict.differing_keys]
+        return f"another config: {', '.join(keys)}" if differ else ""
+    if verdict.cause and differ:
+        return verdict.cause
+    if differ and verdict.first_difference is None:
+        return f"equal for {min(lengths):,} optimiser steps, then one ended: {lengths[0]:,} and {lengths[1]:,} steps"
+    return other_machine(a, b) if verdict.first_difference and a.loss == b.loss else ""
+
+
+def _tensor(found: Split) -> str:
+    return found.joint.name if found.joint else ""

@@ -1,0 +1,32 @@
+"""What bisecting two runs found."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where two runs part, and why.
+
+    ``step``: the first optimiser step, from 1, after which they differ; None if they do not within the steps that both
+    have. ``decided``: nothing else explains what is recorded; else ``remedy`` says what would decide.
+    """
+
+    run_a: str
+    run_b: str
+    steps: int  # optimiser steps compared
+    step: int | None
+    cause: str  # in words; empty if nothing differs
+    decided: bool = True
+    tensor: str = ""  # the first that differs, and how many do
+    when: str = ""  # "before" the step, or "in" it
+    operation: str = ""  # the one that parts them, with the author's line
+    evidence: list[str] = field(default_factory=list)
+    remedy: str = ""
+
+    @property
+    def differs(self) -> bool:
+        return bool(self.cause)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"differs": self.differs, **asdict(self)}

@@ -1,0 +1,107 @@
+"""Why two runs that ``rlloss.watch`` recorded part, as far as their records tell."""
+
+import numpy as np
+
+from rlloss.bisect.align import split
+from rlloss.bisect.found import Finding
+from rlloss.bisect.words import explain, operation
+from rlloss.cause import other_machine
+from rlloss.runs.reader import RunFolder
+from rlloss.runs.watched import FirstTensors, Record, first_tensors, other_options
+from rlloss.verify import first_difference
+from rlloss.watch.tape import TRACE, Tape, read_tape
+
+REMEDY = "watch both with trace={step}, which records each operation of that step"
+
+
+def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
+    """Raises: Damaged for a record that cannot be read."""
+    ours, theirs = Record(a), Record(b)
+    steps = min(ours.steps, theirs.steps)
+
+    def finding(step: int | None, cause: str, **more: object) -> Finding:
+        return Finding(str(a.path), str(b.path), steps, step, cause, **more)  # type: ignore[arg-type]
+
+    if ours.tensors(0) != theirs.tensors(0):
+        first = first_tensors(ours, theirs, 0) if steps else None
+        return finding(0, "another model: other tensors, or of another shape or dtype", tensor=_said(first))
+    if other := np.flatnonzero(ours.after(0) != theirs.after(0)).tolist():
+        names = ours.names(0)
+        named = f"{names[other[0]]} ({len(other)} of {len(names)})"
+        return finding(0, "another initialisation", tensor=named, when="before")
+    step = first_difference(a, b)
+    if step is None:
+        if ours.steps == theirs.steps:
+            return finding(None, "")
+        return finding(steps + 1, f"equal for {steps:,} optimiser steps, then one ended: {ours.steps:,} and "
+                       f"{theirs.steps:,} steps")  # fmt: skip
+    first = first_tensors(ours, theirs, step)
+    said: dict[str, object] = {"tensor": _said(first), "when": first.when}
+    cause, decided = _told(ours, theirs, step, first)
+    if not decided and (heard := _heard(a, b, step)):
+        found = split(*heard)
+        why = explain(found, *heard)
+        if found.kind != "none":
+            said |= {"operation": operation(found), "evidence": why.evidence}
+            return finding(step, why.words, decided=why.decided, **said)
+    remedy = "" if decided else REMEDY.format(step=step)
+    return finding(step, cause, decided=decided, remedy=remedy, **said)
+
+
+def _heard(a: RunFolder, b: RunFolder, step: int) -> tuple[Tape, Tape] | None:
+    """The tapes of both, if both are of this step."""
+    if not all((run.path / TRACE).exists() for run in (a, b)):
+        return None
+    (one, ours), (other, theirs) = (read_tape(run.path) for run in (a, b))
+    return (ours, theirs) if one == other == step else None
+
+
+def _said(first: FirstTensors | None) -> str:
+    return f"{first.names[0]} ({len(first.names)} of {first.tensors})" if first and first.names else ""
+
+
+def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bool]:
+    """The cause of a difference that a step shows first, and whether the records decide it."""
+    buffers = {entry[0] for entry in (*a.tensors(step), *b.tensors(step)) if entry[3]}
+    if a.tensors(step) != b.tensors(step):
+        return f"other tensors from step {step:,} on: {first.names[0]} is in one run alone", True
+    if outside := [name for name in first.names if name not in buffers] if first.when == "before" else []:
+        more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
+        return f"something else than the optimiser changed {outside[0]}{more}, before step {step:,}", True
+    if words := _rows(a, b, step):
+        return words, True
+    if words := other_options(a.run, b.run):
+        return words, True
+    if words := other_machine(a.run, b.run):
+        return words, True
+    random = _since(a, b, "random_digest", step)
+    drew = f"; PyTorch's, NumPy's and Python's generators part before step {random:,}" if random else ""
+    one, other = a.gradients(step), b.gradients(step)
+    if one and other:
+        if names := [name for name in one if one[name] != other.get(name)]:
+            what = f"another gradient of {names[0]} ({len(names)} of {len(one)}), for equal parameters"
+            return f"{what}: undecided between data, loss and what backward() left of a step before{drew}", False
+        return f"equal parameters and gradients, and another result: the optimiser's state is another{drew}", False
+    if first.when == "before":
+        return f"a buffer differs, which the forward pass changes: undecided between data and model{drew}", False
+    return f"equal parameters before the step: undecided between data, loss, gradient and optimiser{drew}", False
+
+
+def _rows(a: Record, b: Record, step: int) -> str:
+    """What the rows of metrics say, up to a step: an optimiser, a learning rate, a skipped step."""
+    if since := _since(a, b, "optimizer", step):
+        return f"another optimiser makes step {since:,}"
+    if since := _since(a, b, "learning_rates", step):
+        rates = " | ".join(str(record.run.metrics["learning_rates"].iloc[since - 1]) for record in (a, b))
+        return f"another learning rate from step {since:,} on: {rates}"
+    if since := _since(a, b, "skipped_steps", step):
+        which = "a" if a.run.metrics["skipped_steps"].iloc[since - 1] else "b"
+        return f"{which} skips step {since:,}: GradScaler found a gradient that is not finite"
+    return ""
+
+
+def _since(a: Record, b: Record, column: str, until: int) -> int:
+    """The first step, up to one, in whose row a column differs; 0 if there is none."""
+    rows = [record.run.metrics[column].astype(str).to_numpy()[:until] for record in (a, b)]
+    differs = np.flatnonzero(rows[0] != rows[1])
+    return int(differs[0]) + 1 if len(differs) else 0

@@ -1,0 +1,386 @@
+"""Why two tapes part, in words, as far as their numbers decide it."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps
+from rlloss.watch.tape import Entry, Joint, Number, Tape
+
+FEW_ULPS = 64  # to which factors multiplied, or terms added, in another order agree where they do not cancel
+MOST_DEEP = 5  # operations of an expression
+ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=[^=]")  # the name to which a line assigns
+DRAWS = ("rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random")
+PASS_ON = ("view", "reshape", "_unsafe_view", "expand", "squeeze", "unsqueeze", "t", "transpose", "permute", "clone",
+           "_to_copy", "slice", "select", "as_strided", "copy_")  # fmt: skip
+
+
+@dataclass
+class Cause:
+    """In words; ``decided`` if the numbers leave no other. ``evidence``: the numbers themselves, a line each."""
+
+    words: str
+    evidence: list[str] = field(default_factory=list)
+    decided: bool = True
+
+
+def explain(found: Split, a: Tape, b: Tape) -> Cause:
+    """Of two tapes, a and b, that part there."""
+    if broken := not_finite(a, b):
+        return broken
+    match found.kind:
+        case "operation":
+            return _operation(found, a, b)
+        case "option":
+            return _option(found)
+        case "input":
+            return _input(found, a, b)
+        case "gradient":
+            return _gradient(found, a, b)
+        case "none":
+            return Cause("nothing that was computed in this step differs", decided=False)
+
+
+def not_finite(a: Tape, b: Tape) -> Cause | None:
+    """The first operation of one run alone that makes infinite numbers, or none, of finite ones."""
+    first = [_first_not_finite(tape) for tape in (a, b)]
+    for which, entry in zip("ab", first, strict=True):
+        if entry is not None and first.count(None):
+            return Cause(f"{which} has numbers that are not finite: {entry.op} made the first, of finite ones, at "
+                         f"{place_of(entry)}")  # fmt: skip
+    return None
+
+
+def _first_not_finite(tape: Tape) -> Entry | None:
+    def finite(number: Number) -> bool:
+        value = tape.values.get(number.digest)
+        return value is None or not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+    for entry in computing(tape.entries):
+        fills = any(isinstance(value, str) and value in ("inf", "-inf", "nan") for value in entry.inputs)
+        if not all(map(finite, entry.outputs)) and all(map(finite, numbers_in(entry))) and not fills:
+            return entry
+    return None
+
+
+def _operation(found: Split, a: Tape, b: Tape) -> Cause:
+    assert found.ours is not None
+    evidence = difference(a.values.get(found.a), b.values.get(found.b))
+    if found.ours.op.startswith(DRAWS):
+        return Cause(f"another draw: {found.ours.op} at {place_of(found.ours)} gave other random numbers", evidence)
+    what = f"{found.ours.op} at {place_of(found.ours)} made other numbers of equal ones"
+    why = "another thread count, build, processor or kernel; or it draws random numbers"
+    return Cause(f"{what}: {why}", evidence)
+
+
+def _option(found: Split) -> Cause:
+    assert found.ours is not None
+    assert found.theirs is not None
+    one, other = found.ours.inputs[found.place], found.theirs.inputs[found.place]
+    return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
+
+
+def _input(found: Split, a: Tape, b: Tape) -> Cause:
+    """Something came in from outside, or was left from a step before."""
+    assert found.ours is not None
+    evidence = difference(a.values.get(found.a), b.values.get(found.b))
+    if name := a.given.get(found.a):
+        return Cause(f"the parameter {name} was another before anything was computed", evidence)
+    if stale := _stale_gradients(a, b):
+        return stale
+    return _other_data(found, a, b)
+
+
+def _stale_gradients(a: Tape, b: Tape) -> Cause | None:
+    """Whether one run alone adds its gradient to one that was there before its step."""
+    old = [_adds_to_old(tape) for tape in (a, b)]
+    if bool(old[0]) == bool(old[1]):
+        return None
+    which = "b" if old[1] else "a"
+    entry = old[0] or old[1]
+    assert entry is not None
+    return Cause(f"{which} adds its gradient to one that was there before the step: zero_grad() is missing",
+                 [f"{entry.op} in {entry.node} of {entry.outputs[0].shape}"])  # fmt: skip
+
+
+def _adds_to_old(tape: Tape) -> Entry | None:
+    for entry in tape.entries:
+        if entry.node == LEAF and entry.op.startswith("add"):
+            read = numbers_in(entry)
+            if any(number.digest in tape.given and _norm(tape, number) for number in read):
+                return entry
+    return None
+
+
+def _norm(tape: Tape, number: Number) -> bool:
+    value = tape.values.get(number.digest)
+    return value is None or bool(value.count_nonzero())
+
+
+def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
+    """The first numbers of the forward pass that differ come from outside: are they the same samples?"""
+    one, two = found.ours, found.theirs
+    assert one is not None
+    read = f"{name_of(one)} at {place_of(one)}"
+    rows = [_rows(tape, one) for tape in (a, b)]
+    if rows[0] and Counter(rows[0]) == Counter(rows[1]):
+        return Cause(f"the same samples in another order, first seen in {read}")
+    shared = Counter(rows[0]) & Counter(rows[1])
+    what = (
+        f"another minibatch: {sum(shared.values())} of {len(rows[0])} samples are the same" if shared else "other data"
+    )
+    first = difference(*(tape.values.get(e.outputs[0].digest) if e else None for tape, e in ((a, one), (b, two))))
+    return Cause(f"{what}, first seen in {read}", first)
+
+
+def _rows(tape: Tape, like: Entry) -> list[tuple[float, ...]]:
+    """The rows of all that one line made by one operation, over the whole step."""
+    found: list[tuple[float, ...]] = []
+    for entry in tape.entries:
+        if not entry.node and entry.op == like.op and written(entry.where) == written(like.where):
+            value = tape.values.get(entry.outputs[0].digest) if entry.outputs else None
+            if value is not None and value.ndim > 1:
+                found += map(tuple, value.reshape(len(value), -1).tolist())
+    return found
+
+
+def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
+    joint, other = found.joint, found.other_joint
+    assert joint is not None
+    assert other is not None
+    one, two = a.values.get(found.a), b.values.get(found.b)
+    if one is None or two is None or one.shape != two.shape:
+        return Cause(f"{subject(joint)} has another gradient", decided=False)
+    evidence = [f"the gradient of {subject(joint)}", *difference(one, two)]
+    evidence += [f"a: {expression(a, found.a, b)}", f"b: {expression(b, found.b, a)}"]
+    if joint.node == LEAF and found.ours is not None and not _order_of_gradients(joint, a, b):
+        return _other_data(found, a, b)  # other numbers go into the first operation on a parameter
+    if order := _order_of_gradients(joint, a, b):
+        return Cause(order, evidence)
+    if scaled := _scaled(found, a, b):
+        return Cause(scaled, evidence)
+    apart = ulps(one, two)
+    near = (apart <= FEW_ULPS) | ((one - two).abs() <= FEW_ULPS * torch.finfo(one.dtype).eps * one.abs().max())
+    if bool(near.all()):
+        return Cause(_rounding(joint, other, a, b, found), evidence)
+    if masked := _masked(joint, a, b):
+        return Cause(masked, evidence)
+    if path := _another_path(joint, other, a, b):
+        return Cause(path, evidence)
+    return Cause(f"{subject(joint)} has another gradient: {_gap(one, two)}", evidence, decided=False)
+
+
+def _order_of_gradients(joint: Joint, a: Tape, b: Tape) -> str:
+    """Whether one leaf gets the same gradients, backward pass by backward pass, in another order."""
+    ours, theirs = ([j.gradient.digest for j in tape.joints if j.number == joint.number] for tape in (a, b))
+    if len(ours) > 1 and Counter(ours) == Counter(theirs):
+        order = [theirs.index(digest) + 1 for digest in ours]
+        return f"another order of accumulation: the backward passes of a are those of b in the order {order}"
+    passes = [Counter(j.gradient.digest for j in tape.joints if j.node == LEAF) for tape in (a, b)]
+    if a.joints and a.joints[-1].backward and passes[0] == passes[1]:
+        return "another order of accumulation: the backward passes come in another order"
+    return ""
+
+
+def _scaled(found: Split, a: Tape, b: Tape) -> str:
+    """Whether the first gradients that differ are one another's multiples, in each backward pass by one number."""
+    factors: dict[int, float] = {}
+    for joint, other in paired(a.joints, b.joints):
+        if joint.backward in factors or joint.gradient.digest == other.gradient.digest:
+            continue
+        one, two = a.values.get(joint.gradient.digest), b.values.get(other.gradient.digest)
+        if one is None or two is None or one.shape != two.shape:
+            return ""
+        factor = _factor(one.double(), two.double())
+        if factor is None or abs(factor - 1) < 1e-5:
+            return ""
+        factors[joint.backward] = factor
+    if not factors:
+        return ""
+    said = ", ".join(f"{factor:.6g}" for factor in factors.values())
+    if len(factors) > 1 and max(factors.values()) - min(factors.values()) > 1e-5:
+        return (f"another normaliser in each of {len(factors)} backward passes: b has the gradients of a times {said}; "
+                "a mean of means weighs every micro-batch alike, however many samples it has")  # fmt: skip
+    return f"b has the gradient of a times {next(iter(factors.values())):.6g}: another coefficient, or another mean"
+
+
+def _factor(one: Tensor, two: Tensor) -> float | None:
+    """The number by which the first is multiplied to get the second; None if there is none."""
+    if not one.count_nonzero() or bool(((one == 0) != (two == 0)).any()):
+        return None
+    ratios = two[one != 0] / one[one != 0]
+    middle = float(ratios.median())
+    spread = (ratios - middle).abs().max()
+    return middle if bool(spread <= 1e-5 * abs(middle)) and math.isfinite(middle) else None
+
+
+def _rounding(joint: Joint, other: Joint, a: Tape, b: Tape, found: Split) -> str:
+    counts = len(joint.consumers), len(other.consumers)
+    ours, theirs = (_terms(tape, digest) for tape, digest in ((a, found.a), (b, found.b)))
+    if max(counts) > 1 and len(ours) > 1 and Counter(ours) == Counter(theirs):
+        return (f"rounding: {subject(joint)} gets {len(ours)} gradients, which autograd adds in another order: the "
+                "reverse of that in which they were used")  # fmt: skip
+    if max(counts) > 1 and max(len(ours), len(theirs)) > 1:
+        return (f"rounding: {subject(joint)} gets {counts[0]} gradients in a and {counts[1]} in b, added or multiplied "
+                "in another order")  # fmt: skip
+    return f"rounding: the gradient of {subject(joint)} is the same product, multiplied in another order"
+
+
+def _terms(tape: Tape, digest: str) -> list[str]:
+    """The numbers that a sum is made of, by additions alone."""
+    entry = maker(tape, digest)
+    if entry is None or not entry.op.startswith("add") or len(numbers_in(entry)) < 2:
+        return [digest]
+    return [term for number in numbers_in(entry)[:2] for term in _terms(tape, number.digest)]
+
+
+def _masked(joint: Joint, a: Tape, b: Tape) -> str:
+    """Whether one run alone has no gradient where the other has one, and both have the same elsewhere."""
+    pairs = [(x, y) for x, y in paired(a.joints, b.joints) if (x.node, x.where) == (joint.node, joint.where)]
+    one, two = (_joined(tape, [pair[i].gradient.digest for pair in pairs]) for i, tape in enumerate((a, b)))
+    if one is None or two is None:
+        return ""
+    for which, tape, zero, full in (("b", b, two, one), ("a", a, one, two)):
+        cut = (zero == 0) & (full != 0)
+        scale = full.abs().max() * torch.finfo(full.dtype).eps * FEW_ULPS
+        if bool(cut.any()) and bool(((zero - full).abs()[~cut] <= scale).all()):
+            other = "a" if which == "b" else "b"
+            return (f"{which} has no gradient for {int(cut.sum())} of {cut.numel()} numbers for which {other} has one"
+                    f"{_cutter(tape, joint)}{_rule(cut, full != 0, a, b)}")  # fmt: skip
+    return ""
+
+
+def _joined(tape: Tape, digests: Sequence[str]) -> Tensor | None:
+    """Numbers one after the other; None if one is not kept."""
+    values = [tape.values.get(digest) for digest in digests]
+    return torch.cat([value.reshape(-1) for value in values if value is not None]) if None not in values else None
+
+
+def _cutter(tape: Tape, joint: Joint) -> str:
+    """By which operation: a clamp between the loss and the tensor, if there is one."""
+    clamps = [j for j in tape.joints if j.backward == joint.backward and re.match("Clamp|Hardtanh|Relu", j.node)]
+    return f": cut by {plain(clamps[-1].node)} at {clamps[-1].where}" if clamps else ""
+
+
+def _rule(cut: Tensor, of: Tensor, a: Tape, b: Tape) -> str:
+    """A number that both have and that says which elements are cut: those below, above or outside of some bounds.
+
+    One that its author named, and the last of the forward pass, which is the nearest to the loss.
+    """
+    there = {number.digest for entry in b.entries for number in entry.outputs}
+    made: dict[tuple[str, str], list[Entry]] = {}
+    for entry in computing(a.entries):
+        if not entry.node and entry.outputs and entry.outputs[0].digest in there:
+            made.setdefault((entry.op, entry.where), []).append(entry)
+    last_first = list(made.values())[::-1]
+    for entries in sorted(last_first, key=lambda entries: not ASSIGNED.match(written(entries[0].where))):
+        value = _joined(a, [entry.outputs[0].digest for entry in entries])
+        if value is None or value.numel() != cut.numel() or not value.is_floating_point():
+            continue
+        inside, outside = value[~cut & of].double(), value[cut].double()
+        low, high = (float(inside.min()), float(inside.max())) if len(inside) else (math.nan, math.nan)
+        if bool(((outside < low) | (outside > high)).all()):
+            below, above = int((outside < low).sum()), int((outside > high).sum())
+            sides = [f"{n} {word}" for n, word in ((below, f"below {low:.6g}"), (above, f"above {high:.6g}")) if n]
+            return f"; exactly those where {name_of(entries[0])} is {' or '.join(sides)}, and no other's"
+    return ""
+
+
+def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> str:
+    """Whether a gradient comes by a path that the other run computes, too, but has cut off."""
+    for which, more, less, tape in (("b", other, joint, a), ("a", joint, other, b)):
+        taken = {written(where) for _, _, where in less.consumers}
+        paths = [(node, where) for node, _, where in more.consumers if written(where) not in taken]
+        if len(more.consumers) <= len(less.consumers) or not paths:
+            continue
+        computed = {written(entry.where) for entry in tape.entries}
+        for node, where in paths:
+            if written(where) in computed:
+                return (f"{which} has a gradient more, through {plain(node)} at {where}, which the other run computes "
+                        "without one: a detach() is missing, or one too many")  # fmt: skip
+        node, where = paths[0]
+        return f"{which} has a gradient more, through {plain(node)} at {where}, which the other run does not compute"
+    return ""
+
+
+def written(where: str) -> str:
+    """The author's line without its number."""
+    return where.partition(": ")[2]
+
+
+def plain(node: str) -> str:
+    """What autograd's node is the backward of: ``mul`` of MulBackward0."""
+    return re.sub(r"Backward\d*$", "", node).lower()
+
+
+def maker(tape: Tape, digest: str) -> Entry | None:
+    """The operation that made a number first."""
+    return next((e for e in computing(tape.entries) if any(n.digest == digest for n in e.outputs)), None)
+
+
+def expression(tape: Tape, digest: str, other: Tape, depth: int = 0) -> str:
+    """How a number was made, down to numbers that the other run has, too."""
+    entry = maker(tape, digest)
+    common = depth > 0 and (maker(other, digest) is not None or digest in other.given)
+    if entry is None:
+        return tape.given.get(digest) or "given"
+    if common or depth == MOST_DEEP:
+        return name_of(entry) if not entry.node else f"g[{plain(entry.node)}]"
+    op = entry.op.partition(".")[0].rstrip("_")
+    numbers = [expression(tape, number.digest, other, depth + 1) for number in numbers_in(entry)]
+    if op in PASS_ON:
+        return numbers[0] if numbers else op
+    return f"{op}({', '.join(numbers)})"
+
+
+def name_of(entry: Entry) -> str:
+    """What the author calls a number: the name to which the line assigns it, or else the operation."""
+    assigned = ASSIGNED.match(written(entry.where))
+    return assigned[1] if assigned else entry.op.partition(".")[0]
+
+
+def operation(found: Split) -> str:
+    """Of which a split is, with its line."""
+    if found.kind == "gradient" and found.joint is not None:
+        return f"{found.joint.node}, {found.joint.where}"
+    return f"{found.ours.op}, {place_of(found.ours)}" if found.ours else ""
+
+
+def place_of(entry: Entry) -> str:
+    return f"{entry.where or 'no line of anybody'}{', backward' if entry.node else ''}"
+
+
+def subject(joint: Joint) -> str:
+    """The tensor of a joint, in words: as its author calls it."""
+    if joint.name:
+        return joint.name
+    file, _, line = joint.where.partition(": ")
+    assigned = ASSIGNED.match(line)
+    return f"{assigned[1]} ({plain(joint.node)}, {file})" if assigned else f"{plain(joint.node)} at {joint.where}"
+
+
+def difference(one: Tensor | None, two: Tensor | None) -> list[str]:
+    """The first element that differs: index, both values in decimal and hex, ulps apart; and how many do."""
+    if one is None or two is None or one.shape != two.shape or one.dtype != two.dtype:
+        return []
+    places = (one != two).nonzero()
+    if not len(places):
+        return []
+    index = tuple(places[0].tolist())
+    x, y = one[index].item(), two[index].item()
+    said = f"{list(index)}: {x!r} | {y!r}"
+    if one.is_floating_point():
+        apart = ulps(one, two)
+        said += f" ({float(x).hex()} | {float(y).hex()}), {int(apart[index]):,} ulp apart"
+        return [said, f"{len(places)} of {one.numel()} numbers differ, the most by {int(apart.max()):,} ulp"]
+    return [said, f"{len(places)} of {one.numel()} numbers differ"]
+
+
+def _gap(one: Tensor, two: Tensor) -> str:
+    scale = float(one.abs().max()) or 1.0
+    return f"by up to {float((one - two).abs().max()) / scale:.2g} of its largest number"

@@ -1,0 +1,63 @@
+"""``rlloss bisect``: where two runs part, and why."""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rlloss.cli.exits import Exit
+from rlloss.errors import ConfigError
+from rlloss.runs.reader import RunFolder, to_json
+
+
+def run(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    for path in options.runs:
+        if not path.is_dir():
+            raise ConfigError(f"RUN={path}: no such folder; name a run's folder")
+    from rlloss.bisect.bisect import bisect  # here, since it needs torch
+
+    with tqdm(unit="step", disable=None, leave=False) as bar:
+
+        def progress(run: RunFolder, step: int, steps: int) -> None:
+            bar.total = steps
+            bar.set_description(f"executes {run.path.name} again", refresh=False)
+            bar.update(step - bar.n)
+
+        found = bisect(RunFolder(options.runs[0]), RunFolder(options.runs[1]), progress)
+    if options.json:
+        print(to_json(found.to_dict()))
+    else:
+        print_finding(found)
+    return Exit.FAILS if found.differs else Exit.HOLDS
+
+
+def print_finding(found) -> None:  # type: ignore[no-untyped-def]
+    if not found.differs:
+        print(f"no difference in {found.steps:,} optimiser steps")
+        return
+    rows = {
+        "runs": f"a = {found.run_a}, b = {found.run_b}",
+        "first difference": f"optimiser step {found.step:,} of {found.steps:,}" if found.step else "",
+        "tensor": found.tensor,
+        "operation": found.operation,
+        "cause" if found.decided else "cause, undecided": found.cause,
+        "what would decide": found.remedy,
+    }
+    width = max(len(name) for name, value in rows.items() if value)
+    for name, value in rows.items():
+        if value:
+            print(f"{name:<{width}}  {value}")
+    for line in found.evidence:
+        print(f"{'':<{width}}  {line}")
+
+
+def parser() -> argparse.ArgumentParser:
+    verb = argparse.ArgumentParser(
+        prog="rlloss bisect",
+        description="The first optimiser step after which two runs differ, the operation in it, and the cause. Runs of "
+        "rlloss are executed again up to that step; of records of rlloss.watch, what they hold is read.",
+    )
+    verb.add_argument("runs", nargs=2, type=Path, metavar="RUN")
+    verb.add_argument("--json", action="store_true", help="the finding for programs, on standard output")
+    return verb

@@ -1,0 +1,298 @@
+"""Listening to PyTorch for one optimiser step: each operation, forward and backward, its numbers and its result.
+
+A TorchDispatchMode sees what is computed below autograd, the sums included by which autograd accumulates gradients.
+Just before a backward pass every node of its graph gets a hook, which sees the whole gradient of the tensor it made.
+"""
+
+import json
+import linecache
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, Self
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlloss.errors import ConfigError
+from rlloss.runs.writer import replace
+from rlloss.version import PACKAGE
+from rlloss.watch.tensors import raw
+
+TORCH = str(Path(torch.__file__).parent)
+# whose frames lie between the line that somebody wrote and the tape
+MACHINERY = (TORCH, str(Path(__file__).parent), str(PACKAGE / "bisect"), os.path.dirname(os.__file__), "<frozen")
+SITE = "site-packages"
+TRACE, VALUES = "trace.json", "trace.safetensors"
+BUDGET = 1 << 29  # bytes of values that are kept
+SILENT = (  # that compute no number
+    "profiler", "detach", "alias", "empty", "new_empty", "empty_like", "empty_strided", "_record_function",
+)  # fmt: skip
+
+
+Consumer = tuple[str, int, str]  # a node of autograd: its name, its sequence number, the author's line
+
+
+class Number(NamedTuple):
+    """A tensor as it was: -0 counts as 0 in its digest, and a view of another shape as the same number."""
+
+    digest: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass
+class Entry:
+    """One operation."""
+
+    op: str  # as PyTorch calls it: mul.Tensor
+    inputs: list[Number | str]  # in order; of what is no tensor its text
+    outputs: list[Number]
+    node: str  # of autograd in whose backward it runs; empty in the forward pass
+    sequence: int  # autograd's number of the node that it makes, or in which it runs; -1 for none
+    where: str  # the author's line: "losses.py:12: ratio = logratio.exp()"
+
+
+@dataclass
+class Joint:
+    """A tensor of the graph with its whole gradient, in the order in which backward passes complete them."""
+
+    node: str  # autograd's, that made the tensor: MulBackward0; AccumulateGrad of a leaf
+    name: str  # of the parameter, if it is one
+    number: str  # digest of the tensor; empty if it is not known
+    gradient: Number
+    where: str
+    sequence: int
+    backward: int  # which backward pass, from 0
+    consumers: list[Consumer]  # that pass a gradient to it
+
+
+@dataclass
+class Tape:
+    """What was heard. ``names``: parameters by identity. ``values``: numbers by digest, as far as they are kept."""
+
+    names: dict[int, str] = field(default_factory=dict, repr=False)
+    entries: list[Entry] = field(default_factory=list)
+    joints: list[Joint] = field(default_factory=list)
+    values: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    given: dict[str, str] = field(default_factory=dict)  # numbers that no operation made: digest to parameter's name
+
+    def __post_init__(self) -> None:
+        self._bytes = 0
+        self._quiet = False  # what is computed now is the tape's own
+        self._backwards = 0
+        self._last_sequence = _next_sequence()
+        self._made: dict[int, tuple[str, str]] = {}  # by sequence number: digest of what was made, and where
+        self._known: set[str] = set()
+        self._modes: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._last_sequence = _next_sequence()
+        self._modes = [_Backwards(self), _Operations(self)]
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        while self._modes:
+            self._modes.pop().__exit__(None, None, None)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within: what is computed is the tape's own, and not heard."""
+        self._quiet, before = True, self._quiet
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def save(self, folder: Path, step: int) -> None:
+        """As two files of a run folder: ``trace.json`` and, with the values, ``trace.safetensors``."""
+        document = {
+            "step": step,
+            "given": self.given,
+            "entries": [asdict(entry) for entry in self.entries],
+            "joints": [asdict(joint) for joint in self.joints],
+        }
+        replace(folder / VALUES, save(self.values))
+        replace(folder / TRACE, json.dumps(document).encode())
+
+    def operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[[], Any]) -> Any:
+        """Do it, and write it down."""
+        if self._quiet:
+            return call()
+        inputs = [self._input(x) if isinstance(x, Tensor) else _text(x) for x in _flat([*args, *kwargs.values()])]
+        result = call()
+        outputs = [self._number(x) for x in _flat([result]) if isinstance(x, Tensor)]
+        self._known.update(number.digest for number in outputs)
+        node, sequence, where = torch._C._current_autograd_node(), -1, ""
+        if node is not None:
+            sequence, where = node._sequence_nr(), self._made.get(node._sequence_nr(), ("", ""))[1]
+        else:
+            where, now = author(sys._getframe(2)), _next_sequence()
+            if now > self._last_sequence and outputs:
+                sequence, self._made[now - 1] = now - 1, (outputs[0].digest, where)
+            self._last_sequence = now
+        op = str(func).removeprefix("aten.").removesuffix(".default")
+        self.entries.append(Entry(op, inputs, outputs, _short(node) if node else "", sequence, where))
+        return result
+
+    def begin_backward(self, roots: Iterable[Any]) -> list[Any]:
+        """Hook every node of the graph. Returns: what removes the hooks."""
+        consumers: dict[Any, list[Any]] = {}
+        for node in nodes(roots):
+            consumers.setdefault(node, [])
+            for following, _ in node.next_functions:
+                if following is not None:
+                    consumers.setdefault(following, []).append(node)
+        which, self._backwards = self._backwards, self._backwards + 1
+
+        def hook(node: Any) -> Callable[[Any], None]:
+            users = [(_short(user), user._sequence_nr(), self._where(user)) for user in consumers[node]]
+            return lambda gradients: self._joint(node, gradients, which, users)
+
+        return [node.register_prehook(hook(node)) for node in consumers]
+
+    def _joint(
+        self, node: Any, gradients: Sequence[Tensor | None], which: int, users: list[tuple[str, int, str]]
+    ) -> None:
+        """The whole gradient of what a node made has come together."""
+        gradient, variable = gradients[0], getattr(node, "variable", None)
+        if gradient is None or self._quiet:
+            return
+        made, where = self._made.get(node._sequence_nr(), ("", ""))
+        name, sequence = "", node._sequence_nr()
+        if variable is not None:
+            made, name, sequence = self._number(variable).digest, self.names.get(id(variable), ""), -1
+        self.joints.append(Joint(_short(node), name, made, self._number(gradient), where, sequence, which, users))
+
+    def _where(self, node: Any) -> str:
+        return self._made.get(node._sequence_nr(), ("", ""))[1]
+
+    def _input(self, tensor: Tensor) -> Number:
+        found = self._number(tensor)
+        if found.digest not in self._known:
+            self.given.setdefault(found.digest, self.names.get(id(tensor), ""))
+        return found
+
+    def _number(self, tensor: Tensor) -> Number:
+        with self.paused():
+            plain = tensor.detach()
+            if plain.is_floating_point() and plain.dtype.itemsize > 1:
+                plain = plain + 0.0
+            try:
+                digest = xxhash.xxh3_128_hexdigest(raw(plain))
+            except (RuntimeError, TypeError, NotImplementedError):
+                digest = "unreadable"
+            if digest not in self.values and self._bytes + plain.nbytes < BUDGET:
+                self._bytes += plain.nbytes
+                self.values[digest] = plain.to("cpu").contiguous().clone()
+        return Number(digest, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+def read_tape(folder: Path) -> tuple[int, Tape]:
+    """The optimiser step and what was heard of it. Raises: ConfigError for files that cannot be read."""
+    try:
+        document = json.loads((folder / TRACE).read_bytes())
+        entries = [
+            Entry(
+                entry["op"],
+                [value if isinstance(value, str) else _read_number(value) for value in entry["inputs"]],
+                [_read_number(value) for value in entry["outputs"]],
+                *(entry[key] for key in ("node", "sequence", "where")),
+            )
+            for entry in document["entries"]
+        ]
+        joints = [
+            Joint(**{
+                **joint, "gradient": _read_number(joint["gradient"]), "consumers": list(map(tuple, joint["consumers"]))
+            })
+            for joint in document["joints"]
+        ]  # fmt: skip
+        values = load((folder / VALUES).read_bytes())
+        return int(document["step"]), Tape({}, entries, joints, values, dict(document["given"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ConfigError(f"{folder / TRACE}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _read_number(value: Any) -> Number:
+    digest, shape, dtype = value
+    return Number(digest, tuple(shape), dtype)
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape = tape
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self.tape.operation(func, args, kwargs, lambda: func(*args, **kwargs))
+
+
+class _Backwards(TorchFunctionMode):
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        handles = []
+        if getattr(func, "__name__", "") in ("backward", "grad") and args:
+            roots = args[0] if isinstance(args[0], list | tuple) else [args[0]]
+            handles = self.tape.begin_backward(root.grad_fn for root in roots if isinstance(root, Tensor))
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def nodes(roots: Iterable[Any]) -> list[Any]:
+    """All of a graph."""
+    found: dict[Any, None] = {}
+    todo = [root for root in roots if root is not None]
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found[node] = None
+            todo += [following for following, _ in node.next_functions if following is not None]
+    return list(found)
+
+
+def _next_sequence() -> int:
+    return int(torch._C._autograd._get_sequence_nr())
+
+
+def _short(node: Any) -> str:
+    return str(node.name().rpartition("::")[2])
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        found += _flat(value) if isinstance(value, list | tuple) else [value]
+    return found
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, bool | int | float | str | complex | None) else str(type(value).__name__)
+
+
+def author(frame: FrameType | None) -> str:
+    """The line of whoever called PyTorch: the first that is neither PyTorch's nor ours nor Python's own."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(MACHINERY) or (SITE in name and not name.startswith(TORCH)):
+            line = linecache.getline(name, frame.f_lineno).strip()
+            return f"{Path(name).name}:{frame.f_lineno}" + (f": {line}" if line else "")
+        frame = frame.f_back
+    return ""
