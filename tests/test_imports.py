@@ -45,7 +45,7 @@ FLOORS = (  # from the ground up: a package imports what stands below it, and no
     ("check",),
     ("cause", "power", "train", "watch"),
     ("verify",),
-    ("bisect",),
+    ("bisect", "others"),
     ("stats", "sweep"),
     ("claims", "benchmark"),
     ("cli",),

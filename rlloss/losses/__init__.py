@@ -26,6 +26,7 @@ from rlloss.losses.samples import (
     ppo_softmin,
     ppo_unclipped,
     reinforce,
+    reinforce_logratio,
     reinforce_mask,
     reinforce_plain,
     reinforce_textbook,

@@ -118,6 +118,23 @@ def reinforce(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: 
     return -((w * logp) * advantages)
 
 
+def reinforce_logratio(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
+    """``reinforce`` on the number that PPO's ratio is made of: ``-((w * log ratio) * A)``.
+
+    Gradient: that of ``reinforce``, and of ``ppo_clip``, to the last bit. It stays so where logp has other uses, as in
+    a KL term that the trainer adds: autograd adds the gradients of a tensor in the reverse order of its uses, and this
+    form uses logp once, where PPO does. ``reinforce`` uses it again, after the KL term, and is an ulp off there.
+
+    Args, Returns, Raises: as ``ppo_clip``.
+    Source: this project's, from TRL's GRPOTrainer with ``beta`` above 0.
+    """
+    check_inputs(logp, old_logp, advantages)
+    logratio = logp - old_logp
+    ratio = torch.exp(logratio)
+    w = _weight(ppo_share(ratio, advantages, clip_coef=clip_coef), ratio)
+    return -((w * logratio) * advantages)
+
+
 def reinforce_textbook(logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
     """``reinforce`` in the order in which textbooks write it: ``-(w * A * logp)``.
 
@@ -450,8 +467,8 @@ def _beyond(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
 LOSSES: dict[str, Loss] = {
     loss.__name__: loss
     for loss in (
-        ppo_clip, reinforce, reinforce_textbook, reinforce_mask, ppo_masked, ppo_max, ppo_log_clamp, ppo_clip_offset,
-        ppo_clip_ulp, klip, klip_matched, klip_linear_gate, klip_sigmoid_gate, ppo_softmin, dual_clip, clip_higher,
+        ppo_clip, reinforce, reinforce_logratio, reinforce_textbook, reinforce_mask, ppo_masked, ppo_max,
+        ppo_log_clamp, ppo_clip_offset, ppo_clip_ulp, klip, klip_matched, klip_linear_gate, klip_sigmoid_gate, ppo_softmin, dual_clip, clip_higher,
         two_sided_mask, cispo, cispo_upper, truncated_is, ppo_unclipped, reinforce_unclipped, reinforce_undetached,
         on_policy_ratio, reinforce_plain, a2c, spo, ppo_kl_penalty,
     )

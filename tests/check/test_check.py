@@ -25,7 +25,9 @@ def ratio_of(logp, old_logp):
 # ---------------------------------------------------------------------------------------- the zoo against PPO
 
 AGAINST_PPO = {  # on-policy, off-policy
-    **dict.fromkeys(("reinforce", "ppo_max", "ppo_clip_offset", "klip_matched"), (IDENTICAL, IDENTICAL)),
+    **dict.fromkeys(
+        ("reinforce", "reinforce_logratio", "ppo_max", "ppo_clip_offset", "klip_matched"), (IDENTICAL, IDENTICAL)
+    ),
     **dict.fromkeys(
         ("reinforce_textbook", "reinforce_mask", "ppo_masked", "ppo_log_clamp", "klip"), (IDENTICAL, EQUAL)
     ),

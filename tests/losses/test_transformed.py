@@ -170,8 +170,8 @@ def assert_few_ulp(name: str, compiled: tuple[Tensor, Tensor], *batch: Tensor) -
 
 
 PPOS_GRADIENT = {
-    "ppo_clip", "reinforce", "reinforce_mask", "ppo_masked", "ppo_max", "ppo_log_clamp", "ppo_clip_offset",
-    "klip_matched", "dual_clip",  # dual_clip: no ratio above 3 here
+    "ppo_clip", "reinforce", "reinforce_logratio", "reinforce_mask", "ppo_masked", "ppo_max", "ppo_log_clamp",
+    "ppo_clip_offset", "klip_matched", "dual_clip",  # dual_clip: no ratio above 3 here
 }  # fmt: skip
 EQUAL_AT_POWERS_OF_TWO = {"reinforce_textbook", "klip"}
 OTHERS = ({"ppo_unclipped", "reinforce_unclipped"}, {"on_policy_ratio", "reinforce_plain", "a2c"})

@@ -34,7 +34,8 @@ def gate(r, A, shape):
 # d loss / d logp of one sample, from its ratio r, advantage A and logp
 GRADIENTS = {
     **dict.fromkeys(
-        ("ppo_clip", "reinforce", "reinforce_textbook", "reinforce_mask", "ppo_masked", "ppo_max", "ppo_log_clamp",
+        ("ppo_clip", "reinforce", "reinforce_logratio", "reinforce_textbook", "reinforce_mask", "ppo_masked", "ppo_max",
+         "ppo_log_clamp",
          "ppo_clip_offset", "ppo_clip_ulp", "klip", "klip_matched"),
         lambda r, A, logp: -A * r * passes(r, A),
     ),
