@@ -35,8 +35,7 @@ def gate(r, A, shape):
 GRADIENTS = {
     **dict.fromkeys(
         ("ppo_clip", "reinforce", "reinforce_logratio", "reinforce_textbook", "reinforce_mask", "ppo_masked", "ppo_max",
-         "ppo_log_clamp",
-         "ppo_clip_offset", "ppo_clip_ulp", "klip", "klip_matched"),
+         "ppo_log_clamp", "ppo_clip_offset", "ppo_clip_ulp", "klip", "klip_matched"),
         lambda r, A, logp: -A * r * passes(r, A),
     ),
     "klip_linear_gate": lambda r, A, logp: -A * r * (1 - gate(r, A, "linear")),
