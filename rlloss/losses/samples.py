@@ -469,8 +469,8 @@ LOSSES: dict[str, Loss] = {
     for loss in (
         ppo_clip, reinforce, reinforce_logratio, reinforce_textbook, reinforce_mask, ppo_masked, ppo_max,
         ppo_log_clamp, ppo_clip_offset, ppo_clip_ulp, klip, klip_matched, klip_linear_gate, klip_sigmoid_gate,
-        ppo_softmin, dual_clip, clip_higher, two_sided_mask, cispo, cispo_upper, truncated_is, ppo_unclipped, reinforce_unclipped, reinforce_undetached,
-        on_policy_ratio, reinforce_plain, a2c, spo, ppo_kl_penalty,
+        ppo_softmin, dual_clip, clip_higher, two_sided_mask, cispo, cispo_upper, truncated_is, ppo_unclipped,
+        reinforce_unclipped, reinforce_undetached, on_policy_ratio, reinforce_plain, a2c, spo, ppo_kl_penalty,
     )
 }  # fmt: skip
 """Every formulation, by the name that ``loss=NAME`` selects. A new one: a function, a line here, a yaml."""
