@@ -11,6 +11,7 @@ from rlloss.runs.watched import FirstTensors, Record, first_tensors, other_optio
 from rlloss.verify import first_difference
 from rlloss.watch.tape import TRACE, Tape, read_tape
 
+GENERATORS = ("PyTorch", "NumPy", "Python")
 REMEDY = "watch both with trace={step}, which records each operation of that step"
 
 
@@ -74,8 +75,7 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
         return words, True
     if words := other_machine(a.run, b.run):
         return words, True
-    random = _since(a, b, "random_digest", step)
-    drew = f"; PyTorch's, NumPy's and Python's generators part before step {random:,}" if random else ""
+    drew = _draws(a, b, step)
     one, other = a.gradients(step), b.gradients(step)
     if one and other:
         if names := [name for name in one if one[name] != other.get(name)]:
@@ -98,6 +98,18 @@ def _rows(a: Record, b: Record, step: int) -> str:
         which = "a" if a.run.metrics["skipped_steps"].iloc[since - 1] else "b"
         return f"{which} skips step {since:,}: GradScaler found a gradient that is not finite"
     return ""
+
+
+def _draws(a: Record, b: Record, until: int) -> str:
+    """Which of the generators that a process shares parted, and when; empty if none did that was drawn from."""
+    parted = []
+    digests = [record.run.metrics["random_digests"].iloc[:until].str.split(expand=True) for record in (a, b)]
+    for place, name in enumerate(GENERATORS):
+        one, other = (table[place].to_numpy() for table in digests)
+        differs = np.flatnonzero(one != other)
+        if len(differs) and (differs[0] or len(set(one)) > 1):  # or else it was never seeded, and never used
+            parted.append(f"{name}'s generator before step {int(differs[0]) + 1:,}")
+    return f"; other random numbers: {' and '.join(parted)}" if parted else ""
 
 
 def _since(a: Record, b: Record, column: str, until: int) -> int:

@@ -13,7 +13,7 @@ from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps
 from rlloss.watch.tape import Entry, Joint, Number, Tape
 
 FEW_ULPS = 64  # to which factors multiplied, or terms added, in another order agree where they do not cancel
-MOST_DEEP = 5  # operations of an expression
+MOST_DEEP = 2  # operations of an expression
 ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=[^=]")  # the name to which a line assigns
 DRAWS = ("rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random")
 PASS_ON = ("view", "reshape", "_unsafe_view", "expand", "squeeze", "unsqueeze", "t", "transpose", "permute", "clone",

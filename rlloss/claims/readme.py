@@ -5,7 +5,7 @@ Each part stands between a marker and ``<!-- end -->``. A marker is one of
 - ``<!-- NAME.csv -->``, ``<!-- NAME.md -->``: a table of the reference results;
   ``<!-- NAME.csv: COLUMN; COLUMN -->``: some of its columns; ``<!-- NAME.md | head -4 -->``: some of its lines
 - ``<!-- claims -->``, ``<!-- metrics -->``, ``<!-- groups -->``, ``<!-- keys -->``: a table made from the code
-- ``<!-- $ rlloss ARGUMENTS -->``: the command and what it prints;
+- ``<!-- $ rlloss ARGUMENTS -->``, ``<!-- $ python ARGUMENTS -->``: the command and what it prints;
   ``<!-- $ rlloss ARGUMENTS | head -3 -->``: a part of what it prints
 """
 
@@ -42,7 +42,9 @@ from rlloss.config.schema import (
 from rlloss.errors import ConfigError
 
 COMMAND = re.compile(
-    r"<!-- \$ rlloss (?P<arguments>[^\n|]*?)(?: \| (?P<filter>[^\n]*?))? -->(?P<body>.*?)<!-- end -->", re.DOTALL
+    r"<!-- \$ (?P<program>rlloss|python) (?P<arguments>[^\n|]*?)(?: \| (?P<filter>[^\n]*?))? -->"
+    r"(?P<body>.*?)<!-- end -->",
+    re.DOTALL,
 )
 TABLE = re.compile(
     r"<!-- (?P<name>[\w/-]+\.(?:csv|md)|claims|metrics|groups|keys)"
@@ -177,16 +179,17 @@ def run_readme(readme: Path) -> None:
     """Run every command that stands in ``<!-- $ rlloss ... -->``, and put there what it prints."""
 
     def run(match: re.Match[str]) -> str:
-        command = [sys.executable, "-m", "rlloss", *shlex.split(match["arguments"])]
+        program, arguments = match["program"], match["arguments"]
+        command = [sys.executable, *(["-m", "rlloss"] if program == "rlloss" else []), *shlex.split(arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return block(match["arguments"], match["filter"], done.stdout or done.stderr)
+        return block(f"{program} {arguments}", match["filter"], done.stdout or done.stderr)
 
     readme.write_text(COMMAND.sub(run, readme.read_text()))
 
 
-def block(arguments: str, filter: str | None, printed: str) -> str:
+def block(command: str, filter: str | None, printed: str) -> str:
     """A command's block, from its marker to its end; a long one is folded below its verdict and its example."""
-    line = f"rlloss {arguments}" + (f" | {filter}" if filter else "")
+    line = command + (f" | {filter}" if filter else "")
     shown = filtered(printed, filter).rstrip()
     body = f"```console\n$ {line}\n{shown}\n```"
     if len(shown.splitlines()) > FOLDED:

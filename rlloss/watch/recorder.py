@@ -150,7 +150,7 @@ class Recorder:
             "learning_rates": " ".join(map(repr, rates)),
             "skipped_steps": int(skipped),
             "changed_outside": self._outside,
-            "random_digest": random_digest(),
+            "random_digests": random_digests(),
         }
         if self._with_gradients:
             self.writer.extend("gradients.bin", gradients(self._found))
@@ -236,14 +236,15 @@ def _size(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def random_digest() -> str:
-    """Of the three generators that a whole process shares: PyTorch's, NumPy's and Python's."""
-    digest = hashlib.sha256(torch.get_rng_state().numpy().data)
+def random_digests() -> str:
+    """Of the generators that a whole process shares: PyTorch's, NumPy's and Python's."""
     numpys: Any = np.random.get_state(legacy=False)["state"]  # noqa: NPY002, it is the one that others use
-    parts = [numpys.pop("key", np.empty(0)).tobytes(), repr(numpys), repr(hash(random.getstate()[1]))]
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else part.encode())
-    return digest.hexdigest()[:16]
+    states = [
+        torch.get_rng_state().numpy().tobytes(),
+        numpys.pop("key", np.empty(0)).tobytes() + repr(numpys).encode(),
+        repr(hash(random.getstate()[1])).encode(),
+    ]
+    return " ".join(hashlib.sha256(state).hexdigest()[:8] for state in states)
 
 
 def facts(models: Mapping[str, nn.Module]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from urllib.parse import unquote
 
 import pytest
@@ -25,7 +26,8 @@ QUICK = ("check ppo_clip reinforce", "check ppo_clip tests/examples/my_losses.py
 
 
 def test_these_are_the_readmes():
-    folders = ("", "configs/", "experiments/", "results/", "rlloss/check/", "rlloss/graph/", "rlloss/train/", "tests/")
+    packages = ("check", "graph", "train", "watch")
+    folders = ("", "configs/", "experiments/", "results/", "tests/", *(f"rlloss/{name}/" for name in packages))
     assert [name.removesuffix("README.md") for name in READMES] == sorted(
         folders, key=lambda folder: folder + "README.md"
     )
@@ -66,7 +68,7 @@ def test_markers_choose_columns_and_lines(tmp_path):
     readme.update_readme(copy, reference)
     table = "| a, b | d |\n| ---: | ---: |\n| 1 | 3 |"
     assert copy.read_text() == f"<!-- t.csv: a, b; d | head -3 -->\n\n{table}\n\n<!-- end -->"
-    assert "```console\n$ rlloss x | head -1\none\n```" in readme.block("x", "head -1", "one\ntwo\n")
+    assert "```console\n$ rlloss x | head -1\none\n```" in readme.block("rlloss x", "head -1", "one\ntwo\n")
 
 
 def test_no_marker_is_misspelt_and_each_has_its_end():
@@ -156,7 +158,13 @@ def test_the_tour_of_the_front_door_runs(tmp_path, monkeypatch, capsys):
         return re.findall(r"[a-zA-Z_]{4,}", re.sub(r"\b[0-9a-f]{12}\b", "", text))
 
     for match in TOUR:
-        assert main(shlex.split(match["arguments"])) == 0, match["arguments"]
+        arguments = shlex.split(match["arguments"])
+        if match["program"] == "python":
+            print(
+                subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout, end=""
+            )
+        else:
+            assert main(arguments) == (arguments[0] == "bisect"), arguments
         shown = match["body"].partition("\n$ ")[2].partition("\n")[2]
         assert words(readme.filtered(capsys.readouterr().out, match["filter"])) == words(shown)
 
@@ -164,10 +172,10 @@ def test_the_tour_of_the_front_door_runs(tmp_path, monkeypatch, capsys):
 def test_a_long_output_is_folded_below_its_verdict_and_its_example():
     report = "a and b: DIFFERENT (why)\n" + "x\n" * 8 + "example      ratio 2\n             different: 1, 2\n"
     assert "rlloss c d</code><br>a and b: DIFFERENT (why)<br>ratio 2; different: 1, 2</summary>" in readme.block(
-        "c d", None, report
+        "rlloss c d", None, report
     )
-    assert "<code>rlloss c</code></summary>" in readme.block("c", None, "head  er\n" * 9)
-    assert "<details>" not in readme.block("c", None, "a: EQUAL (why)\n" * 8)
+    assert "<code>rlloss c</code></summary>" in readme.block("rlloss c", None, "head  er\n" * 9)
+    assert "<details>" not in readme.block("rlloss c", None, "a: EQUAL (why)\n" * 8)
 
 
 def test_the_example_of_an_assertion_runs(monkeypatch):
