@@ -600,3 +600,35 @@ def _to_meta(model):
     model.register_buffer("ghost", None)
     model.register_parameter("2.bias".replace(".", "_"), None)
     model[2].register_buffer("bias2", torch.empty(1, device="meta"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_each_of_several_processes_records_what_it_has(tmp_path, kind):
+    for name, fault in (("a", ""), ("b", ""), ("c", "1")):
+        command = [
+            sys.executable,
+            "-m",
+            "tests.watch.sharded",
+            kind,
+            tmp_path / name,
+            tmp_path / f"{name}.store",
+            fault,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+    runs = {(name, rank): RunFolder(tmp_path / name / f"rank-{rank}") for name in "abc" for rank in (0, 1)}
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    for rank in (0, 1):
+        verdict = compare_runs(runs["a", rank], runs["b", rank])
+        assert (verdict.verdict, verdict.steps) == ("IDENTICAL", 4), verdict.reason
+        assert Record(runs["a", rank]).names(1) == names
+    found = compare_runs(runs["a", 1], runs["c", 1]).first_tensors
+    assert (found.step, found.when, list(found.names)) == (3, "in", ["2.weight"])
+    assert (runs["a", 0].digests[-1] == runs["a", 1].digests[-1]) == (kind == "ddp"), "of FSDP2 each has its own part"
+
+
+def test_what_flattens_parameters_is_refused_by_name(tmp_path):
+    flat = type("FullyShardedDataParallel", (nn.Module,), {})()
+    with pytest.raises(ConfigError, match=r"so that they have no names; use fully_shard \(FSDP2\)"):
+        rlloss.watch(flat, None, tmp_path / "a")
