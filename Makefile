@@ -40,15 +40,15 @@ $(JS)/node_modules/.installed: $(JS)/package.json $(JS)/package-lock.json
 	cd $(JS) && npm ci --no-audit --no-fund
 	touch $@
 
-benchmark: $(VENV)/.installed-benchmark
+benchmark: $(VENV)/.installed
 	$(BIN)/rlloss benchmark $(ARGS)
 
 readme: $(VENV)/.installed
-	rm -rf results/tour
+	rm -rf results/tour results/watched
 	$(BIN)/python -m rlloss.claims.readme $$(git ls-files '*README.md')
 
 clean:
-	rm -rf $(VENV) results/runs results/report results/artifact results/tour
+	rm -rf $(VENV) results/runs results/report results/artifact results/tour results/watched
 
 $(VENV)/.locked: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlloss needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -58,8 +58,4 @@ $(VENV)/.locked: requirements.lock
 
 $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
-
-$(VENV)/.installed-benchmark: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmark]'
 	touch $@

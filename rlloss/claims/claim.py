@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rlloss.config.choices import data_dir
 from rlloss.errors import ConfigError
 from rlloss.lazy import load_file
+from rlloss.others import Training
 from rlloss.runs.reader import RunFolder
 
 Overrides = tuple[str, ...]
@@ -32,6 +33,7 @@ def no_facts(evidence: pd.DataFrame) -> dict[str, str]:
 class Claim:
     """``runs`` lists each run's Hydra overrides for a preset (``quick`` or ``paper``).
 
+    ``others`` lists trainings by other people's trainers, whose records come after those runs.
     ``judge`` and ``figure`` get those runs in that order, and decide on what the run folders hold and nothing else. A
     claim without runs computes its evidence on the spot, the same each time.
     ``facts`` makes of the evidence, as it stands in the claim's table, the numbers that the explanation quotes.
@@ -43,6 +45,7 @@ class Claim:
     figure: Callable[[Sequence[RunFolder]], Figure]
     order: int = 1000  # its place in the report: the lower, the earlier
     facts: Callable[[pd.DataFrame], dict[str, str]] = no_facts
+    others: Callable[[str], list[Training]] = lambda preset: []
     name: str = ""  # the file's name
 
 

@@ -32,6 +32,11 @@ class Judged:
     why_not: str = ""  # there is no finding: what is not installed here and the remedy, or the file that is damaged
 
     @property
+    def ours(self) -> list[tuple[str, RunFolder]]:
+        """The setting and the run of each that our own trainer made."""
+        return list(zip(self.settings, self.runs, strict=False))
+
+    @property
     def verdict(self) -> str:
         if self.finding is None:
             return NOT_RUN
@@ -55,11 +60,13 @@ def judge(claim: Claim, preset: str, run_root: Path, needed: str = "") -> Judged
     """The claim's verdict on the runs below ``run_root``; ``needed`` says why they could not be made here."""
     overrides = claim.runs(preset)
     configs = [replace(load(o), run_root=str(run_root)) for o in overrides]
-    runs = [RunFolder(run_folder(config)) for config in configs]
+    others = [RunFolder(training.folder(run_root)) for training in claim.others(preset)]
+    runs = [*(RunFolder(run_folder(config)) for config in configs), *others]
     judged = partial(Judged, claim, preset, list(map(setting, overrides)), runs)
     if not all(run.status == "finished" for run in runs):
         return judged(None, needed)
-    if damage := next(filter(None, map(_damage, runs, configs)), ""):
+    damages = [*map(_damage, runs, configs), *(run.damage for run in others)]
+    if damage := next(filter(None, damages), ""):
         return judged(None, damage)
     return judged(claim.judge(runs))
 

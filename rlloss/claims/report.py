@@ -37,7 +37,7 @@ def report_claims(
     verdicts = pd.DataFrame(
         [(one.claim.name, one.verdict, one.summary) for one in judged], columns=["claim", "verdict", "evidence"]
     )
-    finished = [run for one in judged for run in zip(one.settings, one.runs, strict=True) if one.finding]
+    finished = [run for one in judged for run in one.ours if one.finding]
     returns, aggregate = stats.returns_table(finished), stats.aggregate_table(finished)
     command = f"rlloss reproduce --preset {preset}"
     write_table(verdicts, out / "claims", command)

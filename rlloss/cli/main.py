@@ -21,7 +21,7 @@ VERBS = {  # each is a module of this package with a function run(arguments)
     "graph": "the computation graphs of losses, live: forward, backward, stop-gradient",
     "reproduce": "run every claim's experiments, judge them, draw the figures",
     "report": "judge and draw the claims from what has been run",
-    "benchmark": "speed: of training beside its peers, checks, sweeps, graph pages",
+    "benchmark": "speed: of training beside its peers, checks, sweeps, graph pages, watching",
 }
 
 

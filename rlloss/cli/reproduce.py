@@ -11,6 +11,7 @@ from rlloss.cli.exits import Exit
 from rlloss.cli.report import add_claims, numerics_of, print_verdicts
 from rlloss.cli.train import exit_code, print_note
 from rlloss.errors import ConfigError
+from rlloss.others import Training, run as others
 from rlloss.runs.place import run_folder
 from rlloss.sweep.launchers import Job, jobs_of, quoted, sweep
 from rlloss.sweep.run import plan
@@ -26,17 +27,22 @@ def run(arguments: list[str]) -> int:
     claims = select(options.claim, numerics)
     where = quoted("run_root", str(options.runs))
     wanted: dict[Path, Job] = {}
+    trainings: list[Training] = []  # by other people's trainers
     absent: dict[str, str] = {}  # claim -> what it needs and is not installed here; the others run all the same
     for claim in claims:
         jobs = jobs_of([[*overrides, where] for overrides in claim.runs(options.preset)])
-        if needed := missing_extra(job.config.env for job in jobs):
+        theirs = claim.others(options.preset)
+        if needed := missing_extra(job.config.env for job in jobs) or others.missing(theirs):
             absent[claim.name] = needed
         else:
             wanted = {run_folder(job.config): job for job in jobs} | wanted
+            trainings += theirs
     configs = [job.config for job in wanted.values()]
-    print(f"{len(claims)} claims, {plan(configs)}; numerics={numerics}", flush=True)
+    besides = f", {len(trainings)} by other trainers" if trainings else ""
+    print(f"{len(claims)} claims, {plan(configs)}{besides}; numerics={numerics}", flush=True)
     print_note(configs)
     code = exit_code(sweep(list(wanted.values()), hydras))
+    others.run(trainings, options.runs)
     holds = print_verdicts(report_claims(claims, options.preset, options.runs, options.report, absent), options.report)
     same = print_comparison(
         options.report, options.preset, [claim.name for claim in claims if claim.name not in absent]

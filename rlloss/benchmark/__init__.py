@@ -1,0 +1,1 @@
+"""How fast: of training beside its peers, of checks, sweeps, graph pages, both numerics, and of watching."""

@@ -1,0 +1,115 @@
+"""Environment steps per second: the bare vector environment, this trainer recorded or not, and installed peers.
+
+Every contestant runs once per round, in turn, so that a machine whose speed drifts slows all of them alike; ratios are
+taken within a round. Same task for all: CartPole-v1, 4 environments x 128 steps, 4 epochs x 4 minibatches, one thread.
+"""
+
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pandas as pd
+import torch
+from gymnasium.vector import SyncVectorEnv
+from tqdm import tqdm
+
+from rlloss.config.schema import Config
+from rlloss.train.loop import train
+
+RECORDED, UNRECORDED, BARE, SB3 = (
+    "rlloss, recorded",
+    "rlloss, not recorded",
+    "bare SyncVectorEnv",
+    "Stable-Baselines3",
+)
+
+
+def benchmark(rounds: int, timesteps: int) -> pd.DataFrame:
+    """A row per contestant: median, lowest and highest steps/s, and the median over rounds of the ratio to rlloss."""
+    contestants: dict[str, Callable[[int], float]] = {BARE: _bare, UNRECORDED: _unrecorded, RECORDED: _recorded}
+    if importlib.util.find_spec("stable_baselines3") is not None:
+        contestants[SB3] = _stable_baselines3
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    with tqdm(total=rounds * len(contestants), unit="run", disable=None) as bar:
+        for contestant in contestants.values():
+            contestant(1024)  # imports, allocator and caches are warm before anything counts
+        for _ in range(rounds):
+            for name, contestant in contestants.items():
+                bar.set_postfix_str(name)
+                speeds[name].append(contestant(timesteps))
+                bar.update()
+    return pd.DataFrame(
+        {
+            "contestant": name,
+            "steps/s, median": round(statistics.median(values)),
+            "lowest": round(min(values)),
+            "highest": round(max(values)),
+            "rlloss, recorded / this": round(
+                statistics.median(ours / value for ours, value in zip(speeds[RECORDED], values, strict=True)), 3
+            ),
+            "rounds": rounds,
+        }
+        for name, values in speeds.items()
+    )
+
+
+def _config(timesteps: int) -> Config:
+    return Config(total_timesteps=timesteps)
+
+
+def _bare(timesteps: int) -> float:
+    """Gymnasium's vector environment under random actions: what the fastest possible agent would see."""
+    config = _config(timesteps)
+    envs = SyncVectorEnv([lambda: gymnasium.make(config.env.id)] * config.num_envs)
+    envs.reset(seed=1)
+    actions = np.random.default_rng(1).integers(0, 2, (timesteps // config.num_envs, config.num_envs))
+    start = time.perf_counter()
+    for action in actions:
+        envs.step(action)
+    return timesteps / (time.perf_counter() - start)
+
+
+def _unrecorded(timesteps: int) -> float:
+    return train(_config(timesteps)).steps_per_second
+
+
+def _recorded(timesteps: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        return train(_config(timesteps), Path(folder) / "run").steps_per_second
+
+
+def _stable_baselines3(timesteps: int) -> float:
+    """The same algorithm and hyperparameters, value clipping and annealing included."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    config = _config(timesteps)
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env(config.env.id, n_envs=config.num_envs, seed=1),
+        learning_rate=lambda remaining: config.learning_rate * remaining,
+        n_steps=config.num_steps,
+        batch_size=config.minibatch_samples,
+        n_epochs=config.update_epochs,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_coef,
+        clip_range_vf=config.clip_coef,
+        ent_coef=config.ent_coef,
+        vf_coef=config.vf_coef,
+        max_grad_norm=config.max_grad_norm,
+        seed=1,
+        device="cpu",
+    )
+    start = time.perf_counter()
+    model.learn(timesteps)
+    speed: float = model.num_timesteps / (time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return speed
