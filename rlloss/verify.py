@@ -182,6 +182,9 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     verdict = partial(verdict, cause=cause(a, b, first), first_tensors=named)
     if first is None and acted is None:
         if len(a.digests) == len(b.digests):
+            if a.info.get("changed_after") != b.info.get("changed_after"):
+                reason = "identical at every optimiser step; after the last one something else changed the parameters"
+                return verdict(Verdict.DIVERGED, reason=reason, tested=True)
             tested, untested = power(a, b)
             lost = swallowed(Record(a), Record(b)) if is_watched(a) and is_watched(b) else None
             reason = _listed(f"{lost}, which that step took back" if lost else "", other_machine(a, b))

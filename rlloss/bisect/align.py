@@ -14,7 +14,7 @@ from torch import Tensor
 from rlloss.watch.tape import SILENT, Entry, Joint, Number, Tape
 
 LEAF = "AccumulateGrad"  # autograd's node of a parameter
-Kind = Literal["operation", "input", "option", "gradient", "none"]
+Kind = Literal["operation", "input", "option", "gradient", "program", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Split:
     - operation: ``ours`` and ``theirs`` have equal inputs and another output, the ``place``-th.
     - input: they have another input, the ``place``-th, that no operation before them made: data, or a parameter.
     - option: the ``place``-th of their inputs is no tensor, and another.
+    - program: after the last backward pass, with gradients that are all equal, one computes something else.
     - gradient: of two programs: ``joint`` and ``other_joint`` are the first gradients of one tensor that differ.
     - none: nowhere.
 
@@ -79,7 +80,17 @@ def _by_value(a: Tape, b: Tape, ours: Sequence[Entry], theirs: Sequence[Entry]) 
     if found := first_gradients(a, b):
         joint, other = found
         return Split("gradient", x, y, 0, joint, other, last, joint.gradient.digest, other.gradient.digest)
-    return _lockstep(behind(ours), behind(theirs))
+    return _after(behind(ours), behind(theirs))
+
+
+def _after(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
+    """What two programs compute with equal gradients, up to the first operation that only one of them has."""
+    for i in range(max(len(ours), len(theirs))):
+        x, y = (list_[i] if i < len(list_) else None for list_ in (ours, theirs))
+        if x is None or y is None or kind_of(x) != kind_of(y):
+            found = _lockstep(ours[:i], theirs[:i])
+            return found if found.kind != "none" else Split("program", x, y)
+    return _lockstep(ours, theirs)
 
 
 def first_gradients(a: Tape, b: Tape) -> tuple[Joint, Joint] | None:

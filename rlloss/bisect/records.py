@@ -43,10 +43,17 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
         found = split(*heard)
         why = explain(found, *heard)
         if found.kind != "none":
+            words = why.words + (_recorded(a, b) if found.kind in ("program", "operation") else "")
             said |= {"operation": operation(found), "evidence": why.evidence}
-            return finding(step, why.words, decided=why.decided, **said)
+            return finding(step, words, decided=why.decided, **said)
     remedy = "" if decided else REMEDY.format(step=step)
     return finding(step, cause, decided=decided, remedy=remedy, **said)
+
+
+def _recorded(a: RunFolder, b: RunFolder) -> str:
+    """What may part two runs and is another in their records: options, versions, machine, threads; or nothing."""
+    known = "; ".join(filter(None, (other_options(a, b), other_machine(a, b))))
+    return f"; recorded: {known}" if known else ""
 
 
 def _heard(a: RunFolder, b: RunFolder, step: int) -> tuple[Tape, Tape] | None:
@@ -71,11 +78,8 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
         return f"something else than the optimiser changed {outside[0]}{more}, before step {step:,}", True
     if words := _rows(a, b, step):
         return words, True
-    if words := other_options(a.run, b.run):
-        return words, True
-    if words := other_machine(a.run, b.run):
-        return words, True
     drew = _draws(a, b, step)
+    drew += _recorded(a.run, b.run)
     one, other = a.gradients(step), b.gradients(step)
     if one and other:
         if names := [name for name in one if one[name] != other.get(name)]:
@@ -91,7 +95,8 @@ def _rows(a: Record, b: Record, step: int) -> str:
     """What the rows of metrics say, up to a step: an optimiser, a learning rate, a skipped step."""
     if since := _since(a, b, "optimizer", step):
         return f"another optimiser makes step {since:,}"
-    if since := _since(a, b, "learning_rates", step):
+    since = _since(a, b, "learning_rates", step)
+    if since == step:  # one that differed before, and changed nothing, need not be the cause
         rates = " | ".join(str(record.run.metrics["learning_rates"].iloc[since - 1]) for record in (a, b))
         return f"another learning rate from step {since:,} on: {rates}"
     if since := _since(a, b, "skipped_steps", step):

@@ -10,7 +10,7 @@ from rlloss.train.confirm import load_checkpoint, quiet
 from rlloss.train.loop import iterate, watched
 from rlloss.train.state import prepared
 from rlloss.train.switches import deterministic
-from rlloss.watch.tape import Tape
+from rlloss.watch.tape import Tape, names_of
 
 
 class Other(Exception):
@@ -30,7 +30,7 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
     config.validate()
     tape = Tape()
     with deterministic(config), prepared(config) as state, watched(state):
-        tape.names = {id(leaf): name for name, leaf in state.policy.named.items()}
+        tape.names = names_of(state.policy.named.items(), [state.optimizer])
         for kept in sorted((run.path / CHECKPOINTS).glob("*.safetensors"), reverse=True):
             if kept.stem.isdecimal() and int(kept.stem) < step:
                 load_checkpoint(state, kept, int(kept.stem))

@@ -4,15 +4,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps
+from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps, used
 from rlloss.watch.tape import Entry, Joint, Number, Tape
 
-FEW_ULPS = 64  # to which factors multiplied, or terms added, in another order agree where they do not cancel
+FEW_ULPS = 4  # to which the factors of a product agree, multiplied in another order
+NEAR_ULPS = 64  # to which it may be rounding, or a term that small
+FEW = 4  # elements, of which less have a rule in common by chance
 MOST_DEEP = 2  # operations of an expression
 ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=[^=]")  # the name to which a line assigns
 DRAWS = ("rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random")
@@ -38,6 +40,8 @@ def explain(found: Split, a: Tape, b: Tape) -> Cause:
             return _operation(found, a, b)
         case "option":
             return _option(found)
+        case "program":
+            return _program(found)
         case "input":
             return _input(found, a, b)
         case "gradient":
@@ -47,23 +51,27 @@ def explain(found: Split, a: Tape, b: Tape) -> Cause:
 
 
 def not_finite(a: Tape, b: Tape) -> Cause | None:
-    """The first operation of one run alone that makes infinite numbers, or none, of finite ones."""
-    first = [_first_not_finite(tape) for tape in (a, b)]
-    for which, entry in zip("ab", first, strict=True):
-        if entry is not None and first.count(None):
-            return Cause(f"{which} has numbers that are not finite: {entry.op} made the first, of finite ones, at "
-                         f"{place_of(entry)}")  # fmt: skip
-    return None
+    """In one run alone a gradient is not finite: the first operation that makes such numbers of finite ones."""
+    broken = [any(not _finite(tape, joint.gradient) for joint in tape.joints) for tape in (a, b)]
+    if broken[0] == broken[1]:
+        return None
+    which, tape = ("a", a) if broken[0] else ("b", b)
+    if (entry := _first_not_finite(tape)) is None:
+        return None
+    return Cause(f"{which} has numbers that are not finite: {entry.op} made the first, of finite ones, at "
+                 f"{place_of(entry)}")  # fmt: skip
+
+
+def _finite(tape: Tape, number: Number) -> bool:
+    value = tape.values.get(number.digest)
+    return value is None or not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
 def _first_not_finite(tape: Tape) -> Entry | None:
-    def finite(number: Number) -> bool:
-        value = tape.values.get(number.digest)
-        return value is None or not value.is_floating_point() or bool(torch.isfinite(value).all())
-
     for entry in computing(tape.entries):
         fills = any(isinstance(value, str) and value in ("inf", "-inf", "nan") for value in entry.inputs)
-        if not all(map(finite, entry.outputs)) and all(map(finite, numbers_in(entry))) and not fills:
+        made = all(_finite(tape, number) for number in entry.outputs)
+        if not made and all(_finite(tape, number) for number in numbers_in(entry)) and not fills:
             return entry
     return None
 
@@ -85,15 +93,23 @@ def _option(found: Split) -> Cause:
     return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
 
 
+def _program(found: Split) -> Cause:
+    """With equal gradients, one run computes something else between its backward pass and the end of its step."""
+    said = [f"{entry.op} at {place_of(entry)}" if entry else "nothing more" for entry in (found.ours, found.theirs)]
+    return Cause(f"with equal gradients, after the backward pass, a computes {said[0]}, and b {said[1]}")
+
+
 def _input(found: Split, a: Tape, b: Tape) -> Cause:
     """Something came in from outside, or was left from a step before."""
     assert found.ours is not None
     evidence = difference(a.values.get(found.a), b.values.get(found.b))
-    if name := a.given.get(found.a):
-        return Cause(f"the parameter {name} was another before anything was computed", evidence)
+    if name := a.given.get(found.a) or b.given.get(found.b):
+        return Cause(f"{name} was another before the step began", evidence)
     if stale := _stale_gradients(a, b):
         return stale
-    return _other_data(found, a, b)
+    if found.a in a.given and found.b in b.given:
+        return _other_data(found, a, b)
+    return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another number", evidence, decided=False)
 
 
 def _stale_gradients(a: Tape, b: Tape) -> Cause | None:
@@ -127,26 +143,59 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     one, two = found.ours, found.theirs
     assert one is not None
     read = f"{name_of(one)} at {place_of(one)}"
-    rows = [_rows(tape, one) for tape in (a, b)]
-    if rows[0] and Counter(rows[0]) == Counter(rows[1]):
+    rows = [_samples(tape, one) for tape in (a, b)]
+    if rows[0] and rows[0] != rows[1] and Counter(rows[0]) == Counter(rows[1]):
         return Cause(f"the same samples in another order, first seen in {read}")
     shared = Counter(rows[0]) & Counter(rows[1])
-    what = (
-        f"another minibatch: {sum(shared.values())} of {len(rows[0])} samples are the same" if shared else "other data"
-    )
-    first = difference(*(tape.values.get(e.outputs[0].digest) if e else None for tape, e in ((a, one), (b, two))))
-    return Cause(f"{what}, first seen in {read}", first)
+    what = f"another minibatch, with {shared.total()} of {len(rows[0])} samples in common" if shared else "other data"
+    numbers = [tape.values.get(e.outputs[0].digest) if e and e.outputs else None for tape, e in ((a, one), (b, two))]
+    return Cause(f"{what}, first seen in {read}", difference(*numbers))
 
 
-def _rows(tape: Tape, like: Entry) -> list[tuple[float, ...]]:
-    """The rows of all that one line made by one operation, over the whole step."""
+def _samples(tape: Tape, like: Entry) -> list[tuple[float, ...]]:
+    """The samples that one line made, over the whole step: all that it made of each, labels and weights included."""
     found: list[tuple[float, ...]] = []
+    group: list[Tensor] = []
+    kinds: list[object] = []
+
+    def close() -> None:
+        if group:
+            found.extend(map(tuple, torch.cat([value.reshape(len(value), -1).double() for value in group], 1).tolist()))
+        group.clear()
+        kinds.clear()
+
     for entry in tape.entries:
-        if not entry.node and entry.op == like.op and written(entry.where) == written(like.where):
-            value = tape.values.get(entry.outputs[0].digest) if entry.outputs else None
-            if value is not None and value.ndim > 1:
-                found += map(tuple, value.reshape(len(value), -1).tolist())
+        value = tape.values.get(entry.outputs[0].digest) if entry.outputs else None
+        if entry.node or entry.op != like.op or written(entry.where) != written(like.where) or value is None:
+            continue
+        shape = entry.outputs[0].shape
+        if not shape or not shape[0]:
+            continue
+        place = (shape[1:], entry.outputs[0].dtype)
+        if group and (len(group[0]) != shape[0] or (place == kinds[0] and len(kinds) > kinds.count(place))):
+            close()
+        group.append(value.reshape(shape))
+        kinds.append(place)
+    close()
     return found
+
+
+def _data_differ(a: Tape, b: Tape) -> tuple[Entry, Entry] | None:
+    """The first operations that read a number of some shape which nothing on the tape made, and only one run has."""
+    there = [{*tape.given, *(n.digest for e in tape.entries for n in e.outputs)} for tape in (a, b)]
+    alone = [_first_reader(tape, other) for tape, other in ((a, there[1]), (b, there[0]))]
+    (one, x), (two, y) = alone
+    return (x, y) if x is not None and y is not None and one == two else None
+
+
+def _first_reader(tape: Tape, known: set[str]) -> tuple[object, Entry | None]:
+    for entry in computing(tape.entries):
+        if entry.node:
+            return None, None  # the backward pass has begun
+        for number in numbers_in(entry):
+            if number.digest in tape.given and not tape.given[number.digest] and number.digest not in known:
+                return (number.shape, number.dtype), entry
+    return None, None
 
 
 def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
@@ -158,21 +207,37 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(f"{subject(joint)} has another gradient", decided=False)
     evidence = [f"the gradient of {subject(joint)}", *difference(one, two)]
     evidence += [f"a: {expression(a, found.a, b)}", f"b: {expression(b, found.b, a)}"]
-    if joint.node == LEAF and found.ours is not None and not _order_of_gradients(joint, a, b):
-        return _other_data(found, a, b)  # other numbers go into the first operation on a parameter
     if order := _order_of_gradients(joint, a, b):
         return Cause(order, evidence)
-    if scaled := _scaled(found, a, b):
+    if readers := _data_differ(a, b):
+        return _other_data(replace(found, ours=readers[0], theirs=readers[1]), a, b)
+    if joint.node == LEAF and used(joint) == used(other) and found.ours is not None and found.theirs is not None:
+        return _forward(found, a, b)
+    alike = len(joint.consumers) == len(other.consumers)
+    if alike and (scaled := _scaled(found, a, b)):
         return Cause(scaled, evidence)
-    apart = ulps(one, two)
-    near = (apart <= FEW_ULPS) | ((one - two).abs() <= FEW_ULPS * torch.finfo(one.dtype).eps * one.abs().max())
-    if bool(near.all()):
-        return Cause(_rounding(joint, other, a, b, found), evidence)
+    if rounded := _rounding(joint, other, one, two, a, b, found):
+        return Cause(*rounded[:1], evidence, decided=rounded[1])
     if masked := _masked(joint, a, b):
         return Cause(masked, evidence)
     if path := _another_path(joint, other, a, b):
         return Cause(path, evidence)
     return Cause(f"{subject(joint)} has another gradient: {_gap(one, two)}", evidence, decided=False)
+
+
+def _forward(found: Split, a: Tape, b: Tape) -> Cause:
+    """Other numbers go into the first operation on a parameter, though what came in from outside is the same."""
+    assert found.ours is not None
+    assert found.theirs is not None
+    if found.ours.op.startswith(DRAWS):
+        return _operation(found, a, b)
+    rows = [_samples(a, found.ours), _samples(b, found.ours)]
+    if rows[0] and rows[0] != rows[1] and Counter(rows[0]) == Counter(rows[1]):
+        return Cause(
+            f"the same samples in another order, first seen in {name_of(found.ours)} at {place_of(found.ours)}"
+        )
+    return Cause(f"the forward passes part: a computes {found.ours.op} at {place_of(found.ours)}, b computes "
+                 f"{found.theirs.op} at {place_of(found.theirs)}")  # fmt: skip
 
 
 def _order_of_gradients(joint: Joint, a: Tape, b: Tape) -> str:
@@ -219,16 +284,40 @@ def _factor(one: Tensor, two: Tensor) -> float | None:
     return middle if bool(spread <= 1e-5 * abs(middle)) and math.isfinite(middle) else None
 
 
-def _rounding(joint: Joint, other: Joint, a: Tape, b: Tape, found: Split) -> str:
+def _rounding(
+    joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape, found: Split
+) -> tuple[str, bool] | None:
+    """Whether a gradient differs by rounding alone, in words, and whether that is sure; None if it differs by more."""
+    if one.dtype != two.dtype:
+        return None
     counts = len(joint.consumers), len(other.consumers)
     ours, theirs = (_terms(tape, digest) for tape, digest in ((a, found.a), (b, found.b)))
-    if max(counts) > 1 and len(ours) > 1 and Counter(ours) == Counter(theirs):
+    if len(ours) > 1 and Counter(ours) == Counter(theirs):
         return (f"rounding: {subject(joint)} gets {len(ours)} gradients, which autograd adds in another order: the "
-                "reverse of that in which they were used")  # fmt: skip
-    if max(counts) > 1 and max(len(ours), len(theirs)) > 1:
-        return (f"rounding: {subject(joint)} gets {counts[0]} gradients in a and {counts[1]} in b, added or multiplied "
-                "in another order")  # fmt: skip
-    return f"rounding: the gradient of {subject(joint)} is the same product, multiplied in another order"
+                "reverse of that in which they were used"), True  # fmt: skip
+    most = int(ulps(one, two).max())
+    tiny = (one - two).abs().max() <= NEAR_ULPS * torch.finfo(one.dtype).eps * one.abs().max() * 2**-6
+    if counts[0] == counts[1] > 1 and len(ours) == len(theirs) and (bool(tiny) or most <= FEW_ULPS):
+        return (f"rounding: {subject(joint)} gets {len(ours)} gradients, which autograd adds in another order: the "
+                "reverse of that in which they were used"), _literals(a, b) == _literals(b, a)  # fmt: skip
+    if counts == (1, 1) and most <= FEW_ULPS and _literals(a, b) == _literals(b, a):
+        return f"rounding: the gradient of {subject(joint)} is the same product, multiplied in another order", True
+    if most <= NEAR_ULPS or bool(tiny):
+        return (f"rounding, or a term that small: the gradient of {subject(joint)} is off by at most {most} ulp, with "
+                f"{counts[0]} uses of it in a and {counts[1]} in b"), False  # fmt: skip
+    return None
+
+
+def _literals(tape: Tape, other: Tape) -> Counter[str]:
+    """The numbers that are written into what only this run computes in its forward pass, but signs and halves."""
+    there = {number.digest for entry in other.entries for number in entry.outputs}
+    return Counter(
+        value
+        for entry in computing(tape.entries)
+        if not entry.node and entry.outputs and entry.outputs[0].digest not in there
+        for value in entry.inputs
+        if isinstance(value, str) and re.fullmatch(r"-?\d.*", value) and abs(float(value)) not in (0, 0.5, 1, 2)
+    )
 
 
 def _terms(tape: Tape, digest: str) -> list[str]:
@@ -243,15 +332,16 @@ def _masked(joint: Joint, a: Tape, b: Tape) -> str:
     """Whether one run alone has no gradient where the other has one, and both have the same elsewhere."""
     pairs = [(x, y) for x, y in paired(a.joints, b.joints) if (x.node, x.where) == (joint.node, joint.where)]
     one, two = (_joined(tape, [pair[i].gradient.digest for pair in pairs]) for i, tape in enumerate((a, b)))
-    if one is None or two is None:
+    if one is None or two is None or one.dtype != two.dtype:
         return ""
-    for which, tape, zero, full in (("b", b, two, one), ("a", a, one, two)):
+    for which, tape, place, zero, full in (("b", b, 1, two, one), ("a", a, 0, one, two)):
         cut = (zero == 0) & (full != 0)
-        scale = full.abs().max() * torch.finfo(full.dtype).eps * FEW_ULPS
-        if bool(cut.any()) and bool(((zero - full).abs()[~cut] <= scale).all()):
+        if bool(cut.any()) and bool((ulps(zero, full)[~cut] <= FEW_ULPS).all()):
             other = "a" if which == "b" else "b"
+            mine = next(pair[place] for pair in pairs if pair[0] is joint)
+            rule = _rule(cut, full != 0, joint, a, b) if int(cut.sum()) >= FEW else ""
             return (f"{which} has no gradient for {int(cut.sum())} of {cut.numel()} numbers for which {other} has one"
-                    f"{_cutter(tape, joint)}{_rule(cut, full != 0, a, b)}")  # fmt: skip
+                    f"{_cutter(tape, mine)}{rule}")  # fmt: skip
     return ""
 
 
@@ -263,19 +353,34 @@ def _joined(tape: Tape, digests: Sequence[str]) -> Tensor | None:
 
 def _cutter(tape: Tape, joint: Joint) -> str:
     """By which operation: a clamp between the loss and the tensor, if there is one."""
-    clamps = [j for j in tape.joints if j.backward == joint.backward and re.match("Clamp|Hardtanh|Relu", j.node)]
+    path = _towards_the_loss(tape, joint)
+    clamps = [j for j in tape.joints if j.sequence in path and re.match("Clamp|Hardtanh|Relu", j.node)]
     return f": cut by {plain(clamps[-1].node)} at {clamps[-1].where}" if clamps else ""
 
 
-def _rule(cut: Tensor, of: Tensor, a: Tape, b: Tape) -> str:
-    """A number that both have and that says which elements are cut: those below, above or outside of some bounds.
+def _towards_the_loss(tape: Tape, joint: Joint) -> set[int]:
+    """The sequence numbers of all nodes through which a gradient comes to a tensor."""
+    consumers = {j.sequence: j.consumers for j in tape.joints if j.backward == joint.backward}
+    found: set[int] = set()
+    todo = [sequence for _, sequence, _ in joint.consumers]
+    while todo:
+        sequence = todo.pop()
+        if sequence not in found:
+            found.add(sequence)
+            todo += [following for _, following, _ in consumers.get(sequence, [])]
+    return found
 
-    One that its author named, and the last of the forward pass, which is the nearest to the loss.
+
+def _rule(cut: Tensor, of: Tensor, joint: Joint, a: Tape, b: Tape) -> str:
+    """A number on the way to the loss that both have and that says which elements are cut: those outside some bounds.
+
+    One that its author named before others, and the last of the forward pass, which is the nearest to the loss.
     """
     there = {number.digest for entry in b.entries for number in entry.outputs}
+    lines = {j.where for j in a.joints if j.sequence in _towards_the_loss(a, joint)}
     made: dict[tuple[str, str], list[Entry]] = {}
     for entry in computing(a.entries):
-        if not entry.node and entry.outputs and entry.outputs[0].digest in there:
+        if not entry.node and entry.outputs and entry.outputs[0].digest in there and entry.where in lines:
             made.setdefault((entry.op, entry.where), []).append(entry)
     last_first = list(made.values())[::-1]
     for entries in sorted(last_first, key=lambda entries: not ASSIGNED.match(written(entries[0].where))):

@@ -115,7 +115,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "flattened": str,
     "hash": str,
     "optimizers": dict,
-    "changed_after": bool,
+    "changed_after": str,
 }
 """What each key of run.json holds, where it is there."""
 

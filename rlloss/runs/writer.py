@@ -58,6 +58,7 @@ SNAPSHOTS_PER_FILE = 50
 RESULTS = (
     "run.json", "metrics.csv", "episodes.csv", "decisions.csv", "digests.bin", CHECKPOINT, "best.safetensors",
     "last_finite.safetensors", "tensors.json", "tensors.bin", "before.bin", "gradients.bin", "scalars.csv",
+    "trace.json", "trace.safetensors",
 )  # fmt: skip
 TABLES = ("metrics.csv", "episodes.csv", "decisions.csv", "scalars.csv")
 STREAMS = ("tensors.bin", "before.bin", "gradients.bin")
@@ -188,7 +189,8 @@ class RunWriter:
         kept = {*written.rows, *written.lengths}
         for path in [*beyond, *(self.folder / name for name in (*TABLES, *STREAMS) if name not in kept)]:
             path.unlink(missing_ok=True)
-        (self.folder / "last_finite.safetensors").unlink(missing_ok=True)
+        for name in ("last_finite.safetensors", "trace.json", "trace.safetensors"):
+            (self.folder / name).unlink(missing_ok=True)
         self._write_config()
         self._tidy()
 

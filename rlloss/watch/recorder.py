@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import sys
 import time
@@ -21,7 +22,7 @@ from rlloss.runs.watched import HASH_BYTES, Record
 from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written
 from rlloss.version import __version__
 from rlloss.watch.steps import options
-from rlloss.watch.tape import Tape
+from rlloss.watch.tape import Tape, names_of
 from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, signature, tensors
 
 FLUSH_SECONDS = 30
@@ -91,7 +92,7 @@ class Recorder:
     def listen_if_due(self) -> None:
         """To all that is computed from now on to the end of the step that is to be traced."""
         if self._trace and self.writer.optimizer_steps == self._trace - 1:
-            self._tape.names = {id(entry.tensor): entry.name for entry in self._tensors()}
+            self._tape.names = names_of([(entry.name, entry.tensor) for entry in self._tensors()], self._known)
             self._listens = True
             self._tape.__enter__()
 
@@ -140,7 +141,7 @@ class Recorder:
         self._last = hashes(self._found)
         self.writer.extend("tensors.bin", self._last)
         self.writer.stepped(hashlib.sha256(self._signature + self._last).digest())
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        rates = [float(group.get("lr", math.nan)) for group in optimizer.param_groups]
         row = {
             "iteration": self.writer.optimizer_steps,
             "optimizer_steps": self.writer.optimizer_steps,
@@ -167,10 +168,11 @@ class Recorder:
 
     def finish(self) -> None:
         found = self._tensors()
-        outside = hashes(found) != self._last
-        if not outside:
+        now = hashes(found)
+        if now == self._last:
             self.writer.snapshot(floats(found))
-        self.writer.finish({"env_steps": 0, "changed_after": outside})
+        changed_after = hashlib.sha256(now).hexdigest() if now != self._last else ""
+        self.writer.finish({"env_steps": 0, "changed_after": changed_after})
         self.writer.__exit__(None, None, None)
 
     def fail(self, error: BaseException) -> None:
@@ -223,6 +225,7 @@ def changed(before: bytes, after: bytes) -> list[int]:
 def floats(found: list[Named]) -> Arrays:
     """What a snapshot keeps: all floating-point numbers, in the one dtype that holds them all."""
     kept = [(entry.name, local(entry.tensor)) for entry in found if entry.tensor.is_floating_point()]
+    kept = kept or [("nothing", torch.zeros(1))]  # a model without floating-point numbers, as a complex one
     wide = torch.float64 if any(tensor.dtype == torch.float64 for _, tensor in kept) else torch.float32
     return {name: tensor.to("cpu", wide).contiguous().numpy() for name, tensor in kept}
 

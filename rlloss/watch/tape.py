@@ -19,8 +19,9 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, overrides
 from torch.overrides import TorchFunctionMode
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlloss.errors import ConfigError
@@ -39,6 +40,7 @@ SILENT = (  # that compute no number
 )  # fmt: skip
 
 
+BLANK = ("empty", "new_empty")  # that make memory with whatever is in it
 Consumer = tuple[str, int, str]  # a node of autograd: its name, its sequence number, the author's line
 
 
@@ -48,6 +50,9 @@ class Number(NamedTuple):
     digest: str
     shape: tuple[int, ...]
     dtype: str
+
+
+NOTHING = Number("uninitialised", (), "")
 
 
 @dataclass
@@ -93,18 +98,23 @@ class Tape:
         self._last_sequence = _next_sequence()
         self._made: dict[int, tuple[str, str]] = {}  # by sequence number: digest of what was made, and where
         self._known: set[str] = set()
+        self._blank: dict[int, Tensor] = {}  # memory that nothing has been written to
         self._modes: list[Any] = []
 
     def __enter__(self) -> Self:
+        """Begin to listen: below all modes that others have entered, and may leave before this."""
         self._last_sequence = _next_sequence()
         self._modes = [_Backwards(self), _Operations(self)]
         for mode in self._modes:
-            mode.__enter__()
+            with _without_modes(mode) as others:
+                others.insert(0, mode)
         return self
 
     def __exit__(self, *exc: object) -> None:
         while self._modes:
-            self._modes.pop().__exit__(None, None, None)
+            mode = self._modes.pop()
+            with _without_modes(mode) as others:
+                others[:] = [other for other in others if other is not mode]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -130,9 +140,17 @@ class Tape:
         """Do it, and write it down."""
         if self._quiet:
             return call()
+        op = str(func).removeprefix("aten.").removesuffix(".default")
         inputs = [self._input(x) if isinstance(x, Tensor) else _text(x) for x in _flat([*args, *kwargs.values()])]
         result = call()
-        outputs = [self._number(x) for x in _flat([result]) if isinstance(x, Tensor)]
+        made = [x for x in _flat([result]) if isinstance(x, Tensor)]
+        blank = op.startswith(BLANK)
+        for x in made:
+            if blank:
+                self._blank[id(x)] = x
+            else:
+                self._blank.pop(id(x), None)
+        outputs = [NOTHING if blank else self._number(x) for x in made]
         self._known.update(number.digest for number in outputs)
         node, sequence, where = torch._C._current_autograd_node(), -1, ""
         if node is not None:
@@ -142,7 +160,6 @@ class Tape:
             if now > self._last_sequence and outputs:
                 sequence, self._made[now - 1] = now - 1, (outputs[0].digest, where)
             self._last_sequence = now
-        op = str(func).removeprefix("aten.").removesuffix(".default")
         self.entries.append(Entry(op, inputs, outputs, _short(node) if node else "", sequence, where))
         return result
 
@@ -179,6 +196,8 @@ class Tape:
         return self._made.get(node._sequence_nr(), ("", ""))[1]
 
     def _input(self, tensor: Tensor) -> Number:
+        if id(tensor) in self._blank:
+            return NOTHING
         found = self._number(tensor)
         if found.digest not in self._known:
             self.given.setdefault(found.digest, self.names.get(id(tensor), ""))
@@ -193,7 +212,7 @@ class Tape:
                 digest = xxhash.xxh3_128_hexdigest(raw(plain))
             except (RuntimeError, TypeError, NotImplementedError):
                 digest = "unreadable"
-            if digest not in self.values and self._bytes + plain.nbytes < BUDGET:
+            if digest not in (*self.values, "unreadable") and self._bytes + plain.nbytes < BUDGET:
                 self._bytes += plain.nbytes
                 self.values[digest] = plain.to("cpu").contiguous().clone()
         return Number(digest, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -256,6 +275,21 @@ class _Backwards(TorchFunctionMode):
                 handle.remove()
 
 
+@contextmanager
+def _without_modes(like: Any) -> Iterator[list[Any]]:
+    """The modes of this kind that are entered, from the outermost on; what is left in the list is entered again."""
+    module = _python_dispatch if isinstance(like, TorchDispatchMode) else overrides
+    name = "_get_current_dispatch_mode_stack" if module is _python_dispatch else "_get_current_function_mode_stack"
+    modes = list(getattr(module, name)())
+    for _ in modes:
+        module._pop_mode()
+    try:
+        yield modes
+    finally:
+        for mode in modes:
+            module._push_mode(mode)
+
+
 def nodes(roots: Iterable[Any]) -> list[Any]:
     """All of a graph."""
     found: dict[Any, None] = {}
@@ -266,6 +300,22 @@ def nodes(roots: Iterable[Any]) -> list[Any]:
             found[node] = None
             todo += [following for following, _ in node.next_functions if following is not None]
     return list(found)
+
+
+def names_of(named: Iterable[tuple[str, Tensor]], optimizers: Iterable[torch.optim.Optimizer]) -> dict[int, str]:
+    """By identity: parameters, the gradients that they have already, and what the optimisers keep of each."""
+    parameters = dict(named)
+    names = {id(tensor): name for name, tensor in parameters.items()}
+    known = dict(names)
+    for name, tensor in parameters.items():
+        if tensor.grad is not None:
+            names[id(tensor.grad)] = f"the gradient of {name}, left from a step before,"
+    for optimizer in optimizers:
+        for tensor, state in optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    names[id(value)] = f"{key} of {known.get(id(tensor), 'a parameter')} in the optimiser"
+    return names
 
 
 def _next_sequence() -> int:

@@ -47,7 +47,7 @@ def models_by_name(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.M
     models = {"": model} if isinstance(model, nn.Module) else {f"{name}.": module for name, module in several.items()}
     if not models or not all(isinstance(module, nn.Module) for module in models.values()):
         raise ConfigError(f"model={type(model).__name__}: give a torch.nn.Module, or a dictionary of them by name")
-    return {name: unwrapped(module) for name, module in models.items()}
+    return {name: unwrapped(models[name]) for name in sorted(models)}
 
 
 def tensors(
@@ -90,14 +90,17 @@ def gradients(found: Iterable[Named]) -> bytes:
     for entry in found:
         if not entry.is_buffer:
             gradient = entry.tensor.grad
-            out.append(ABSENT if gradient is None else hashed(gradient.detach() + 0.0, entry.name))
+            dense = (
+                None if gradient is None else gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
+            )
+            out.append(ABSENT if dense is None else hashed(dense + 0.0, entry.name))
     return b"".join(out)
 
 
 def hashed(tensor: Tensor, name: str) -> bytes:
     try:
         return xxhash.xxh3_128_digest(raw(tensor))
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
         raise ConfigError(f"{name}: a {_kind(tensor)} cannot be read ({' '.join(str(error).split())})") from error
 
 

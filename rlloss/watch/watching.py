@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+import yaml
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
@@ -18,6 +18,7 @@ from rlloss.errors import ConfigError, RunFailed
 from rlloss.runs.lock import is_held
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import WATCHED
+from rlloss.runs.writer import replace
 from rlloss.watch.recorder import Recorder
 from rlloss.watch.steps import Steps
 from rlloss.watch.tensors import models_by_name, tensors
@@ -64,7 +65,7 @@ def watch(
     how: dict[str, Any] = {"buffers": buffers, "gradients": gradients, "snapshot_every": snapshot_every}
     models, where = models_by_name(model), _own(Path(folder))
     described = _config(config or {}, models, how)
-    _make_room(where, step, overwrite=overwrite)
+    _make_room(where, described, step, overwrite=overwrite)
     return Watch(models, optimizer, where, described, step=step, trace=trace, **how)
 
 
@@ -133,8 +134,13 @@ class Watch:
         """A record that cannot be written ends itself, not the training: that has changed the parameters already."""
         try:
             yield
-        except (OSError, RunFailed, ConfigError) as error:
-            log.warning("%s: recorded no further than optimiser step %s: %s", self._recorder.folder, self.steps, error)
+        except Exception as error:
+            ours = not isinstance(
+                error, OSError | RunFailed | ConfigError
+            )  # a fault of this program, which has a trace
+            what = f"{type(error).__name__}: {error}" if ours else error
+            log.warning("%s: recorded no further than optimiser step %s: %s", self._recorder.folder, self.steps, what,
+                        exc_info=ours)  # fmt: skip
             if self._stop():
                 with suppress(OSError, RunFailed):
                     self._recorder.fail(error)
@@ -173,7 +179,7 @@ def _own(folder: Path) -> Path:
     return folder
 
 
-def _make_room(folder: Path, step: int, *, overwrite: bool) -> None:
+def _make_room(folder: Path, config: Mapping[str, Any], step: int, *, overwrite: bool) -> None:
     """Raises: ConfigError for a folder that holds a record already, unless it goes on or is to be removed."""
     if step < 0:
         raise ConfigError(f"step={step}: must be 0, or the optimiser step after which the record goes on")
@@ -193,4 +199,5 @@ def _make_room(folder: Path, step: int, *, overwrite: bool) -> None:
             f"folder={folder}: holds a record of {len(run.digests):,} optimiser steps; name another folder, or go on "
             f"with it by step={len(run.digests)}, or give overwrite=True to remove it"
         )
-    shutil.rmtree(folder)
+    (folder / "run.json").unlink(missing_ok=True)  # the writer removes the rest, and nothing that is not a record's
+    replace(folder / "config.yaml", yaml.safe_dump(dict(config)).encode())

@@ -35,7 +35,7 @@ WATCHED = {  # cause -> the options of both trainings, the step at which they pa
                              "0.weight", r"b has no gradient for 24 of 48 .* cut by clamp at .* loss.clamp\(-1.0, 1.0"),
     "not a number": ({}, {"loss": trainings.overflowing}, 6, "0.weight",
                      r"b has numbers that are not finite: log made the first, of finite ones, at .*torch.log"),
-    "fused": ({}, {"fused": True}, 1, "0.weight", r"another fused of optimiser 0: False \| True"),
+    "fused": ({}, {"fused": True}, 1, "0.weight", r"with equal gradients, after .* recorded: another fused of optimiser 0: False \| True"),
 }  # fmt: skip
 
 
