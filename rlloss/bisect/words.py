@@ -148,8 +148,18 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(f"the same samples in another order, first seen in {read}")
     shared = Counter(rows[0]) & Counter(rows[1])
     what = f"another minibatch, with {shared.total()} of {len(rows[0])} samples in common" if shared else "other data"
+    made = [_made_by(tape, one) for tape in (a, b)]
+    same = sum(x == y for x, y in zip(*made, strict=False))
+    if same and len(made[0]) == len(made[1]):
+        what = f"other data: {len(made[0]) - same} of the {len(made[0])} tensors that one line makes"
     numbers = [tape.values.get(e.outputs[0].digest) if e and e.outputs else None for tape, e in ((a, one), (b, two))]
     return Cause(f"{what}, first seen in {read}", difference(*numbers))
+
+
+def _made_by(tape: Tape, like: Entry) -> list[str]:
+    """All that one line made by one operation, in order."""
+    entries = (e for e in tape.entries if not e.node and e.op == like.op and written(e.where) == written(like.where))
+    return [entry.outputs[0].digest for entry in entries if entry.outputs]
 
 
 def _samples(tape: Tape, like: Entry) -> list[tuple[float, ...]]:

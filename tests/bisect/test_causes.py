@@ -35,11 +35,19 @@ WATCHED = {  # cause -> the options of both trainings, the step at which they pa
                              "0.weight", r"b has no gradient for 24 of 48 .* cut by clamp at .* loss.clamp\(-1.0, 1.0"),
     "not a number": ({}, {"loss": trainings.overflowing}, 6, "0.weight",
                      r"b has numbers that are not finite: log made the first, of finite ones, at .*torch.log"),
-    "fused": ({}, {"fused": True}, 1, "0.weight", r"with equal gradients, after .* recorded: another fused of optimiser 0: False \| True"),
+    "fused": ({}, {"fused": True}, 1, "0.weight",
+              r"with equal gradients, after .* recorded: another fused of optimiser 0: False \| True"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("cause", WATCHED)
+FAST = ("order of gradients", "an ulp", "two-sided mask", "zero_grad", "early stop")
+
+
+def each(causes):
+    return [pytest.param(cause, marks=[pytest.mark.slow] * (cause not in FAST)) for cause in causes]
+
+
+@pytest.mark.parametrize("cause", each(WATCHED))
 def test_a_planted_cause_is_named_with_its_step_and_tensor(tmp_path, cause):
     ours, theirs, step, tensor, words = WATCHED[cause]
     for name, options in (("a", ours), ("b", theirs)):
@@ -130,7 +138,7 @@ OURS = {  # cause -> overrides of both, the step, what the cause must say
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("cause", OURS)
+@pytest.mark.parametrize("cause", each(OURS))
 def test_a_cause_in_our_own_runs_is_named(make_run, cause):
     ours, theirs, words = OURS[cause]
     a, b = make_run(*ours), make_run(*theirs)

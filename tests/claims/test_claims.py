@@ -123,9 +123,7 @@ SECOND_ORDER = {  # what is exchanged -> whether the claim survives it
 }
 
 
-@pytest.mark.parametrize(
-    "change", [pytest.param(c, marks=[pytest.mark.slow] * (i > 0)) for i, c in enumerate(SECOND_ORDER)]
-)
+@pytest.mark.parametrize("change", [pytest.param(c, marks=pytest.mark.slow) for c in SECOND_ORDER])
 def test_second_order_needs_the_detached_weight_and_the_second_backward_pass(make_run, change):
     claim = CLAIMS["second_order"]
     finding = claim.judge(small(claim.name, make_run, *filter(None, [change])))

@@ -481,6 +481,7 @@ for k in range(50):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "status", "steps"),
     [
