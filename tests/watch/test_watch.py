@@ -1,5 +1,6 @@
 """``rlloss.watch`` on trainings of all kinds: what it sees, and what it must not be misled by."""
 
+import copy
 import logging
 import signal
 import subprocess
@@ -519,7 +520,6 @@ def kept_at(at, folder, until, kept=None, **options):
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     if kept:
-        kept = torch.load(kept)
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
     with rlloss.watch(model, optimizer, folder, gradients=True, snapshot_every=2, **options):
@@ -528,8 +528,8 @@ def kept_at(at, folder, until, kept=None, **options):
             optimizer.step()
             if k + 1 == at:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": at}
-                torch.save(state, folder / "trainer.pt")
-    return folder / "trainer.pt"
+                made = copy.deepcopy(state)
+    return made
 
 
 def test_a_record_goes_on_where_the_trainer_does(tmp_path):
@@ -542,11 +542,13 @@ def test_a_record_goes_on_where_the_trainer_does(tmp_path):
         kept_at(6, parts, 10, kept, step=7)
     with pytest.raises(ConfigError, match="holds a record of 8 optimiser steps; name another folder, or go on with it"):
         kept_at(6, parts, 10)
-    kept_at(6, parts, 10, kept, step=6)
+    kept_at(8, parts, 10, kept, step=6)
     assert whole_files(parts) == whole_files(tmp_path / "whole")
     found = compare_runs(RunFolder(tmp_path / "whole"), RunFolder(parts))
     assert (found.verdict, found.steps) == ("IDENTICAL", 10)
-    kept_at(6, parts, 3, overwrite=True)
+    (parts / "thesis.txt").write_text("precious")
+    kept_at(2, parts, 3, overwrite=True)
+    assert (parts / "thesis.txt").read_text() == "precious"
     assert len(RunFolder(parts).digests) == 3
 
 
