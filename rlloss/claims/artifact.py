@@ -55,7 +55,7 @@ ANSWERS: Mapping[str, str] = {
     "R-VER-002": "The version is that of pyproject.toml and CHANGELOG.md; whoever publishes a copy tags it.",
     "R-VER-003": "As R-VER-002; every run.json has the version and a digest of the source that trained it.",
     "R-ARC-001": "The archive in which a copy is deposited gives it; codemeta.json is ready for it.",
-    "R-REMOTE-001": "Nothing is loaded from elsewhere: the model is read from the folder to which it was written just before.",
+    "R-REMOTE-001": "Nothing is loaded from elsewhere: the model comes from the folder to which it was just written.",
     "R-LIC-003": "No data set and no model of others is used; the model that TRL trains is made of random numbers.",
     "R-ARC-003": "make artifact writes codemeta.json beside this appendix; CITATION.cff is at the top.",
 }
