@@ -152,7 +152,12 @@ def test_every_check_still_gives_that_verdict(match, capsys):
 def test_the_tour_of_the_front_door_runs(tmp_path, monkeypatch, capsys):
     """Its other commands, one after the other in an empty folder, print what is shown but for the numbers."""
     monkeypatch.chdir(tmp_path)
-    assert [match["arguments"].split()[0] for match in TOUR] == ["train", "verify", "reproduce"]
+    assert [match["arguments"].split()[0] for match in TOUR] == [
+        "train",
+        "verify",
+        "tests/examples/watched.py",
+        "bisect",
+    ]
 
     def words(text):
         return re.findall(r"[a-zA-Z_]{4,}", re.sub(r"\b[0-9a-f]{12}\b", "", text))
@@ -160,9 +165,8 @@ def test_the_tour_of_the_front_door_runs(tmp_path, monkeypatch, capsys):
     for match in TOUR:
         arguments = shlex.split(match["arguments"])
         if match["program"] == "python":
-            print(
-                subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout, end=""
-            )
+            command = [sys.executable, ROOT / arguments[0], *arguments[1:]]
+            print(subprocess.run(command, capture_output=True, text=True, check=True).stdout, end="")
         else:
             assert main(arguments) == (arguments[0] == "bisect"), arguments
         shown = match["body"].partition("\n$ ")[2].partition("\n")[2]
