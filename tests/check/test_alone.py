@@ -243,7 +243,8 @@ def test_a_detached_weight_hides_the_second_derivative():
 @pytest.mark.slow
 def test_the_zoo_is_sorted_by_its_derivatives():
     surrogates = {
-        "reinforce", "reinforce_textbook", "reinforce_mask", "klip", "klip_matched", "klip_linear_gate",
+        "reinforce", "reinforce_logratio", "reinforce_textbook", "reinforce_mask", "klip", "klip_matched",
+        "klip_linear_gate",
         "klip_sigmoid_gate", "two_sided_mask", "cispo", "cispo_upper", "truncated_is", "reinforce_unclipped",
         "on_policy_ratio", "cispo_upper_tokens", "truncated_is_tokens",
     }  # fmt: skip
