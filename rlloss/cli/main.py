@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         verb = parser().parse_args(arguments[:1]).verb
+        if argv is None and verb == "verify":
+            # pandas would load it if a trainer brought it: 50 MB, for a kind of table that no run folder has
+            sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
         if is_own() and is_portable(verb, arguments) and available():
             relaunch()  # before anything is loaded that would have to be loaded again
         code: int = importlib.import_module(f"rlloss.cli.{verb}").run(arguments[1:])
