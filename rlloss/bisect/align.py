@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlloss.watch.tape import SILENT, Entry, Joint, Number, Tape
+from rlloss.watch.tape import SILENT, Entry, Joint, Number, Tape, written
 
 LEAF = "AccumulateGrad"  # autograd's node of a parameter
 Kind = Literal["operation", "input", "option", "gradient", "program", "none"]
@@ -118,7 +118,7 @@ def first_gradients(a: Tape, b: Tape) -> tuple[Joint, Joint] | None:
 
 def used(joint: Joint) -> list[tuple[str, str]]:
     """By which operations: their nodes and lines, without the lines' numbers."""
-    return sorted((node, where.partition(": ")[2]) for node, _, where in joint.consumers)
+    return sorted((node, written(where)) for node, _, where in joint.consumers)
 
 
 def _above(tape: Tape, joint: Joint) -> list[tuple[int, int, str]]:
@@ -169,11 +169,11 @@ def paired(ours: Sequence[Joint], theirs: Sequence[Joint]) -> list[tuple[Joint, 
 
 def _place(joint: Joint, by_line: bool) -> tuple[object, ...]:
     place = (joint.number, joint.gradient.shape)
-    return (*place, joint.node, joint.where.partition(": ")[2]) if by_line else place
+    return (*place, joint.node, written(joint.where)) if by_line else place
 
 
 def ulps(a: Tensor, b: Tensor) -> Tensor:
-    """Representable numbers from one to the other, elementwise. Of tensors of one floating dtype."""
+    """``rlloss.verify.ulp_distance`` of tensors of one dtype, bfloat16 included, which NumPy does not know."""
     signed = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
 
     def ordered(x: Tensor) -> Tensor:

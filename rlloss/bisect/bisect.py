@@ -28,9 +28,8 @@ def bisect(a: RunFolder, b: RunFolder, progress: Progress = lambda run, step, st
     if is_watched(a) != is_watched(b):
         raise ConfigError(f"{a.path} and {b.path}: one is a run of rlloss, the other a record of rlloss.watch")
     if is_watched(a):
-        for key in ("watch.buffers", "watch.gradients"):
-            if key == "watch.buffers" and a.config.get(key) != b.config.get(key):
-                raise ConfigError(f"{a.path} and {b.path}: {key} is {a.config.get(key)} and {b.config.get(key)}")
+        if (one := a.config.get("watch.buffers")) != (other := b.config.get("watch.buffers")):
+            raise ConfigError(f"{a.path} and {b.path}: watch.buffers is {one} and {other}; watch both alike")
         return bisect_records(a, b)
     steps, step = min(len(a.digests), len(b.digests)), first_difference(a, b)
 

@@ -12,6 +12,7 @@ from rlloss.verify import first_difference
 from rlloss.watch.tape import TRACE, Tape, read_tape
 
 GENERATORS = ("PyTorch", "NumPy", "Python")
+AFTER = "something else than an optimiser changed the parameters of one run after its last step"
 REMEDY = "watch both with trace={step}, which records each operation of that step"
 
 
@@ -33,7 +34,8 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
     step = first_difference(a, b)
     if step is None:
         if ours.steps == theirs.steps:
-            return finding(None, "")
+            after = a.info.get("changed_after") != b.info.get("changed_after")
+            return finding(None, AFTER if after else "")
         return finding(steps + 1, f"equal for {steps:,} optimiser steps, then one ended: {ours.steps:,} and "
                        f"{theirs.steps:,} steps")  # fmt: skip
     first = first_tensors(ours, theirs, step)

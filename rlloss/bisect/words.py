@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps, used
-from rlloss.watch.tape import Entry, Joint, Number, Tape
+from rlloss.watch.tape import Entry, Joint, Number, Tape, written
 
 FEW_ULPS = 4  # to which the factors of a product agree, multiplied in another order
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
@@ -217,6 +217,8 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(f"{subject(joint)} has another gradient", decided=False)
     evidence = [f"the gradient of {subject(joint)}", *difference(one, two)]
     evidence += [f"a: {expression(a, found.a, b)}", f"b: {expression(b, found.b, a)}"]
+    if found.last is not None:
+        evidence.append(f"forward, the last number before they part: {name_of(found.last)}, {place_of(found.last)}")
     if order := _order_of_gradients(joint, a, b):
         return Cause(order, evidence)
     if readers := _data_differ(a, b):
@@ -423,11 +425,6 @@ def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> str:
     return ""
 
 
-def written(where: str) -> str:
-    """The author's line without its number."""
-    return where.partition(": ")[2]
-
-
 def plain(node: str) -> str:
     """What autograd's node is the backward of: ``mul`` of MulBackward0."""
     return re.sub(r"Backward\d*$", "", node).lower()
@@ -474,8 +471,7 @@ def subject(joint: Joint) -> str:
     """The tensor of a joint, in words: as its author calls it."""
     if joint.name:
         return joint.name
-    file, _, line = joint.where.partition(": ")
-    assigned = ASSIGNED.match(line)
+    file, assigned = joint.where.partition(": ")[0], ASSIGNED.match(written(joint.where))
     return f"{assigned[1]} ({plain(joint.node)}, {file})" if assigned else f"{plain(joint.node)} at {joint.where}"
 
 

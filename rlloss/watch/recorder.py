@@ -23,7 +23,7 @@ from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written
 from rlloss.version import __version__
 from rlloss.watch.steps import options
 from rlloss.watch.tape import Tape, names_of
-from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, signature, tensors
+from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, signature, tensors
 
 FLUSH_SECONDS = 30
 FILE_BYTES = 1 << 26  # of snapshots, above which a file is full
@@ -228,11 +228,6 @@ def floats(found: list[Named]) -> Arrays:
     kept = kept or [("nothing", torch.zeros(1))]  # a model without floating-point numbers, as a complex one
     wide = torch.float64 if any(tensor.dtype == torch.float64 for _, tensor in kept) else torch.float32
     return {name: tensor.to("cpu", wide).contiguous().numpy() for name, tensor in kept}
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    part = getattr(tensor, "to_local", None)
-    return (tensor if part is None else part()).detach()
 
 
 def _size(arrays: Arrays) -> int:

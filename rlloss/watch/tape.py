@@ -337,6 +337,11 @@ def _text(value: Any) -> str:
     return repr(value) if isinstance(value, bool | int | float | str | complex | None) else str(type(value).__name__)
 
 
+def written(where: str) -> str:
+    """The author's line without its number."""
+    return where.partition(": ")[2]
+
+
 def author(frame: FrameType | None) -> str:
     """The line of whoever called PyTorch: the first that is neither PyTorch's nor ours nor Python's own."""
     while frame is not None:

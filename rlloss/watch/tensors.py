@@ -106,8 +106,7 @@ def hashed(tensor: Tensor, name: str) -> bytes:
 
 def raw(tensor: Tensor) -> Any:
     """The bytes of a tensor in the order of its indices; of one that is spread over processes, this one's part."""
-    local = getattr(tensor, "to_local", None)
-    tensor = tensor.detach() if local is None else local().detach()
+    tensor = local(tensor)
     if tensor.device.type == "meta" or tensor.layout != torch.strided:
         raise TypeError("it has no numbers of its own" if tensor.is_meta else "it is sparse")
     if tensor.device.type != "cpu":
@@ -115,6 +114,12 @@ def raw(tensor: Tensor) -> Any:
     if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
     return (tensor if tensor.dtype in PLAIN else tensor.reshape(-1).view(torch.uint8)).numpy()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Of a tensor that is spread over processes, this one's part; detached."""
+    part = getattr(tensor, "to_local", None)
+    return (tensor if part is None else part()).detach()
 
 
 def _kind(tensor: Tensor) -> str:
