@@ -278,6 +278,8 @@ def _incomplete(run: RunFolder) -> str:
         return f"{run.path.name}: digests.bin has {len(run.digests)} digests, run.json says {steps} optimiser steps"
     if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info["final_digest"]:
         return f"{run.path.name}: the last digest of digests.bin is not the final_digest of run.json"
+    if is_watched(run) and (other := Record(run).other_digest()):
+        return f"{run.path.name}: {other}"
     if run.info.get("changed_after"):
         return ""  # as where a trainer ends by loading its best weights: there is nothing to keep of the last step
     if not run.snapshot_steps or run.snapshot_steps[-1] != len(run.digests):

@@ -1,5 +1,6 @@
 """Reading what ``rlloss.watch`` recorded: which tensor changed, at which step, and whether in it or before it."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,11 @@ NARROWED: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "bfloat16": lambda x: (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16),
 }
 """A tensor of this dtype from a snapshot, which holds all in the widest; its bytes are what counts."""
+
+
+def signature(description: list[list[Any]]) -> bytes:
+    """What goes into every digest before the hashes: of which tensors they are."""
+    return hashlib.sha256(json.dumps(description).encode()).digest()
 
 
 def is_watched(run: RunFolder) -> bool:
@@ -85,6 +91,23 @@ class Record:
         names = [entry[0] for entry in self.tensors(step) if not entry[3]]
         found = self._read("gradients.bin", self._place("gradients.bin", step), len(names))
         return dict(zip(names, (entry.tobytes() for entry in found), strict=True))
+
+    def other_digest(self) -> str:
+        """After which step the hashes are not those that were digested; empty if all are."""
+        hashes, digests = self._content("tensors.bin"), self.run.digests
+        for i, part in enumerate(self.segments):
+            last = self.segments[i + 1]["step"] - 1 if i + 1 < len(self.segments) else self.steps
+            begin, width, signed = (
+                self._place("tensors.bin", part["step"]),
+                len(part["tensors"]),
+                signature(part["tensors"]),
+            )
+            for step in range(max(1, part["step"]), last + 1):
+                at = begin + (step - part["step"]) * width * HASH_BYTES
+                made = hashlib.sha256(signed + hashes[at : at + width * HASH_BYTES]).digest()
+                if made != digests[step - 1].tobytes():
+                    return f"tensors.bin has other hashes after step {step:,} than digests.bin says"
+        return ""
 
     def other_snapshot(self, steps: Iterable[int]) -> str:
         """Which of ``steps`` has a snapshot that is not what its hashes are of; empty if none has."""

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from rlloss.errors import ConfigError
 from rlloss.runs.machine import machine
 from rlloss.runs.reader import RunFolder
-from rlloss.runs.watched import HASH_BYTES, Record
-from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written
+from rlloss.runs.watched import HASH_BYTES, Record, signature
+from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written, replace
 from rlloss.version import __version__
 from rlloss.watch.steps import options
 from rlloss.watch.tape import Tape, names_of
-from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, signature, tensors
+from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, tensors
 
 FLUSH_SECONDS = 30
 FILE_BYTES = 1 << 26  # of snapshots, above which a file is full
@@ -67,6 +68,8 @@ class Recorder:
         self._flushed = time.monotonic()
         self._found = self._tensors()
         self._last = hashes(self._found)
+        if not step:
+            _give_way(folder, config)
         self.writer = RunWriter(
             folder, config, facts(models),
             resume=(lambda: self._resume(step)) if step else None, extends=step > 0,
@@ -92,7 +95,8 @@ class Recorder:
     def listen_if_due(self) -> None:
         """To all that is computed from now on to the end of the step that is to be traced."""
         if self._trace and self.writer.optimizer_steps == self._trace - 1:
-            self._tape.names = names_of([(entry.name, entry.tensor) for entry in self._tensors()], self._known)
+            with self._tape.paused():
+                self._tape.names = names_of([(entry.name, entry.tensor) for entry in self._tensors()], self._known)
             self._listens = True
             self._tape.__enter__()
 
@@ -210,6 +214,16 @@ class Recorder:
         self._description, self._signature = record.tensors(step), signature(record.tensors(step))
         self._counts = record.counts(step)
         return record.written(step)
+
+
+def _give_way(folder: Path, config: Mapping[str, Any]) -> None:
+    """Let a record be written over, once nothing more can be wrong with what the user gave.
+
+    The writer removes what is a record's, and nothing else that lies there.
+    """
+    if (folder / "config.yaml").exists():
+        (folder / "run.json").unlink(missing_ok=True)
+        replace(folder / "config.yaml", yaml.safe_dump(dict(config)).encode())
 
 
 def _apart(hashed: bytes) -> list[bytes]:

@@ -118,10 +118,11 @@ class Tape:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within: what is computed is the tape's own, and not heard."""
+        """Within: what is computed is the tape's own, and heard by nobody."""
         self._quiet, before = True, self._quiet
         try:
-            yield
+            with torch._C.DisableTorchFunction(), _python_dispatch._disable_current_modes():
+                yield
         finally:
             self._quiet = before
 
@@ -133,7 +134,9 @@ class Tape:
             "entries": [asdict(entry) for entry in self.entries],
             "joints": [asdict(joint) for joint in self.joints],
         }
-        replace(folder / VALUES, save(self.values))
+        with self.paused():
+            values = save(self.values)
+        replace(folder / VALUES, values)
         replace(folder / TRACE, json.dumps(document).encode())
 
     def operation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], call: Callable[[], Any]) -> Any:
@@ -215,7 +218,7 @@ class Tape:
             if digest not in (*self.values, "unreadable") and self._bytes + plain.nbytes < BUDGET:
                 self._bytes += plain.nbytes
                 self.values[digest] = plain.to("cpu").contiguous().clone()
-        return Number(digest, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            return Number(digest, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def read_tape(folder: Path) -> tuple[int, Tape]:
@@ -267,7 +270,8 @@ class _Backwards(TorchFunctionMode):
         handles = []
         if getattr(func, "__name__", "") in ("backward", "grad") and args:
             roots = args[0] if isinstance(args[0], list | tuple) else [args[0]]
-            handles = self.tape.begin_backward(root.grad_fn for root in roots if isinstance(root, Tensor))
+            with self.tape.paused():
+                handles = self.tape.begin_backward(root.grad_fn for root in roots if isinstance(root, Tensor))
         try:
             return func(*args, **(kwargs or {}))
         finally:

@@ -1,7 +1,5 @@
 """The tensors of a training by name, and what they are hashed to."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -132,8 +130,3 @@ def described(found: Iterable[Named]) -> list[list[Any]]:
         [entry.name, str(entry.tensor.dtype).removeprefix("torch."), list(entry.tensor.shape), entry.is_buffer]
         for entry in found
     ]
-
-
-def signature(description: list[list[Any]]) -> bytes:
-    """What goes into every digest before the hashes: of which tensors they are."""
-    return hashlib.sha256(json.dumps(description).encode()).digest()

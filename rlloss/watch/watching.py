@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import yaml
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
@@ -18,7 +17,6 @@ from rlloss.errors import ConfigError, RunFailed
 from rlloss.runs.lock import is_held
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import WATCHED
-from rlloss.runs.writer import replace
 from rlloss.watch.recorder import Recorder
 from rlloss.watch.steps import Steps
 from rlloss.watch.tensors import models_by_name, tensors
@@ -65,7 +63,7 @@ def watch(
     how: dict[str, Any] = {"buffers": buffers, "gradients": gradients, "snapshot_every": snapshot_every}
     models, where = models_by_name(model), _own(Path(folder))
     described = _config(config or {}, models, how)
-    _make_room(where, described, step, overwrite=overwrite)
+    _check_room(where, step, overwrite=overwrite)
     return Watch(models, optimizer, where, described, step=step, trace=trace, **how)
 
 
@@ -179,8 +177,8 @@ def _own(folder: Path) -> Path:
     return folder
 
 
-def _make_room(folder: Path, config: Mapping[str, Any], step: int, *, overwrite: bool) -> None:
-    """Raises: ConfigError for a folder that holds a record already, unless it goes on or is to be removed."""
+def _check_room(folder: Path, step: int, *, overwrite: bool) -> None:
+    """Raises: ConfigError for a folder that holds a record already, unless it goes on or is to be written over."""
     if step < 0:
         raise ConfigError(f"step={step}: must be 0, or the optimiser step after which the record goes on")
     if not (folder / "config.yaml").exists():
@@ -199,5 +197,3 @@ def _make_room(folder: Path, config: Mapping[str, Any], step: int, *, overwrite:
             f"folder={folder}: holds a record of {len(run.digests):,} optimiser steps; name another folder, or go on "
             f"with it by step={len(run.digests)}, or give overwrite=True to remove it"
         )
-    (folder / "run.json").unlink(missing_ok=True)  # the writer removes the rest, and nothing that is not a record's
-    replace(folder / "config.yaml", yaml.safe_dump(dict(config)).encode())

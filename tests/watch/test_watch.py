@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import rlloss
+from rlloss.bisect.bisect import bisect
 from rlloss.cli.main import main
 from rlloss.errors import ConfigError
 from rlloss.runs import RunFolder
@@ -575,6 +577,99 @@ def test_a_snapshot_is_held_against_its_hashes(tmp_path):
     assert (found.verdict, found.reason) == (
         "INCOMPLETE", f"b: snapshots/ has another 2.bias after step {STEPS} than tensors.bin says",
     )  # fmt: skip
+
+
+def test_hashes_are_held_against_their_digests(tmp_path):
+    for name in "ab":
+        training(tmp_path / name)
+    file = tmp_path / "b" / "tensors.bin"
+    data = bytearray(file.read_bytes())
+    data[5 * 4 * 16 + 3] ^= 1  # of step 5
+    file.write_bytes(data)
+    found = compare_runs(*(RunFolder(tmp_path / name) for name in "ab"))
+    assert (found.verdict, found.reason) == (
+        "INCOMPLETE", "b: tensors.bin has other hashes after step 5 than digests.bin says",
+    )  # fmt: skip
+
+
+def test_a_change_after_the_last_step_is_a_difference(tmp_path):
+    for name, factor in (("a", 2.0), ("b", 2.0), ("c", 3.0)):
+
+        def change(k, model, factor=factor):
+            if k == STEPS:
+                model[0].weight.data.mul_(factor)
+
+        training(tmp_path / name, after=change)
+    a, b, c = (RunFolder(tmp_path / name) for name in "abc")
+    assert compare_runs(a, b).verdict == "IDENTICAL"
+    found = compare_runs(a, c)
+    assert (found.verdict, found.first_difference) == ("DIVERGED", None)
+    assert found.reason == "identical at every optimiser step; after the last one something else changed the parameters"
+    assert not bisect(a, b).differs
+    assert (
+        bisect(a, c).cause == "something else than an optimiser changed the parameters of one run after its last step"
+    )
+
+
+def test_what_is_wrong_is_said_before_a_record_is_written_over(tmp_path):
+    training(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"is no torch\.optim\.Optimizer"):
+        rlloss.watch(network(), "adam", tmp_path / "a", overwrite=True)
+    model = network()
+    model[2].bias = nn.Parameter(torch.empty(2, device="meta"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        rlloss.watch(model, None, tmp_path / "a", overwrite=True)
+    assert (RunFolder(tmp_path / "a").status, len(RunFolder(tmp_path / "a").digests)) == ("finished", STEPS)
+
+
+def test_an_optimiser_without_a_learning_rate_and_sparse_gradients_are_recorded(tmp_path):
+    class Halves(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {})
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.mul_(0.5)
+
+    model = nn.Embedding(4, 2, sparse=True)
+    optimizer = Halves(model.parameters())
+    with rlloss.watch(model, optimizer, tmp_path / "a", gradients=True) as watched:
+        for _ in range(2):
+            model.zero_grad()
+            model(torch.tensor([1, 2])).sum().backward()
+            optimizer.step()
+    run = RunFolder(tmp_path / "a")
+    assert (watched.steps, run.status) == (2, "finished")
+    assert run.metrics["learning_rate"].isna().all()
+    assert Record(run).gradients(1)["weight"] == Record(run).gradients(2)["weight"] != ABSENT
+
+
+class Counting(TorchFunctionMode):
+    """Somebody else's mode, which must neither miss a call nor be lost."""
+
+    calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        Counting.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_trace_leaves_the_modes_of_others_where_they_are(tmp_path):
+    counts = []
+    for trace in (0, 2):
+        Counting.calls = 0
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with rlloss.watch(model, optimizer, tmp_path / f"{trace}", trace=trace):
+            for _ in range(3):
+                with Counting():  # entered before the trace begins and left after, and the other way round
+                    backward(model)
+                    optimizer.step()
+        counts.append(Counting.calls)
+        assert not torch.overrides._get_current_function_mode_stack()
+    assert counts[0] == counts[1] > 0
+    assert (tmp_path / "2" / "trace.json").exists()
 
 
 def test_mixed_precisions_have_snapshots_that_hold_them_exactly(tmp_path):
