@@ -6,7 +6,8 @@ from rlloss.bisect.align import Split, split
 from rlloss.bisect.found import Finding
 from rlloss.bisect.records import bisect_records
 from rlloss.bisect.replay import Other, listen
-from rlloss.bisect.words import explain, operation
+from rlloss.bisect.saying import operation
+from rlloss.bisect.words import explain
 from rlloss.cause import other_machine
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import RunFolder

@@ -4,7 +4,8 @@ import numpy as np
 
 from rlloss.bisect.align import split
 from rlloss.bisect.found import Finding
-from rlloss.bisect.words import explain, operation
+from rlloss.bisect.saying import operation
+from rlloss.bisect.words import explain
 from rlloss.cause import other_machine
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, other_options

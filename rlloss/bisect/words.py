@@ -3,23 +3,18 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps, used
+from rlloss.bisect.masks import FEW_ULPS, masked
+from rlloss.bisect.saying import difference, expression, gap, maker, name_of, place_of, plain, subject
 from rlloss.watch.tape import Entry, Joint, Number, Tape, written
 
-FEW_ULPS = 4  # to which the factors of a product agree, multiplied in another order
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
-FEW = 4  # elements, of which less have a rule in common by chance
-MOST_DEEP = 2  # operations of an expression
-ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=[^=]")  # the name to which a line assigns
 DRAWS = ("rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random")
-PASS_ON = ("view", "reshape", "_unsafe_view", "expand", "squeeze", "unsqueeze", "t", "transpose", "permute", "clone",
-           "_to_copy", "slice", "select", "as_strided", "copy_")  # fmt: skip
 
 
 @dataclass
@@ -230,11 +225,11 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(scaled, evidence)
     if rounded := _rounding(joint, other, one, two, a, b, found):
         return Cause(*rounded[:1], evidence, decided=rounded[1])
-    if masked := _masked(joint, a, b):
-        return Cause(masked, evidence)
+    if cut := masked(joint, a, b):
+        return Cause(cut, evidence)
     if path := _another_path(joint, other, a, b):
         return Cause(path, evidence)
-    return Cause(f"{subject(joint)} has another gradient: {_gap(one, two)}", evidence, decided=False)
+    return Cause(f"{subject(joint)} has another gradient: {gap(one, two)}", evidence, decided=False)
 
 
 def _forward(found: Split, a: Tape, b: Tape) -> Cause:
@@ -340,74 +335,6 @@ def _terms(tape: Tape, digest: str) -> list[str]:
     return [term for number in numbers_in(entry)[:2] for term in _terms(tape, number.digest)]
 
 
-def _masked(joint: Joint, a: Tape, b: Tape) -> str:
-    """Whether one run alone has no gradient where the other has one, and both have the same elsewhere."""
-    pairs = [(x, y) for x, y in paired(a.joints, b.joints) if (x.node, x.where) == (joint.node, joint.where)]
-    one, two = (_joined(tape, [pair[i].gradient.digest for pair in pairs]) for i, tape in enumerate((a, b)))
-    if one is None or two is None or one.dtype != two.dtype:
-        return ""
-    for which, tape, place, zero, full in (("b", b, 1, two, one), ("a", a, 0, one, two)):
-        cut = (zero == 0) & (full != 0)
-        if bool(cut.any()) and bool((ulps(zero, full)[~cut] <= FEW_ULPS).all()):
-            other = "a" if which == "b" else "b"
-            mine = next(pair[place] for pair in pairs if pair[0] is joint)
-            rule = _rule(cut, full != 0, joint, a, b) if int(cut.sum()) >= FEW else ""
-            return (f"{which} has no gradient for {int(cut.sum())} of {cut.numel()} numbers for which {other} has one"
-                    f"{_cutter(tape, mine)}{rule}")  # fmt: skip
-    return ""
-
-
-def _joined(tape: Tape, digests: Sequence[str]) -> Tensor | None:
-    """Numbers one after the other; None if one is not kept."""
-    values = [tape.values.get(digest) for digest in digests]
-    return torch.cat([value.reshape(-1) for value in values if value is not None]) if None not in values else None
-
-
-def _cutter(tape: Tape, joint: Joint) -> str:
-    """By which operation: a clamp between the loss and the tensor, if there is one."""
-    path = _towards_the_loss(tape, joint)
-    clamps = [j for j in tape.joints if j.sequence in path and re.match("Clamp|Hardtanh|Relu", j.node)]
-    return f": cut by {plain(clamps[-1].node)} at {clamps[-1].where}" if clamps else ""
-
-
-def _towards_the_loss(tape: Tape, joint: Joint) -> set[int]:
-    """The sequence numbers of all nodes through which a gradient comes to a tensor."""
-    consumers = {j.sequence: j.consumers for j in tape.joints if j.backward == joint.backward}
-    found: set[int] = set()
-    todo = [sequence for _, sequence, _ in joint.consumers]
-    while todo:
-        sequence = todo.pop()
-        if sequence not in found:
-            found.add(sequence)
-            todo += [following for _, following, _ in consumers.get(sequence, [])]
-    return found
-
-
-def _rule(cut: Tensor, of: Tensor, joint: Joint, a: Tape, b: Tape) -> str:
-    """A number on the way to the loss that both have and that says which elements are cut: those outside some bounds.
-
-    One that its author named before others, and the last of the forward pass, which is the nearest to the loss.
-    """
-    there = {number.digest for entry in b.entries for number in entry.outputs}
-    lines = {j.where for j in a.joints if j.sequence in _towards_the_loss(a, joint)}
-    made: dict[tuple[str, str], list[Entry]] = {}
-    for entry in computing(a.entries):
-        if not entry.node and entry.outputs and entry.outputs[0].digest in there and entry.where in lines:
-            made.setdefault((entry.op, entry.where), []).append(entry)
-    last_first = list(made.values())[::-1]
-    for entries in sorted(last_first, key=lambda entries: not ASSIGNED.match(written(entries[0].where))):
-        value = _joined(a, [entry.outputs[0].digest for entry in entries])
-        if value is None or value.numel() != cut.numel() or not value.is_floating_point():
-            continue
-        inside, outside = value[~cut & of].double(), value[cut].double()
-        low, high = (float(inside.min()), float(inside.max())) if len(inside) else (math.nan, math.nan)
-        if bool(((outside < low) | (outside > high)).all()):
-            below, above = int((outside < low).sum()), int((outside > high).sum())
-            sides = [f"{n} {word}" for n, word in ((below, f"below {low:.6g}"), (above, f"above {high:.6g}")) if n]
-            return f"; exactly those where {name_of(entries[0])} is {' or '.join(sides)}, and no other's"
-    return ""
-
-
 def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> str:
     """Whether a gradient comes by a path that the other run computes, too, but has cut off."""
     for which, more, less, tape in (("b", other, joint, a), ("a", joint, other, b)):
@@ -423,75 +350,3 @@ def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> str:
         node, where = paths[0]
         return f"{which} has a gradient more, through {plain(node)} at {where}, which the other run does not compute"
     return ""
-
-
-def plain(node: str) -> str:
-    """What autograd's node is the backward of: ``mul`` of MulBackward0."""
-    return re.sub(r"Backward\d*$", "", node).lower()
-
-
-def maker(tape: Tape, digest: str) -> Entry | None:
-    """The operation that made a number first."""
-    return next((e for e in computing(tape.entries) if any(n.digest == digest for n in e.outputs)), None)
-
-
-def expression(tape: Tape, digest: str, other: Tape, depth: int = 0) -> str:
-    """How a number was made, down to numbers that the other run has, too."""
-    entry = maker(tape, digest)
-    common = depth > 0 and (maker(other, digest) is not None or digest in other.given)
-    if entry is None:
-        return tape.given.get(digest) or "given"
-    if common or depth == MOST_DEEP:
-        return name_of(entry) if not entry.node else f"g[{plain(entry.node)}]"
-    op = entry.op.partition(".")[0].rstrip("_")
-    numbers = [expression(tape, number.digest, other, depth + 1) for number in numbers_in(entry)]
-    if op in PASS_ON:
-        return numbers[0] if numbers else op
-    return f"{op}({', '.join(numbers)})"
-
-
-def name_of(entry: Entry) -> str:
-    """What the author calls a number: the name to which the line assigns it, or else the operation."""
-    assigned = ASSIGNED.match(written(entry.where))
-    return assigned[1] if assigned else entry.op.partition(".")[0]
-
-
-def operation(found: Split) -> str:
-    """Of which a split is, with its line."""
-    if found.kind == "gradient" and found.joint is not None:
-        return f"{found.joint.node}, {found.joint.where}"
-    return f"{found.ours.op}, {place_of(found.ours)}" if found.ours else ""
-
-
-def place_of(entry: Entry) -> str:
-    return f"{entry.where or 'no line of anybody'}{', backward' if entry.node else ''}"
-
-
-def subject(joint: Joint) -> str:
-    """The tensor of a joint, in words: as its author calls it."""
-    if joint.name:
-        return joint.name
-    file, assigned = joint.where.partition(": ")[0], ASSIGNED.match(written(joint.where))
-    return f"{assigned[1]} ({plain(joint.node)}, {file})" if assigned else f"{plain(joint.node)} at {joint.where}"
-
-
-def difference(one: Tensor | None, two: Tensor | None) -> list[str]:
-    """The first element that differs: index, both values in decimal and hex, ulps apart; and how many do."""
-    if one is None or two is None or one.shape != two.shape or one.dtype != two.dtype:
-        return []
-    places = (one != two).nonzero()
-    if not len(places):
-        return []
-    index = tuple(places[0].tolist())
-    x, y = one[index].item(), two[index].item()
-    said = f"{list(index)}: {x!r} | {y!r}"
-    if one.is_floating_point():
-        apart = ulps(one, two)
-        said += f" ({float(x).hex()} | {float(y).hex()}), {int(apart[index]):,} ulp apart"
-        return [said, f"{len(places)} of {one.numel()} numbers differ, the most by {int(apart.max()):,} ulp"]
-    return [said, f"{len(places)} of {one.numel()} numbers differ"]
-
-
-def _gap(one: Tensor, two: Tensor) -> str:
-    scale = float(one.abs().max()) or 1.0
-    return f"by up to {float((one - two).abs().max()) / scale:.2g} of its largest number"

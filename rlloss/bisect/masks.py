@@ -1,0 +1,83 @@
+"""Whether one run alone has no gradient for some numbers, by which operation, and what those have in common."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlloss.bisect.align import computing, paired, ulps
+from rlloss.bisect.saying import ASSIGNED, name_of, plain
+from rlloss.watch.tape import Entry, Joint, Tape, written
+
+FEW_ULPS = 4  # to which what is not masked agrees, multiplied in another order
+FEW = 4  # elements, of which less have a rule in common by chance
+
+
+def masked(joint: Joint, a: Tape, b: Tape) -> str:
+    """Whether one run alone has no gradient where the other has one, and both have the same elsewhere."""
+    pairs = [(x, y) for x, y in paired(a.joints, b.joints) if (x.node, x.where) == (joint.node, joint.where)]
+    one, two = (_joined(tape, [pair[i].gradient.digest for pair in pairs]) for i, tape in enumerate((a, b)))
+    if one is None or two is None or one.dtype != two.dtype:
+        return ""
+    for which, tape, place, zero, full in (("b", b, 1, two, one), ("a", a, 0, one, two)):
+        cut = (zero == 0) & (full != 0)
+        if bool(cut.any()) and bool((ulps(zero, full)[~cut] <= FEW_ULPS).all()):
+            other = "a" if which == "b" else "b"
+            mine = next(pair[place] for pair in pairs if pair[0] is joint)
+            rule = _rule(cut, full != 0, joint, a, b) if int(cut.sum()) >= FEW else ""
+            return (f"{which} has no gradient for {int(cut.sum())} of {cut.numel()} numbers for which {other} has one"
+                    f"{_cutter(tape, mine)}{rule}")  # fmt: skip
+    return ""
+
+
+def _joined(tape: Tape, digests: Sequence[str]) -> Tensor | None:
+    """Numbers one after the other; None if one is not kept."""
+    values = [tape.values.get(digest) for digest in digests]
+    return torch.cat([value.reshape(-1) for value in values if value is not None]) if None not in values else None
+
+
+def _cutter(tape: Tape, joint: Joint) -> str:
+    """By which operation: a clamp between the loss and the tensor, if there is one."""
+    path = _towards_the_loss(tape, joint)
+    clamps = [j for j in tape.joints if j.sequence in path and re.match("Clamp|Hardtanh|Relu", j.node)]
+    return f": cut by {plain(clamps[-1].node)} at {clamps[-1].where}" if clamps else ""
+
+
+def _towards_the_loss(tape: Tape, joint: Joint) -> set[int]:
+    """The sequence numbers of all nodes through which a gradient comes to a tensor."""
+    consumers = {j.sequence: j.consumers for j in tape.joints if j.backward == joint.backward}
+    found: set[int] = set()
+    todo = [sequence for _, sequence, _ in joint.consumers]
+    while todo:
+        sequence = todo.pop()
+        if sequence not in found:
+            found.add(sequence)
+            todo += [following for _, following, _ in consumers.get(sequence, [])]
+    return found
+
+
+def _rule(cut: Tensor, of: Tensor, joint: Joint, a: Tape, b: Tape) -> str:
+    """A number on the way to the loss that both have and that says which elements are cut: those outside some bounds.
+
+    One that its author named before others, and the last of the forward pass, which is the nearest to the loss.
+    """
+    there = {number.digest for entry in b.entries for number in entry.outputs}
+    lines = {j.where for j in a.joints if j.sequence in _towards_the_loss(a, joint)}
+    made: dict[tuple[str, str], list[Entry]] = {}
+    for entry in computing(a.entries):
+        if not entry.node and entry.outputs and entry.outputs[0].digest in there and entry.where in lines:
+            made.setdefault((entry.op, entry.where), []).append(entry)
+    last_first = list(made.values())[::-1]
+    for entries in sorted(last_first, key=lambda entries: not ASSIGNED.match(written(entries[0].where))):
+        value = _joined(a, [entry.outputs[0].digest for entry in entries])
+        if value is None or value.numel() != cut.numel() or not value.is_floating_point():
+            continue
+        inside, outside = value[~cut & of].double(), value[cut].double()
+        low, high = (float(inside.min()), float(inside.max())) if len(inside) else (math.nan, math.nan)
+        if bool(((outside < low) | (outside > high)).all()):
+            below, above = int((outside < low).sum()), int((outside > high).sum())
+            sides = [f"{n} {word}" for n, word in ((below, f"below {low:.6g}"), (above, f"above {high:.6g}")) if n]
+            return f"; exactly those where {name_of(entries[0])} is {' or '.join(sides)}, and no other's"
+    return ""

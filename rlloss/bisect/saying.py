@@ -1,0 +1,85 @@
+"""How numbers, operations and tensors of a tape are said."""
+
+import re
+
+from torch import Tensor
+
+from rlloss.bisect.align import Split, computing, numbers_in, ulps
+from rlloss.watch.tape import Entry, Joint, Tape, written
+
+MOST_DEEP = 2  # operations of an expression
+ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=[^=]")  # the name to which a line assigns
+PASS_ON = ("view", "reshape", "_unsafe_view", "expand", "squeeze", "unsqueeze", "t", "transpose", "permute", "clone",
+           "_to_copy", "slice", "select", "as_strided", "copy_")  # fmt: skip
+
+
+def maker(tape: Tape, digest: str) -> Entry | None:
+    """The operation that made a number first."""
+    return next((e for e in computing(tape.entries) if any(n.digest == digest for n in e.outputs)), None)
+
+
+def expression(tape: Tape, digest: str, other: Tape, depth: int = 0) -> str:
+    """How a number was made, down to numbers that the other run has, too."""
+    entry = maker(tape, digest)
+    common = depth > 0 and (maker(other, digest) is not None or digest in other.given)
+    if entry is None:
+        return tape.given.get(digest) or "given"
+    if common or depth == MOST_DEEP:
+        return name_of(entry) if not entry.node else f"g[{plain(entry.node)}]"
+    op = entry.op.partition(".")[0].rstrip("_")
+    numbers = [expression(tape, number.digest, other, depth + 1) for number in numbers_in(entry)]
+    if op in PASS_ON:
+        return numbers[0] if numbers else op
+    return f"{op}({', '.join(numbers)})"
+
+
+def name_of(entry: Entry) -> str:
+    """What the author calls a number: the name to which the line assigns it, or else the operation."""
+    assigned = ASSIGNED.match(written(entry.where))
+    return assigned[1] if assigned else entry.op.partition(".")[0]
+
+
+def operation(found: Split) -> str:
+    """Of which a split is, with its line."""
+    if found.kind == "gradient" and found.joint is not None:
+        return f"{found.joint.node}, {found.joint.where}"
+    return f"{found.ours.op}, {place_of(found.ours)}" if found.ours else ""
+
+
+def place_of(entry: Entry) -> str:
+    return f"{entry.where or 'no line of anybody'}{', backward' if entry.node else ''}"
+
+
+def subject(joint: Joint) -> str:
+    """The tensor of a joint, in words: as its author calls it."""
+    if joint.name:
+        return joint.name
+    file, assigned = joint.where.partition(": ")[0], ASSIGNED.match(written(joint.where))
+    return f"{assigned[1]} ({plain(joint.node)}, {file})" if assigned else f"{plain(joint.node)} at {joint.where}"
+
+
+def plain(node: str) -> str:
+    """What autograd's node is the backward of: ``mul`` of MulBackward0."""
+    return re.sub(r"Backward\d*$", "", node).lower()
+
+
+def difference(one: Tensor | None, two: Tensor | None) -> list[str]:
+    """The first element that differs: index, both values in decimal and hex, ulps apart; and how many do."""
+    if one is None or two is None or one.shape != two.shape or one.dtype != two.dtype:
+        return []
+    places = (one != two).nonzero()
+    if not len(places):
+        return []
+    index = tuple(places[0].tolist())
+    x, y = one[index].item(), two[index].item()
+    said = f"{list(index)}: {x!r} | {y!r}"
+    if one.is_floating_point():
+        apart = ulps(one, two)
+        said += f" ({float(x).hex()} | {float(y).hex()}), {int(apart[index]):,} ulp apart"
+        return [said, f"{len(places)} of {one.numel()} numbers differ, the most by {int(apart.max()):,} ulp"]
+    return [said, f"{len(places)} of {one.numel()} numbers differ"]
+
+
+def gap(one: Tensor, two: Tensor) -> str:
+    scale = float(one.abs().max()) or 1.0
+    return f"by up to {float((one - two).abs().max()) / scale:.2g} of its largest number"
