@@ -7,6 +7,7 @@ from typing import Any
 import rlloss
 from rlloss.errors import NotInstalled
 from rlloss.losses import LOSSES
+from rlloss.others import one_thread
 from rlloss.others.exchange import exchanged
 
 LINE = "policy_loss = -th.min(policy_loss_1, policy_loss_2).mean()"
@@ -32,13 +33,10 @@ def train(
     Raises: NotInstalled.
     """
     try:
-        import torch
         from stable_baselines3 import PPO
     except ImportError as error:
         raise NotInstalled("Stable-Baselines3 is not installed; pip install 'rlloss[trainers]'") from error
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         trainer = PPO if loss == NATIVE else exchanged(PPO, "train", LINE, OURS, theirs=LOSSES[loss])
         model = trainer(
             "MlpPolicy", env, seed=seed, device="cpu", n_steps=num_steps, batch_size=minibatch, ent_coef=ent_coef
@@ -47,5 +45,3 @@ def train(
         config = {"loss": loss, "trainer": "stable_baselines3", "env": env, "minibatch": minibatch, "seed": seed}
         with rlloss.watch(model.policy, model.policy.optimizer, folder, config=config, **(watched or {})):
             model.learn(timesteps)
-    finally:
-        torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ from typing import Any
 
 import rlloss
 from rlloss.errors import NotInstalled
+from rlloss.others import one_thread
 from rlloss.others.exchange import exchanged
 
 LINE = "per_token_loss = -torch.min(per_token_loss1, per_token_loss2)"
@@ -58,9 +59,7 @@ def train(
         from trl import GRPOConfig, GRPOTrainer
     except ImportError as error:
         raise NotInstalled("TRL is not installed; pip install 'rlloss[trainers]'") from error
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         torch.manual_seed(0)
         home = folder.with_name(f"{folder.name}-trl")
         model = _model(home, reload=beta != 0)
@@ -81,8 +80,6 @@ def train(
         config = {"loss": loss, "trainer": "trl", "loss_type": loss_type, "accumulation": accumulation, "beta": beta}
         with rlloss.watch(trainer.model, optimizer, folder, config=config, **(watched or {})):
             trainer.train()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _reward(completions: list[str], **_: Any) -> list[float]:
