@@ -144,7 +144,8 @@ CLAIM = Claim(
         "In Stable-Baselines3's PPO and in TRL's GRPOTrainer, with one line of theirs exchanged, REINFORCE with PPO's "
         "detached weight trains to the bits of their own loss, whatever the mean and the accumulation; the textbook "
         "order does so only where the mean divides by a power of two. With a KL term autograd adds the gradients of "
-        "log pi in another order, and the weight times the log ratio, PPO's own node, keeps the bits."
+        "log pi in another order; the weight times the log ratio, PPO's own node, keeps the bits, unless the term is "
+        "multiplied by the ratio."
     ),
     runs=no_runs,
     judge=judge,

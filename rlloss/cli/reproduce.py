@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from joblib.externals.loky import get_reusable_executor
+
 from rlloss.claims.claim import select
 from rlloss.claims.reference import compare, made_with, other_versions, reference_dir
 from rlloss.claims.report import report_claims
@@ -42,6 +44,7 @@ def run(arguments: list[str]) -> int:
     print(f"{len(claims)} claims, {plan(configs)}{besides}; numerics={numerics}", flush=True)
     print_note(configs)
     code = exit_code(sweep(list(wanted.values()), hydras))
+    get_reusable_executor().shutdown()  # its workers would end by themselves while others train, and it would warn
     others.run(trainings, options.runs)
     holds = print_verdicts(report_claims(claims, options.preset, options.runs, options.report, absent), options.report)
     same = print_comparison(
