@@ -20,6 +20,8 @@ REMEDY = "watch both with trace={step}, which records each operation of that ste
 def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
     """Raises: Damaged for a record that cannot be read."""
     ours, theirs = Record(a), Record(b)
+    for record in (ours, theirs):
+        record.check()
     steps = min(ours.steps, theirs.steps)
 
     def finding(step: int | None, cause: str, **more: object) -> Finding:
@@ -102,6 +104,8 @@ def _rows(a: Record, b: Record, step: int) -> str:
     if since == step:  # one that differed before, and changed nothing, need not be the cause
         rates = " | ".join(str(record.run.metrics["learning_rates"].iloc[since - 1]) for record in (a, b))
         return f"another learning rate from step {since:,} on: {rates}"
+    if _since(a, b, "options_digest", step) == step > 1:  # from the first step on, the options themselves are recorded
+        return f"other options of an optimiser from step {step:,} on, as its momentum or weight decay"
     if since := _since(a, b, "skipped_steps", step):
         which = "a" if a.run.metrics["skipped_steps"].iloc[since - 1] else "b"
         return f"{which} skips step {since:,}: GradScaler found a gradient that is not finite"

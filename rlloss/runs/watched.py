@@ -19,6 +19,7 @@ WATCHED = "watch"  # the group of a record's config that says how the training w
 HASH_BYTES = 16
 STEP_BYTES = 8
 
+COLUMNS = ("optimizer", "learning_rates", "options_digest", "skipped_steps", "random_digests")
 Hashes = NDArray[np.void]
 NARROWED: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "float64": lambda x: x.astype(np.float64),
@@ -92,6 +93,14 @@ class Record:
         found = self._read("gradients.bin", self._place("gradients.bin", step), len(names))
         return dict(zip(names, (entry.tobytes() for entry in found), strict=True))
 
+    def check(self) -> None:
+        """Raises: Damaged for a record that does not hold what it should."""
+        if missing := [name for name in COLUMNS if name not in self.run.metrics]:
+            raise Damaged(self.run.path, "metrics.csv", f"has no column {missing[0]}")
+        _ = self.outside
+        if other := self.other_digest():
+            raise Damaged(self.run.path, "tensors.bin", other.partition(" ")[2])
+
     def other_digest(self) -> str:
         """After which step the hashes are not those that were digested; empty if all are."""
         hashes, digests = self._content("tensors.bin"), self.run.digests
@@ -132,6 +141,8 @@ class Record:
         data, where, at = self._content("before.bin"), {}, 0
         while at < len(data):
             step = int.from_bytes(data[at : at + STEP_BYTES], "little")
+            if not 0 < step <= self.steps + 1:
+                raise Damaged(self.run.path, "before.bin", f"is of an optimiser step {step:,}, which there is not")
             where[step] = at + STEP_BYTES
             at += STEP_BYTES + HASH_BYTES * len(self.tensors(step))
         return where

@@ -22,7 +22,7 @@ from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import HASH_BYTES, Record, signature
 from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written, replace
 from rlloss.version import __version__
-from rlloss.watch.steps import options
+from rlloss.watch.steps import options, options_digest
 from rlloss.watch.tape import Tape, names_of
 from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, tensors
 
@@ -139,7 +139,8 @@ class Recorder:
 
     def _record(self, optimizer: Optimizer, skipped: bool) -> None:
         which = next(i for i, known in enumerate(self._known) if known is optimizer)
-        if which >= len(self._counts):
+        groups = sum(len(known.param_groups) for known in self._known)
+        if which >= len(self._counts) or groups != self._groups:
             self._note_optimizers()
         self._counts[which] += 1
         self._last = hashes(self._found)
@@ -153,6 +154,7 @@ class Recorder:
             "optimizer_step": self._counts[which],
             "learning_rate": rates[0],
             "learning_rates": " ".join(map(repr, rates)),
+            "options_digest": options_digest(optimizer),
             "skipped_steps": int(skipped),
             "changed_outside": self._outside,
             "random_digests": random_digests(),
@@ -187,6 +189,7 @@ class Recorder:
 
     def _note_optimizers(self) -> None:
         self._counts += [0] * (len(self._known) - len(self._counts))
+        self._groups = sum(len(known.param_groups) for known in self._known)
         self.writer.note(optimizers=options(self._known))
 
     def _describe(self, step: int) -> None:

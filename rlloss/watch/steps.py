@@ -1,5 +1,6 @@
 """Listening to optimisers: when a step begins and ends, and when one was forbidden."""
 
+import hashlib
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -153,6 +154,12 @@ def options(optimizers: Iterable[Optimizer]) -> dict[str, Any]:
         }
         for i, optimizer in enumerate(optimizers)
     }
+
+
+def options_digest(optimizer: Optimizer) -> str:
+    """Of all options but the learning rates, which change with schedules."""
+    groups = [{key: value for key, value in _plain(group).items() if key != "lr"} for group in optimizer.param_groups]
+    return hashlib.sha256(repr(groups).encode()).hexdigest()[:8]
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

@@ -242,7 +242,7 @@ def read_tape(folder: Path) -> tuple[int, Tape]:
         ]  # fmt: skip
         values = load((folder / VALUES).read_bytes())
         return int(document["step"]), Tape({}, entries, joints, values, dict(document["given"]))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError) as error:
         raise ConfigError(f"{folder / TRACE}: cannot be read ({' '.join(str(error).split())})") from error
 
 

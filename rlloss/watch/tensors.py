@@ -1,5 +1,6 @@
 """The tensors of a training by name, and what they are hashed to."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,6 +56,8 @@ def tensors(
     found = [Named(plain(name), tensor, False) for name, tensor in _named(models, "named_parameters")]
     if buffers:
         found += [Named(plain(name), tensor, True) for name, tensor in _named(models, "named_buffers")]
+    if twice := [name for name, times in Counter(entry.name for entry in found).items() if times > 1]:
+        raise ConfigError(f"model: two tensors are called {twice[0]}; name the models otherwise")
     known = {id(entry.tensor) for entry in found}
     for i, optimizer in enumerate(optimizers):
         for j, group in enumerate(optimizer.param_groups):

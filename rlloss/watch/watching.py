@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+import yaml
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
@@ -60,11 +61,17 @@ def watch(
         ConfigError: the folder holds something else; the optimiser is watched already; a tensor cannot be read; the
             model is not what the record says it was after ``step``.
     """
+    for name, number in {"snapshot_every": snapshot_every, "step": step, "trace": trace}.items():
+        if number < 0:
+            raise ConfigError(f"{name}={number}: must be 0 or greater")
     how: dict[str, Any] = {"buffers": buffers, "gradients": gradients, "snapshot_every": snapshot_every}
     models, where = models_by_name(model), _own(Path(folder))
     described = _config(config or {}, models, how)
     _check_room(where, step, overwrite=overwrite)
-    return Watch(models, optimizer, where, described, step=step, trace=trace, **how)
+    try:
+        return Watch(models, optimizer, where, described, step=step, trace=trace, **how)
+    except OSError as error:
+        raise ConfigError(f"folder={folder}: {error.strerror}; name another folder") from error
 
 
 class Watch:
@@ -165,6 +172,10 @@ def _config(config: Mapping[str, Any], models: Mapping[str, nn.Module], how: Map
     own = dict(config)
     if isinstance(own.get("loss"), str):
         own["loss"] = {"name": own["loss"]}
+    try:
+        yaml.safe_dump(own)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config: {' '.join(str(error).split())}; give numbers, texts, lists and mappings") from error
     names = {name.removesuffix(".") or "model": type(module).__name__ for name, module in models.items()}
     return {**own, WATCHED: {"model": names, **how}}
 
@@ -179,8 +190,6 @@ def _own(folder: Path) -> Path:
 
 def _check_room(folder: Path, step: int, *, overwrite: bool) -> None:
     """Raises: ConfigError for a folder that holds a record already, unless it goes on or is to be written over."""
-    if step < 0:
-        raise ConfigError(f"step={step}: must be 0, or the optimiser step after which the record goes on")
     if not (folder / "config.yaml").exists():
         if step:
             raise ConfigError(f"step={step}: {folder} holds no record to go on with")

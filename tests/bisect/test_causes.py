@@ -26,6 +26,7 @@ WATCHED = {  # cause -> the options of both trainings, the step at which they pa
                        r"b has no gradient for 8 of 48 .* ratio is 1 below 0\.80\d+ or 7 above 1\.1\d+"),
     "minibatch order": ({}, {"fault": "minibatch order"}, 6, "0.weight", r"the same samples in another order"),
     "learning rate": ({}, {"fault": "learning rate"}, 6, "0.weight", r"another learning rate from step 6 on: 0.01"),
+    "weight decay": ({}, {"fault": "weight decay"}, 6, "0.weight", r"other options of an optimiser from step 6 on"),
     "zero_grad": ({}, {"fault": "zero_grad"}, 6, "0.weight", r"b adds its gradient to one .* zero_grad\(\) is missing"),
     "mean of means": ({}, {"fault": "mean of means"}, 6, "0.weight",
                       r"another normaliser in each .* times 2, 0.666667; a mean of means"),
@@ -40,7 +41,7 @@ WATCHED = {  # cause -> the options of both trainings, the step at which they pa
 }  # fmt: skip
 
 
-FAST = ("order of gradients", "an ulp", "two-sided mask", "zero_grad", "early stop")
+FAST = ("weight decay", "order of gradients", "an ulp", "two-sided mask", "zero_grad", "early stop")
 
 
 def each(causes):

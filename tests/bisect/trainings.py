@@ -105,6 +105,8 @@ def train(folder, *, steps=20, loss=ppo, fault="", at=6, trace=0, lr=1e-2, fused
                     weight[1, 3] = torch.nextafter(weight[1, 3], torch.tensor(9.0))
             if fault == "learning rate" and now:
                 optimizer.param_groups[0]["lr"] = lr / 2
+            if fault == "weight decay" and step == at:
+                optimizer.param_groups[0]["weight_decay"] = 0.1
             if fault == "draw" and step == at:
                 torch.randn(1)
                 np.random.default_rng(0)

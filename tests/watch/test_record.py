@@ -13,12 +13,13 @@ from torch import nn
 
 import rlloss
 from rlloss.bisect.bisect import bisect
+from rlloss.cli.main import main
 from rlloss.errors import ConfigError
 from rlloss.runs import RunFolder
 from rlloss.runs.watched import Record
 from rlloss.verify import compare_runs
 from tests.helpers import ROOT
-from tests.watch.trainings import STEPS, backward, network, training
+from tests.watch.trainings import STEPS, an_ulp, backward, network, training
 
 
 def test_what_the_user_logs_belongs_to_the_next_step(tmp_path):
@@ -220,3 +221,41 @@ def _to_meta(model):
     model.register_buffer("ghost", None)
     model.register_parameter("2.bias".replace(".", "_"), None)
     model[2].register_buffer("bias2", torch.empty(1, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"trace": -1}, "trace=-1: must be 0 or greater"),
+        ({"snapshot_every": -1}, "snapshot_every=-1: must be 0 or greater"),
+        ({"step": 3}, "holds no record to go on with"),
+        ({"config": {"loss": print}}, "config: .* give numbers, texts, lists and mappings"),
+        ({"config": {"watch": 1}}, "the key watch is the record's own"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, options, said):
+    model = network()
+    with pytest.raises(ConfigError, match=said):
+        rlloss.watch(model, torch.optim.SGD(model.parameters(), 0.1), tmp_path / "a", **options)
+    assert not (tmp_path / "a").exists()
+
+
+DAMAGES = {
+    "tensors.bin": lambda data: data[: len(data) // 2],
+    "before.bin": lambda data: data + b"12345",
+    "metrics.csv": lambda data: data.replace(b"random_digests", b"random_digestz"),
+    "tensors.json": lambda data: b"[" * 99_999,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_one_line_that_names_the_file(tmp_path, capsys, name):
+    for folder in "ab":
+        training(tmp_path / folder, after=lambda k, model: k == 6 and an_ulp(model[2].bias))
+    file = tmp_path / "b" / name
+    file.write_bytes(DAMAGES[name](file.read_bytes()))
+    assert main(["bisect", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert name in said
+    assert main(["verify", str(tmp_path)]) in (0, 1, 2)

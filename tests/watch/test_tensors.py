@@ -137,3 +137,9 @@ def test_what_has_no_numbers_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"2\.bias: a Parameter of torch.float32 on meta cannot be read"):
         rlloss.watch(model, torch.optim.SGD(model[0].parameters(), 0.1), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    inner = nn.ModuleDict({"y": nn.Linear(1, 1)})
+    with pytest.raises(ConfigError, match=r"two tensors are called x\.y\.weight"):
+        rlloss.watch({"x": inner, "x.y": nn.Linear(1, 1)}, None, tmp_path / "a")
