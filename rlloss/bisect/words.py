@@ -14,7 +14,19 @@ from rlloss.bisect.saying import difference, expression, gap, maker, name_of, pl
 from rlloss.watch.tape import Entry, Joint, Number, Tape, written
 
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
+LOADS = (
+    "index",
+    "slice",
+    "select",
+    "gather",
+    "take",
+    "lift_fresh",
+    "_to_copy",
+)  # that take samples, and compute nothing
 DRAWS = ("rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random")
+
+
+Rows = list[tuple[float, ...]]
 
 
 @dataclass
@@ -139,8 +151,8 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     assert one is not None
     read = f"{name_of(one)} at {place_of(one)}"
     rows = [_samples(tape, one) for tape in (a, b)]
-    if rows[0] and rows[0] != rows[1] and Counter(rows[0]) == Counter(rows[1]):
-        return Cause(f"the same samples in another order, first seen in {read}")
+    if moved := _moved(rows[0], rows[1], a, one):
+        return moved
     shared = Counter(rows[0]) & Counter(rows[1])
     what = f"another minibatch, with {shared.total()} of {len(rows[0])} samples in common" if shared else "other data"
     made = [_made_by(tape, one) for tape in (a, b)]
@@ -151,15 +163,27 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     return Cause(f"{what}, first seen in {read}", difference(*numbers))
 
 
+def _moved(ours: Rows, theirs: Rows, tape: Tape, line: Entry) -> Cause | None:
+    """Whether the samples that a line makes come in another order. Sure where it makes all there is of each."""
+    if not ours or ours == theirs or Counter(ours) != Counter(theirs):
+        return None
+    read = f"{name_of(line)} at {place_of(line)}"
+    first = next(entry for entry in tape.entries if entry.op == line.op and entry.where == line.where and entry.outputs)
+    if line.op.startswith(LOADS) and len(ours[0]) > math.prod(first.outputs[0].shape[1:]):
+        return Cause(f"the same samples in another order, first seen in {read}")
+    what = f"the same rows in another order, first seen in {read}"
+    return Cause(f"{what}; whether their labels moved with them is not seen there", decided=False)
+
+
 def _made_by(tape: Tape, like: Entry) -> list[str]:
     """All that one line made by one operation, in order."""
     entries = (e for e in tape.entries if not e.node and e.op == like.op and written(e.where) == written(like.where))
     return [entry.outputs[0].digest for entry in entries if entry.outputs]
 
 
-def _samples(tape: Tape, like: Entry) -> list[tuple[float, ...]]:
+def _samples(tape: Tape, like: Entry) -> Rows:
     """The samples that one line made, over the whole step: all that it made of each, labels and weights included."""
-    found: list[tuple[float, ...]] = []
+    found: Rows = []
     group: list[Tensor] = []
     kinds: list[object] = []
 
@@ -238,11 +262,8 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
     assert found.theirs is not None
     if found.ours.op.startswith(DRAWS):
         return _operation(found, a, b)
-    rows = [_samples(a, found.ours), _samples(b, found.ours)]
-    if rows[0] and rows[0] != rows[1] and Counter(rows[0]) == Counter(rows[1]):
-        return Cause(
-            f"the same samples in another order, first seen in {name_of(found.ours)} at {place_of(found.ours)}"
-        )
+    if moved := _moved(_samples(a, found.ours), _samples(b, found.ours), a, found.ours):
+        return moved
     return Cause(f"the forward passes part: a computes {found.ours.op} at {place_of(found.ours)}, b computes "
                  f"{found.theirs.op} at {place_of(found.theirs)}")  # fmt: skip
 
@@ -272,13 +293,22 @@ def _scaled(found: Split, a: Tape, b: Tape) -> str:
         if factor is None or abs(factor - 1) < 1e-5:
             return ""
         factors[joint.backward] = factor
-    if not factors:
+    if not factors or not all(_explained(factors, *pair, a, b) for pair in paired(a.joints, b.joints)):
         return ""
     said = ", ".join(f"{factor:.6g}" for factor in factors.values())
     if len(factors) > 1 and max(factors.values()) - min(factors.values()) > 1e-5:
         return (f"another normaliser in each of {len(factors)} backward passes: b has the gradients of a times {said}; "
                 "a mean of means weighs every micro-batch alike, however many samples it has")  # fmt: skip
     return f"b has the gradient of a times {next(iter(factors.values())):.6g}: another coefficient, or another mean"
+
+
+def _explained(factors: dict[int, float], joint: Joint, other: Joint, a: Tape, b: Tape) -> bool:
+    """Whether a parameter's gradient differs by the factor of its backward pass, and by nothing else."""
+    one, two = a.values.get(joint.gradient.digest), b.values.get(other.gradient.digest)
+    if joint.node != LEAF or one is None or two is None or not one.count_nonzero():
+        return True
+    expected = factors.get(joint.backward, 1.0) * one.double()
+    return bool((two.double() - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
 def _factor(one: Tensor, two: Tensor) -> float | None:
