@@ -1,5 +1,6 @@
 """Paper-style figures: one style, one palette, sized for a column or a page; byte-for-byte the same when made twice."""
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,14 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         for path in paths:
             figure.savefig(path, metadata=METADATA[path.suffix])
     return paths
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG, for a page."""
+    out = io.StringIO()
+    with style():
+        figure.savefig(out, format="svg", metadata=METADATA[".svg"])
+    return out.getvalue()
 
 
 def panels(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, Any]:

@@ -6,7 +6,7 @@ from rlloss.bisect.align import Split, split
 from rlloss.bisect.found import Finding
 from rlloss.bisect.records import bisect_records
 from rlloss.bisect.replay import Other, listen
-from rlloss.bisect.saying import operation
+from rlloss.bisect.saying import located
 from rlloss.bisect.words import explain
 from rlloss.cause import other_machine
 from rlloss.errors import ConfigError
@@ -49,8 +49,8 @@ def bisect(a: RunFolder, b: RunFolder, progress: Progress = lambda run, step, st
     found = split(*tapes)
     why = explain(found, *tapes)
     remedy = "" if why.decided else "rlloss graph draws both losses; rlloss check says where they differ"
-    return finding(why.words, decided=why.decided, tensor=_tensor(found), when="in", operation=operation(found),
-                   evidence=why.evidence, remedy=remedy)  # fmt: skip
+    return finding(why.words, decided=why.decided, tensor=_tensor(found), when="in", evidence=why.evidence,
+                   remedy=remedy, **located(found))  # fmt: skip
 
 
 def by_reading(a: RunFolder, b: RunFolder) -> str:

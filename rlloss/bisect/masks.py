@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlloss.bisect.align import computing, paired, ulps
-from rlloss.bisect.saying import ASSIGNED, name_of, plain
-from rlloss.watch.tape import Entry, Joint, Tape, written
+from rlloss.bisect.saying import assigned, name_of, plain
+from rlloss.watch.tape import Entry, Joint, Tape
 
 FEW_ULPS = 4  # to which what is not masked agrees, multiplied in another order
 FEW = 4  # elements, of which less have a rule in common by chance
@@ -61,7 +61,7 @@ def _towards_the_loss(tape: Tape, joint: Joint) -> set[int]:
 def _rule(cut: Tensor, of: Tensor, joint: Joint, a: Tape, b: Tape) -> str:
     """A number on the way to the loss that both have and that says which elements are cut: those outside some bounds.
 
-    One that its author named before others, and the last of the forward pass, which is the nearest to the loss.
+    One that its author named before others, what is clamped after what is not, and the last of the forward pass first.
     """
     there = {number.digest for entry in b.entries for number in entry.outputs}
     lines = {j.where for j in a.joints if j.sequence in _towards_the_loss(a, joint)}
@@ -70,7 +70,7 @@ def _rule(cut: Tensor, of: Tensor, joint: Joint, a: Tape, b: Tape) -> str:
         if not entry.node and entry.outputs and entry.outputs[0].digest in there and entry.where in lines:
             made.setdefault((entry.op, entry.where), []).append(entry)
     last_first = list(made.values())[::-1]
-    for entries in sorted(last_first, key=lambda entries: not ASSIGNED.match(written(entries[0].where))):
+    for entries in sorted(last_first, key=lambda e: (not assigned(e[0].where), e[0].op.startswith("clamp"))):
         value = _joined(a, [entry.outputs[0].digest for entry in entries])
         if value is None or value.numel() != cut.numel() or not value.is_floating_point():
             continue
@@ -79,5 +79,5 @@ def _rule(cut: Tensor, of: Tensor, joint: Joint, a: Tape, b: Tape) -> str:
         if bool(((outside < low) | (outside > high)).all()):
             below, above = int((outside < low).sum()), int((outside > high).sum())
             sides = [f"{n} {word}" for n, word in ((below, f"below {low:.6g}"), (above, f"above {high:.6g}")) if n]
-            return f"; exactly those where {name_of(entries[0])} is {' or '.join(sides)}, and no other's"
+            return f"; exactly those where {name_of(entries[0], a)} is {' or '.join(sides)}, and no other's"
     return ""

@@ -4,7 +4,7 @@ import numpy as np
 
 from rlloss.bisect.align import split
 from rlloss.bisect.found import Finding
-from rlloss.bisect.saying import operation
+from rlloss.bisect.saying import located
 from rlloss.bisect.words import explain
 from rlloss.cause import other_machine
 from rlloss.runs.reader import RunFolder
@@ -49,7 +49,7 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
         why = explain(found, *heard)
         if found.kind != "none":
             words = why.words + (_recorded(a, b) if found.kind in ("program", "operation") else "")
-            said |= {"operation": operation(found), "evidence": why.evidence}
+            said |= {"evidence": why.evidence, **located(found)}
             return finding(step, words, decided=why.decided, **said)
     remedy = "" if decided else REMEDY.format(step=step)
     return finding(step, cause, decided=decided, remedy=remedy, **said)

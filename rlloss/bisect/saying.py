@@ -25,7 +25,7 @@ def expression(tape: Tape, digest: str, other: Tape, depth: int = 0) -> str:
     if entry is None:
         return tape.given.get(digest) or "given"
     if common or depth == MOST_DEEP:
-        return name_of(entry) if not entry.node else f"g[{plain(entry.node)}]"
+        return name_of(entry, tape) if not entry.node else f"g[{plain(entry.node)}]"
     op = entry.op.partition(".")[0].rstrip("_")
     numbers = [expression(tape, number.digest, other, depth + 1) for number in numbers_in(entry)]
     if op in PASS_ON:
@@ -33,10 +33,35 @@ def expression(tape: Tape, digest: str, other: Tape, depth: int = 0) -> str:
     return f"{op}({', '.join(numbers)})"
 
 
-def name_of(entry: Entry) -> str:
-    """What the author calls a number: the name to which the line assigns it, or else the operation."""
-    assigned = ASSIGNED.match(written(entry.where))
-    return assigned[1] if assigned else entry.op.partition(".")[0]
+def name_of(entry: Entry, tape: Tape) -> str:
+    """What the author calls a number: by the line that assigns or returns it, or else the operation."""
+    name = assigned(entry.where) or returned(entry.where).strip("_")
+    line = (other for other in computing(tape.entries) if other.where == entry.where and not other.node)
+    mine = {number.digest for number in entry.outputs}
+    goes_on = any(number.digest in mine for other in line if other is not entry for number in numbers_in(other))
+    return name if name and not goes_on else entry.op.partition(".")[0]
+
+
+def assigned(where: str) -> str:
+    """The name to which a line assigns, or nothing."""
+    found = ASSIGNED.match(written(where))
+    return found[1] if found else ""
+
+
+def returned(where: str) -> str:
+    """The function whose result a line is, or nothing."""
+    return where.partition(": ")[0].partition(" in ")[2]
+
+
+def line_of(where: str) -> str:
+    """file:line."""
+    return where.partition(": ")[0].partition(" in ")[0]
+
+
+def located(found: Split) -> dict[str, object]:
+    """The fields of a ``Finding`` that say what computes otherwise."""
+    ours, theirs = parts(found)
+    return {"operation": operation(found), "parts_a": ours, "parts_b": theirs}
 
 
 def operation(found: Split) -> str:
@@ -44,6 +69,22 @@ def operation(found: Split) -> str:
     if found.kind == "gradient" and found.joint is not None:
         return f"{found.joint.node}, {found.joint.where}"
     return f"{found.ours.op}, {place_of(found.ours)}" if found.ours else ""
+
+
+def parts(found: Split) -> tuple[list[str], list[str]]:
+    """What a and b compute where they part: what uses the tensor whose gradient differs, or the operation itself."""
+
+    def of_joint(joint: Joint | None) -> list[str]:
+        uses = [] if joint is None else [(node, where) for node, _, where in joint.consumers]
+        return [f"{plain(node)}, {line_of(where)}" for node, where in uses if where]
+
+    def of_entry(entry: Entry | None) -> list[str]:
+        made = entry is not None and entry.where
+        return [f"{entry.op.partition('.')[0].rstrip('_')}, {line_of(entry.where)}"] if entry and made else []
+
+    if found.kind == "gradient":
+        return of_joint(found.joint), of_joint(found.other_joint)
+    return of_entry(found.ours), of_entry(found.theirs)
 
 
 def place_of(entry: Entry) -> str:
@@ -54,8 +95,11 @@ def subject(joint: Joint) -> str:
     """The tensor of a joint, in words: as its author calls it."""
     if joint.name:
         return joint.name
-    file, assigned = joint.where.partition(": ")[0], ASSIGNED.match(written(joint.where))
-    return f"{assigned[1]} ({plain(joint.node)}, {file})" if assigned else f"{plain(joint.node)} at {joint.where}"
+    by = f"({plain(joint.node)}, {line_of(joint.where)})"
+    if name := assigned(joint.where):
+        return f"{name} {by}"
+    function = returned(joint.where)
+    return f"what {function} returns {by}" if function else f"{plain(joint.node)} at {joint.where}"
 
 
 def plain(node: str) -> str:

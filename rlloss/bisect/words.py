@@ -1,7 +1,6 @@
 """Why two tapes part, in words, as far as their numbers decide it."""
 
 import math
-import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps, used
-from rlloss.bisect.masks import FEW_ULPS, masked
+from rlloss.bisect.exact import same_exactly
+from rlloss.bisect.masks import masked
 from rlloss.bisect.saying import difference, expression, gap, maker, name_of, place_of, plain, subject
 from rlloss.watch.tape import Entry, Joint, Number, Tape, written
 
@@ -149,7 +149,7 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     """The first numbers of the forward pass that differ come from outside: are they the same samples?"""
     one, two = found.ours, found.theirs
     assert one is not None
-    read = f"{name_of(one)} at {place_of(one)}"
+    read = f"{name_of(one, a)} at {place_of(one)}"
     rows = [_samples(tape, one) for tape in (a, b)]
     if moved := _moved(rows[0], rows[1], a, one):
         return moved
@@ -167,7 +167,7 @@ def _moved(ours: Rows, theirs: Rows, tape: Tape, line: Entry) -> Cause | None:
     """Whether the samples that a line makes come in another order. Sure where it makes all there is of each."""
     if not ours or ours == theirs or Counter(ours) != Counter(theirs):
         return None
-    read = f"{name_of(line)} at {place_of(line)}"
+    read = f"{name_of(line, tape)} at {place_of(line)}"
     first = next(entry for entry in tape.entries if entry.op == line.op and entry.where == line.where and entry.outputs)
     if line.op.startswith(LOADS) and len(ours[0]) > math.prod(first.outputs[0].shape[1:]):
         return Cause(f"the same samples in another order, first seen in {read}")
@@ -237,7 +237,7 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     evidence = [f"the gradient of {subject(joint)}", *difference(one, two)]
     evidence += [f"a: {expression(a, found.a, b)}", f"b: {expression(b, found.b, a)}"]
     if found.last is not None:
-        evidence.append(f"forward, the last number before they part: {name_of(found.last)}, {place_of(found.last)}")
+        evidence.append(f"forward, the last number before they part: {name_of(found.last, a)}, {place_of(found.last)}")
     if order := _order_of_gradients(joint, a, b):
         return Cause(order, evidence)
     if readers := _data_differ(a, b):
@@ -333,28 +333,24 @@ def _rounding(
         return (f"rounding: {subject(joint)} gets {len(ours)} gradients, which autograd adds in another order: the "
                 "reverse of that in which they were used"), True  # fmt: skip
     most = int(ulps(one, two).max())
-    tiny = (one - two).abs().max() <= NEAR_ULPS * torch.finfo(one.dtype).eps * one.abs().max() * 2**-6
-    if counts[0] == counts[1] > 1 and len(ours) == len(theirs) and (bool(tiny) or most <= FEW_ULPS):
-        return (f"rounding: {subject(joint)} gets {len(ours)} gradients, which autograd adds in another order: the "
-                "reverse of that in which they were used"), _literals(a, b) == _literals(b, a)  # fmt: skip
-    if counts == (1, 1) and most <= FEW_ULPS and _literals(a, b) == _literals(b, a):
-        return f"rounding: the gradient of {subject(joint)} is the same product, multiplied in another order", True
-    if most <= NEAR_ULPS or bool(tiny):
-        return (f"rounding, or a term that small: the gradient of {subject(joint)} is off by at most {most} ulp, with "
-                f"{counts[0]} uses of it in a and {counts[1]} in b"), False  # fmt: skip
-    return None
+    tiny = (one - two).abs().max() <= NEAR_ULPS * torch.finfo(one.dtype).eps * one.abs().max()
+    if most > NEAR_ULPS and not bool(tiny):
+        return None
+    same, subnormal = same_exactly(a, b, joint.gradient, other.gradient)
+    if same:
+        small = f"; some are below the smallest normal {_short(one.dtype)}, and have fewer digits" if subnormal else ""
+        if counts == (1, 1):
+            return (f"rounding: the gradient of {subject(joint)} is the same product, multiplied in another order"
+                    f"{small}"), True  # fmt: skip
+        return f"rounding: the gradient of {subject(joint)} is the same sum, made in another order{small}", True
+    by = f"of {subject(joint)} is off by at most {most:,} ulp, with {counts[0]} uses of it in a and {counts[1]} in b"
+    if same is False:
+        return f"a term or factor that small, and not rounding alone: the gradient {by}", False
+    return f"rounding, or a term that small: the gradient {by}", False
 
 
-def _literals(tape: Tape, other: Tape) -> Counter[str]:
-    """The numbers that are written into what only this run computes in its forward pass, but signs and halves."""
-    there = {number.digest for entry in other.entries for number in entry.outputs}
-    return Counter(
-        value
-        for entry in computing(tape.entries)
-        if not entry.node and entry.outputs and entry.outputs[0].digest not in there
-        for value in entry.inputs
-        if isinstance(value, str) and re.fullmatch(r"-?\d.*", value) and abs(float(value)) not in (0, 0.5, 1, 2)
-    )
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _terms(tape: Tape, digest: str) -> list[str]:

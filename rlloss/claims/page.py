@@ -41,6 +41,7 @@ def write(
         machines=machines(runs),
         command=command,
         explained=(out / "explanation.html").is_file(),
+        bisected=(out / "bisect.html").is_file(),
         folded=FOLDED,
     )
     (out / "index.html").write_text(document)

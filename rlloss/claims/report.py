@@ -24,6 +24,7 @@ def report_claims(
     - NAME.csv, .tex and .md: the evidence of a claim; NAME.pdf, .png and .svg: its figure.
     - claims.csv and .tex: the verdicts. returns.csv and .tex: the returns over seeds; aggregate: over tasks, too.
     - digests.csv: every run's final digest, and the vector extensions of the CPU that made it.
+    - bisect.html, to which it links, and bisect.csv, .tex: where runs part, and why.
     - index.html: all of it on one page, which needs no other file.
     - explanation.html, to which it links: what the claims are about, live, with their numbers, if the tables are there.
 
@@ -44,9 +45,11 @@ def report_claims(
     write_table(returns, out / "returns", command)
     write_table(aggregate, out / "aggregate", command)
     digests_table([run for _, run in finished]).to_csv(out / "digests.csv", index=False)
-    from rlloss.claims.explanation import write_explanation  # here, since it traces losses with torch
+    from rlloss.claims.explanation import write_explanation  # here, since they trace losses with torch
+    from rlloss.claims.parted import write_parted
 
     write_explanation(out)
+    write_table(write_parted(judged, out), out / "bisect", command)
     page.write(judged, returns, aggregate, [run for _, run in finished], command, out)
     return judged
 

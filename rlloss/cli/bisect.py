@@ -1,6 +1,7 @@
 """``rlloss bisect``: where two runs part, and why."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,6 +13,8 @@ from rlloss.runs.reader import RunFolder, to_json
 
 def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
+    if options.output is not None and options.output.suffix != ".html":
+        raise ConfigError(f"-o {options.output}: unknown format {options.output.suffix or '(none)'}; use .html")
     for path in options.runs:
         if not path.is_dir():
             raise ConfigError(f"RUN={path}: no such folder; name a run's folder")
@@ -29,6 +32,12 @@ def run(arguments: list[str]) -> int:
         print(to_json(found.to_dict()))
     else:
         print_finding(found)
+    if options.output is not None:
+        from rlloss.bisect.page import page
+
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(page([found]), encoding="utf-8")
+        print(f"written to {options.output}", file=sys.stderr)
     return Exit.FAILS if found.differs else Exit.HOLDS
 
 
@@ -36,18 +45,10 @@ def print_finding(found) -> None:  # type: ignore[no-untyped-def]
     if not found.differs:
         print(f"no difference in {found.steps:,} optimiser steps")
         return
-    rows = {
-        "runs": f"a = {found.run_a}, b = {found.run_b}",
-        "first difference": f"optimiser step {found.step:,} of {found.steps:,}" if found.step else "",
-        "tensor": found.tensor,
-        "operation": found.operation,
-        "cause" if found.decided else "cause, undecided": found.cause,
-        "what would decide": found.remedy,
-    }
-    width = max(len(name) for name, value in rows.items() if value)
+    rows = found.rows()
+    width = max(map(len, rows))
     for name, value in rows.items():
-        if value:
-            print(f"{name:<{width}}  {value}")
+        print(f"{name:<{width}}  {value}")
     for line in found.evidence:
         print(f"{'':<{width}}  {line}")
 
@@ -59,5 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "rlloss are executed again up to that step; of records of rlloss.watch, what they hold is read.",
     )
     verb.add_argument("runs", nargs=2, type=Path, metavar="RUN")
+    verb.add_argument("-o", "--output", type=Path, metavar="FILE",
+                      help="page.html: the finding, a timeline, and the losses as graphs, marked there")  # fmt: skip
     verb.add_argument("--json", action="store_true", help="the finding for programs, on standard output")
     return verb

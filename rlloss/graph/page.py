@@ -1,7 +1,7 @@
 """Graphs as one self-contained page: data from the traces, scripts and styles inlined, nothing fetched."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from typing import Any
 
@@ -21,8 +21,8 @@ def asset(name: str) -> str:
     return (resources.files("rlloss.graph") / "assets" / name).read_text(encoding="utf-8")
 
 
-def graph_data(graph: Graph, label: str) -> dict[str, Any]:
-    """A graph as the page's scripts read it (``assets/engine.js`` says how)."""
+def graph_data(graph: Graph, label: str, marked: Collection[int] = ()) -> dict[str, Any]:
+    """A graph as the page's scripts read it (``assets/engine.js`` says how). ``marked``: nodes to be outlined."""
     folded = layout(graph)
     groups = {box.node: box for box in folded.boxes if box.members}
 
@@ -47,6 +47,7 @@ def graph_data(graph: Graph, label: str) -> dict[str, Any]:
         "nodes": [record(node) for node in graph.nodes],
         "loss": graph.loss,
         "cuts": sorted(graph.cuts()),
+        "marked": sorted(marked),
         "goals": [n for n, given in enumerate(graph.inputs) if given.grad],
         "folded": _places(folded),
         "full": _places(layout(graph, fold=False)),
@@ -68,15 +69,15 @@ def _places(it: Layout) -> dict[str, Any]:
     }
 
 
-def figure(graphs: Sequence[Graph], *, mode: str = "backward") -> str:
+def figure(graphs: Sequence[Graph], *, mode: str = "backward", marked: Sequence[Collection[int]] = ()) -> str:
     """One live figure as a fragment of HTML: its data. ``document`` brings the scripts that start it.
 
-    ``mode``: graph, forward or backward, what it shows first.
+    ``mode``: graph, forward or backward, what it shows first. ``marked``: of each graph, the nodes to be outlined.
     """
     ratio = all({"logp", "old_logp"} <= {i.name for i in g.inputs} for g in graphs)
     loss = all(any(i.name.startswith("logp") for i in g.inputs) for g in graphs)
     options = {"mode": mode, "curves": ratio, "batch": loss}
-    data = {"graphs": list(map(graph_data, graphs, labels(graphs))), "options": options}
+    data = {"graphs": list(map(graph_data, graphs, labels(graphs), marked or [()] * len(graphs))), "options": options}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" class="rl-data">{text}</script>\n'
 

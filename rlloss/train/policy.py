@@ -63,7 +63,8 @@ class CategoricalHead:
         """Log-probability of the taken actions and entropy, each [samples], in nats."""
         log_probs = torch.log_softmax(out, -1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)
-        return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1), entropy
+        logp = log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return logp, entropy
 
 
 class MultiCategoricalHead:

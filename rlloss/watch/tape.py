@@ -8,6 +8,7 @@ import json
 import linecache
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -212,7 +213,7 @@ class Tape:
             if plain.is_floating_point() and plain.dtype.itemsize > 1:
                 plain = plain + 0.0
             try:
-                digest = xxhash.xxh3_128_hexdigest(raw(plain))
+                digest = xxhash.xxh3_128_hexdigest(raw(plain), seed=zlib.crc32(str(plain.dtype).encode()))
             except (RuntimeError, TypeError, NotImplementedError):
                 digest = "unreadable"
             if digest not in (*self.values, "unreadable") and self._bytes + plain.nbytes < BUDGET:
@@ -347,11 +348,15 @@ def written(where: str) -> str:
 
 
 def author(frame: FrameType | None) -> str:
-    """The line of whoever called PyTorch: the first that is neither PyTorch's nor ours nor Python's own."""
+    """The line of whoever called PyTorch: the first that is neither PyTorch's nor ours nor Python's own.
+
+    Of one that returns a number, which has no name there, the function, too.
+    """
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(MACHINERY) or (SITE in name and not name.startswith(TORCH)):
-            line = linecache.getline(name, frame.f_lineno).strip()
-            return f"{Path(name).name}:{frame.f_lineno}" + (f": {line}" if line else "")
+            line, function = linecache.getline(name, frame.f_lineno).strip(), frame.f_code.co_name
+            of = f" in {function}" if line.startswith("return ") and function.isidentifier() else ""
+            return f"{Path(name).name}:{frame.f_lineno}{of}" + (f": {line}" if line else "")
         frame = frame.f_back
     return ""

@@ -66,7 +66,8 @@ def test_made_twice_it_is_byte_for_byte_the_same(made):
     again = make("again")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == again
     assert "digests.csv" in again
-    assert len(again) == 14
+    assert len(again) == 16
+    assert "bisect.html" not in again, "no runs part"
 
 
 def test_drawn_by_several_processes_it_is_the_same(made, monkeypatch):

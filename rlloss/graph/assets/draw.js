@@ -81,6 +81,7 @@ class Drawing {
       transform: `translate(${box.x - width / 2} ${box.y})` }, this.root);
     group.classList.toggle("rl-input", node.op === "input");
     group.classList.toggle("rl-folded", box.members.length > 0);
+    group.classList.toggle("rl-marked", [box.n, ...box.members].some((n) => this.graph.marked.includes(n)));
     const rect = svg("rect", { width, rx: 6 }, group);
     const lines = ["title", "formula", "value", "gradient", "parts", "flow", "flow", "flow"].map((kind) =>
       svg("text", { x: width / 2, class: `rl-${kind}` }, group));
