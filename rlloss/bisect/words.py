@@ -23,7 +23,10 @@ LOADS = (
     "lift_fresh",
     "_to_copy",
 )  # that take samples, and compute nothing
-DRAWS = ("rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random")
+DRAWS = (
+    "rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random", "poisson",
+    "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
+)  # fmt: skip
 
 
 Rows = list[tuple[float, ...]]
@@ -40,8 +43,9 @@ class Cause:
 
 def explain(found: Split, a: Tape, b: Tape) -> Cause:
     """Of two tapes, a and b, that part there."""
-    if broken := not_finite(a, b):
-        return broken
+    for known in (not_finite(a, b), _unlike_passes(a, b), _without_gradient(a, b)):
+        if known:
+            return known
     match found.kind:
         case "operation":
             return _operation(found, a, b)
@@ -83,6 +87,45 @@ def _first_not_finite(tape: Tape) -> Entry | None:
     return None
 
 
+def _unlike_passes(a: Tape, b: Tape) -> Cause | None:
+    """The runs make another number of backward passes in the step: do the gradients add up to the same?"""
+    ours, theirs = (_gradients(tape) for tape in (a, b))
+    passes = [len({joint.backward for joint in tape.joints if joint.node == LEAF}) for tape in (a, b)]
+    if passes[0] == passes[1] or not all(passes) or set(ours) != set(theirs):
+        return None
+    said = f"another accumulation: {passes[0]} | {passes[1]} backward passes in the step"
+    apart = [
+        (float((ours[name] - theirs[name]).abs().max() / ours[name].abs().max()), name)
+        for name in ours
+        if ours[name].count_nonzero()
+    ]
+    if all(by <= NEAR_ULPS * torch.finfo(torch.float32).eps for by, _ in apart):
+        return Cause(f"{said}, whose gradients add up to the same but for rounding")
+    much, name = max(apart)
+    return Cause(f"{said}, and those of {name} do not add up to the same, by {much:.2g} of the largest", decided=False)
+
+
+def _gradients(tape: Tape) -> dict[str, Tensor]:
+    """Of each parameter, over all backward passes."""
+    found: dict[str, Tensor] = {}
+    for joint in tape.joints:
+        value = tape.values.get(joint.gradient.digest)
+        if joint.node == LEAF and joint.name and value is not None:
+            found[joint.name] = found.get(joint.name, torch.zeros(())) + value.double()
+    return found
+
+
+def _without_gradient(a: Tape, b: Tape) -> Cause | None:
+    """A parameter gets a gradient in one run alone."""
+    ours, theirs = ({j.name for j in tape.joints if j.node == LEAF and j.name} for tape in (a, b))
+    for which, other, missing in (("b", "a", ours - theirs), ("a", "b", theirs - ours)):
+        if missing and (ours & theirs):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            return Cause(f"{which} has no gradient for {min(missing)}{more}, for which {other} has one: a frozen "
+                         "parameter, torch.no_grad() or detach()")  # fmt: skip
+    return None
+
+
 def _operation(found: Split, a: Tape, b: Tape) -> Cause:
     assert found.ours is not None
     evidence = difference(a.values.get(found.a), b.values.get(found.b))
@@ -102,7 +145,13 @@ def _option(found: Split) -> Cause:
 
 def _program(found: Split) -> Cause:
     """With equal gradients, one run computes something else between its backward pass and the end of its step."""
-    said = [f"{entry.op} at {place_of(entry)}" if entry else "nothing more" for entry in (found.ours, found.theirs)]
+    unlike = found.ours is None or found.theirs is None or found.ours.op != found.theirs.op
+    said = [
+        f"{entry.op}{'' if unlike else f' of {list(entry.outputs[0].shape)}'} at {place_of(entry)}"
+        if entry
+        else "nothing more"
+        for entry in (found.ours, found.theirs)
+    ]
     return Cause(f"with equal gradients, after the backward pass, a computes {said[0]}, and b {said[1]}")
 
 
@@ -260,7 +309,7 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
     """Other numbers go into the first operation on a parameter, though what came in from outside is the same."""
     assert found.ours is not None
     assert found.theirs is not None
-    if found.ours.op.startswith(DRAWS):
+    if found.ours.op.startswith(DRAWS) and found.theirs.op == found.ours.op:
         return _operation(found, a, b)
     if moved := _moved(_samples(a, found.ours), _samples(b, found.ours), a, found.ours):
         return moved

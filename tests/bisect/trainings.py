@@ -115,6 +115,10 @@ def train(folder, *, steps=20, loss=ppo, fault="", at=6, trace=0, lr=1e-2, fused
             micro = list(torch.arange(SAMPLES).split([8, 16, 24]))
             if fault == "accumulation" and now:
                 micro = micro[::-1]
+            if fault == "one pass" and now:
+                micro = [torch.arange(SAMPLES)]
+            if fault == "frozen" and step == at:
+                model[0].requires_grad_(False)
             for rows in micro:
                 part = {name: values[rows] for name, values in batch.items()}
                 logp = model(part["x"]).log_softmax(-1).gather(-1, part["action"].unsqueeze(-1)).squeeze(-1)
