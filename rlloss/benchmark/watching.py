@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from itertools import count
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ def benchmark_watch(rounds: int) -> pd.DataFrame:
     """Milliseconds of an optimiser step: bare, watched, and watched with gradients: a row per size and length.
 
     A model of three layers and Adam, on one thread. The batch is chosen so that a bare step takes about so long; where
-    the smallest batch takes longer, the row says how long that is. Contestants take turns, step by step in blocks.
+    the smallest batch takes longer, the row says how long that is. Each contestant has a model of its own, and they
+    take turns step by step, so that what a neighbour does to the machine meets all of them.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -39,44 +40,47 @@ def benchmark_watch(rounds: int) -> pd.DataFrame:
 
 def _row(size: str, wanted: int, rounds: int, bar: "tqdm[Any]") -> dict[str, object]:
     inputs, hidden = WIDTHS[size]
+    contestants = {name: _training(inputs, hidden) for name in (BARE, WATCHED, WITH_GRADIENTS)}
+    batch = _batch(*contestants[BARE], wanted, inputs)
+    medians: dict[str, list[float]] = {name: [] for name in contestants}
+    with tempfile.TemporaryDirectory() as home, ExitStack() as watches:
+        for name in (WATCHED, WITH_GRADIENTS):
+            watches.enter_context(rlloss.watch(*contestants[name], Path(home) / name, gradients=name == WITH_GRADIENTS))
+        for _ in range(rounds):
+            times: dict[str, list[float]] = {name: [] for name in contestants}
+            for turn in range(STEPS):
+                for name in list(contestants)[:: -1 if turn % 2 else 1]:
+                    times[name].append(_step(*contestants[name], batch))
+            for name, found in times.items():
+                medians[name].append(1000 * statistics.median(found))
+            bar.update()
+        watches.close()
+        last = RunFolder(Path(home) / WATCHED)
+        growth = sum((last.path / name).stat().st_size for name in ("digests.bin", "tensors.bin", "metrics.csv"))
+        steps = len(last.digests)
+    bare = medians[BARE]
+    more = {name: [x - y for x, y in zip(medians[name], bare, strict=True)] for name in (WATCHED, WITH_GRADIENTS)}
+    percent = {name: [100 * x / y for x, y in zip(more[name], bare, strict=True)] for name in more}
+    return {
+        "values": size,
+        "tensors": sum(1 for _ in contestants[BARE][0].parameters()),
+        "ms, bare": round(statistics.median(bare), 2),
+        "watch, ms": round(statistics.median(more[WATCHED]), 2),
+        "watch, %": round(statistics.median(percent[WATCHED]), 1),
+        "lowest": round(min(percent[WATCHED]), 1),
+        "highest": round(max(percent[WATCHED]), 1),
+        "with gradients, %": round(statistics.median(percent[WITH_GRADIENTS]), 1),
+        "bytes a step": round(growth / steps),
+        "rounds": rounds,
+    }
+
+
+def _training(inputs: int, hidden: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(1)
     model = nn.Sequential(
         nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, inputs)
     )
-    optimizer = torch.optim.Adam(model.parameters())
-    batch = _batch(model, optimizer, wanted, inputs)
-    times: dict[str, list[float]] = {name: [] for name in (BARE, WATCHED, WITH_GRADIENTS)}
-    ratios: dict[str, list[float]] = {name: [] for name in (WATCHED, WITH_GRADIENTS)}
-    with tempfile.TemporaryDirectory() as home:
-        folders = (Path(home) / str(i) for i in count())
-        for turn in range(rounds):
-            medians = {}
-            for name in list(times)[:: -1 if turn % 2 else 1]:
-                if name == BARE:
-                    medians[name] = _median(model, optimizer, batch)
-                else:
-                    with rlloss.watch(model, optimizer, next(folders), gradients=name == WITH_GRADIENTS):
-                        medians[name] = _median(model, optimizer, batch)
-            for name, median in medians.items():
-                times[name].append(median)
-            for name in ratios:
-                ratios[name].append(medians[name] / medians[BARE] - 1)
-            bar.update()
-        last = RunFolder(next(iter(sorted(Path(home).iterdir()))))
-        growth = sum((last.path / name).stat().st_size for name in ("digests.bin", "tensors.bin", "metrics.csv"))
-        steps = len(last.digests)
-    return {
-        "values": size,
-        "tensors": sum(1 for _ in model.parameters()),
-        "ms, bare": round(statistics.median(times[BARE]), 2),
-        "watch, ms": round(statistics.median(times[WATCHED]) - statistics.median(times[BARE]), 2),
-        "watch, %": round(100 * statistics.median(ratios[WATCHED]), 1),
-        "lowest": round(100 * min(ratios[WATCHED]), 1),
-        "highest": round(100 * max(ratios[WATCHED]), 1),
-        "with gradients, %": round(100 * statistics.median(ratios[WITH_GRADIENTS]), 1),
-        "bytes a step": round(growth / steps),
-        "rounds": rounds,
-    }
+    return model, torch.optim.Adam(model.parameters())
 
 
 def _batch(model: nn.Module, optimizer: torch.optim.Optimizer, wanted: int, inputs: int) -> torch.Tensor:
@@ -84,20 +88,17 @@ def _batch(model: nn.Module, optimizer: torch.optim.Optimizer, wanted: int, inpu
     samples = 1
     while samples < 1 << 15:
         batch = torch.randn(samples, inputs)
-        took = _median(model, optimizer, batch, steps=5)
+        took = 1000 * statistics.median(_step(model, optimizer, batch) for _ in range(5))
         if took >= wanted:
             return batch
         samples = max(samples + 1, int(samples * min(4.0, wanted / took)))
     return batch
 
 
-def _median(model: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor, steps: int = STEPS) -> float:
-    """Milliseconds of a step."""
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        optimizer.zero_grad()
-        ((model(batch) - batch) ** 2).mean().backward()
-        optimizer.step()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> float:
+    """Seconds of a step."""
+    start = time.perf_counter()
+    optimizer.zero_grad()
+    ((model(batch) - batch) ** 2).mean().backward()
+    optimizer.step()
+    return time.perf_counter() - start

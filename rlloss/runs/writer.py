@@ -396,6 +396,8 @@ class RunWriter:
 
     def _append(self, name: str, header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
         """One unbuffered write per call, so that a kill leaves whole rows."""
+        if not rows and name in self._rows:
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         file = self._opened(name)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,8 @@ def tensors(
     found = [Named(plain(name), tensor, False) for name, tensor in _named(models, "named_parameters")]
     if buffers:
         found += [Named(plain(name), tensor, True) for name, tensor in _named(models, "named_buffers")]
-    if twice := [name for name, times in Counter(entry.name for entry in found).items() if times > 1]:
+    if len({entry.name for entry in found}) < len(found):
+        twice = [name for name, times in Counter(entry.name for entry in found).items() if times > 1]
         raise ConfigError(f"model: two tensors are called {twice[0]}; name the models otherwise")
     known = {id(entry.tensor) for entry in found}
     for i, optimizer in enumerate(optimizers):
@@ -73,6 +75,7 @@ def _named(models: Mapping[str, nn.Module], method: str) -> Iterator[tuple[str, 
         yield from getattr(module, method)(prefix.removesuffix("."))
 
 
+@cache
 def plain(name: str) -> str:
     """Without what wrappers put into it."""
     for wrapping in WRAPPINGS:
