@@ -60,6 +60,28 @@ def test_an_import_loads_no_more_than_it_says(module):
     assert set(done.stdout.split()) == set(LOADS[module])
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "total_timesteps=512"),
+        ("train", "total_timesteps=512", "optimizer=rmsprop"),
+        ("train", "total_timesteps=512", "optimizer=sgd"),
+        ("check", "ppo_clip", "reinforce"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_loads_neither_torchs_compiler_nor_its_symbols(command, tmp_path):
+    """They take more than a second, and torch's own optimisers and switches load them for nothing."""
+    code = (
+        "import sys; from rlloss.cli.main import main; code = main(sys.argv[1:]); "
+        "print(*[name for name in ('torch._dynamo', 'sympy', 'matplotlib', 'networkx') if name in sys.modules], code)"
+    )
+    where = [f"run_root={tmp_path}"] if command[0] == "train" else []
+    done = subprocess.run([sys.executable, "-c", code, *command, *where], capture_output=True, text=True, cwd=ROOT,
+                          check=True)  # fmt: skip
+    assert done.stdout.splitlines()[-1].split() == ["0"]
+
+
 def imported(path):
     """The modules of ours that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):

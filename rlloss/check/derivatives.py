@@ -156,7 +156,8 @@ def _product(gradient: Tensor, leaf: Tensor, along: Tensor) -> Tensor:
             raise RuntimeError("a backward pass in it is marked once_differentiable")
         seen.add(node)
         todo += [following for following, _ in node.next_functions]
-    product = torch.autograd.grad(gradient, leaf, along, retain_graph=True, allow_unused=True)[0]
+    # Of a sum: grad(gradient, leaf, along) is the same to the last bit, and loads torch's symbolic shapes for a second.
+    product = torch.autograd.grad((gradient * along).sum(), leaf, retain_graph=True, allow_unused=True)[0]
     return torch.zeros_like(leaf) if product is None else product
 
 

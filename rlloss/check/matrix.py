@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-import networkx
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -112,6 +111,8 @@ def classes(pairs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
     A loss belongs to a group if it agrees with any member; groups of one are left out.
     """
+    import networkx  # here, since a pair does without it
+
     overall = [worse(on, off) for on, off in zip(pairs["on-policy"], pairs["off-policy"], strict=True)]
     rules = {
         "everywhere, to the last bit": [verdict == Verdict.IDENTICAL for verdict in overall],

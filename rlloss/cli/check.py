@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from rlloss import figures, tables
+from rlloss import tables
 from rlloss.check import alone
 from rlloss.check.comparison import compare
-from rlloss.check.figures import matrix_figure, pair_figure
 from rlloss.check.matrix import against_zoo, classes, formulas, matrix
 from rlloss.check.prove import Prover
 from rlloss.check.text import full_text, text
@@ -92,6 +91,9 @@ def check_pair(options: argparse.Namespace, settings: dict[str, Any], enough: Se
         stem = options.output / "__".join(re.sub(r"[^\w.-]+", "-", name) for name in options.losses)
         stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_name(stem.name + ".txt").write_text(full_text(result) + "\n")
+        from rlloss import figures  # here, since matplotlib is seldom asked for
+        from rlloss.check.figures import pair_figure
+
         with figures.style():
             figures.save(pair_figure(*options.losses, clip_coef=result.clip_coef), stem)
         print(f"written to {stem}.txt, .pdf, .png and .svg", file=sys.stderr)
@@ -130,6 +132,9 @@ def write_many(folder: Path, table: pd.DataFrame, groups: pd.DataFrame | None, n
         return
     table.to_csv(folder / "equivalence_matrix.csv", index=False)
     groups.to_csv(folder / "equivalence_classes.csv", index=False)
+    from rlloss import figures
+    from rlloss.check.figures import matrix_figure
+
     with figures.style():
         figures.save(matrix_figure(table, names), folder / "equivalence_matrix")
     print(f"written to {folder}/equivalence_matrix.csv, .pdf, .png, .svg and equivalence_classes.csv", file=sys.stderr)

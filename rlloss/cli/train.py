@@ -21,7 +21,6 @@ from rlloss.errors import ConfigError, Interrupted
 from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.reader import RunFolder
 from rlloss.signals import asked_to_stop, listening
-from rlloss.sweep.launchers import config_text, split_sweep, sweep
 from rlloss.sweep.run import Outcome, is_begun, kept, others_note, plan
 from rlloss.train.numerics import PORTABLE, relaunch
 
@@ -59,6 +58,8 @@ def run(arguments: list[str]) -> int:
         return train_sweep(options.overrides)
     config = load(options.overrides)
     if options.cfg:
+        from rlloss.sweep.launchers import config_text  # here, since one run does without joblib
+
         print(config_text(options.cfg, options.overrides), end="")
         return Exit.HOLDS
     hydras = [text for text in options.overrides if text.lstrip("+").startswith(("hydra.", "hydra/"))]
@@ -130,6 +131,8 @@ def told() -> Iterator[None]:
 
 def train_sweep(overrides: list[str]) -> int:
     """Hydra's --multirun, failures listed at the end."""
+    from rlloss.sweep.launchers import split_sweep, sweep
+
     jobs, hydras = split_sweep(overrides)
     print_note([job.config for job in jobs])
     if any(is_begun(job.config) for job in jobs):

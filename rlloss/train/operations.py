@@ -23,7 +23,8 @@ from torch import Tensor
 
 from rlloss.errors import ConfigError
 from rlloss.train.numerics import PORTABLE
-from rlloss.train.portable import Portable, RMSprop, tanh
+from rlloss.train.optimizers import OPTIMIZERS, RMSprop
+from rlloss.train.portable import Portable, tanh
 
 CONSTANTS = Path(__file__).with_name("operations.json")
 SEED = 20_260_601
@@ -108,8 +109,8 @@ def random_tensors(rng: np.random.Generator) -> Results:
 def optimizers(rng: np.random.Generator) -> Results:
     start, gradients = _tensor(rng, 1000), _tensor(rng, 3, 1000)
     kinds: tuple[Callable[[list[Tensor]], torch.optim.Optimizer], ...] = (
-        lambda leaves: torch.optim.Adam(leaves, 0.01, fused=True),
-        lambda leaves: torch.optim.SGD(leaves, 0.01, momentum=0.9, fused=True),
+        lambda leaves: OPTIMIZERS["adam"][0](leaves, lr=0.01, fused=True),
+        lambda leaves: OPTIMIZERS["sgd"][0](leaves, lr=0.01, momentum=0.9, fused=True),
         lambda leaves: RMSprop(leaves, 0.01),
     )
     for kind in kinds:

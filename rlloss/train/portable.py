@@ -158,6 +158,10 @@ class Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.strict, self.used = strict, False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the first operation within would load torch's compiler, which takes a second
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -191,28 +195,6 @@ class ExactRoots(TorchFunctionMode):
         if func is Tensor.sqrt_:
             return args[0].copy_(_sqrt(args[0]))
         return func(*args, **(kwargs or {}))
-
-
-class RMSprop(torch.optim.RMSprop):
-    """torch's own, with a square root that is exact: Adam's is, where it is fused, and RMSprop has no fused form."""
-
-    def step(self, closure: Any = None) -> Any:
-        with ExactRoots():
-            return super().step(closure)
-
-
-class LBFGS(torch.optim.LBFGS):
-    """torch's own, with the square root of its line search exact. Without a line search it takes none."""
-
-    def step(self, closure: Any) -> Any:  # type: ignore[override]
-        def evaluate() -> Any:
-            with torch._C.DisableTorchFunction():  # the loss is none of an optimiser's own
-                return closure()
-
-        if self.param_groups[0]["line_search_fn"] is None:
-            return super().step(closure)  # type: ignore[no-untyped-call]
-        with ExactRoots():
-            return super().step(evaluate)  # type: ignore[no-untyped-call]
 
 
 class LossApart:

@@ -19,11 +19,12 @@ from rlloss.train.conditions import BESTS, STOPS, Condition, make_schedule
 from rlloss.train.envcheck import check_environment, refuse_unportable
 from rlloss.train.envs import Environments, make_envs
 from rlloss.train.numerics import PORTABLE
+from rlloss.train.optimizers import make_optimizer
 from rlloss.train.policy import ActorCritic, make_head
 from rlloss.train.portable import actors_tanh
 from rlloss.train.precision import Precision, make_precision
 from rlloss.train.rollout import Experience
-from rlloss.train.update import Stepper, make_optimizer, make_stepper
+from rlloss.train.update import Stepper, make_stepper
 
 REMEDY = "last_finite.safetensors in its folder has the parameters before it; on_nonfinite=record goes on all the same"
 

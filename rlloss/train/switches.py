@@ -1,6 +1,7 @@
 """torch's global switches as a run needs them: one number of threads, deterministic algorithms, its numerics."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from rlloss.config.schema import Config
 from rlloss.errors import ConfigError
 from rlloss.train import numerics, operations
+
+COMPILER, COMPILER_VARIABLE = "torch._inductor.config", "TORCHINDUCTOR_DETERMINISTIC"
 
 
 @contextmanager
@@ -29,15 +32,17 @@ def deterministic(config: Config) -> Iterator[None]:
     memory: Any = torch.utils.deterministic
     before = (
         torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
+        torch.get_deterministic_debug_mode(),
         memory.fill_uninitialized_memory,
     )
     torch.set_num_threads(config.torch_threads)
-    torch.use_deterministic_algorithms(True)
+    # torch.use_deterministic_algorithms(True) is the same, and loads torch's compiler to tell it, which takes a second.
+    torch.set_deterministic_debug_mode("error")
     # Filling every new tensor with NaN guards against reads of uninitialised memory; no operation here makes any.
     memory.fill_uninitialized_memory = False
     try:
         with ExitStack() as stack:
+            stack.enter_context(deterministic_compiler())
             if config.numerics.name == numerics.PORTABLE:
                 numerics.require()
                 stack.enter_context(portable_kernels())
@@ -45,8 +50,27 @@ def deterministic(config: Config) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+        torch.set_deterministic_debug_mode(before[1])
         memory.fill_uninitialized_memory = before[2]
+
+
+@contextmanager
+def deterministic_compiler() -> Iterator[None]:
+    """What torch.use_deterministic_algorithms tells torch's compiler, whether a loss has loaded it or does so later."""
+    loaded: Any = sys.modules.get(COMPILER)
+    before = loaded and loaded.deterministic
+    variable = os.environ.get(COMPILER_VARIABLE)
+    os.environ[COMPILER_VARIABLE] = "1"
+    if loaded:
+        loaded.deterministic = True
+    try:
+        yield
+    finally:
+        os.environ.pop(COMPILER_VARIABLE)
+        if variable is not None:
+            os.environ[COMPILER_VARIABLE] = variable
+        if now := sys.modules.get(COMPILER):
+            now.deterministic = before if loaded else variable == "1"  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlloss.config.optimizers import GradientPenaltyConfig, OptimizerConfig, SAMConfig
+from rlloss.config.optimizers import GradientPenaltyConfig, SAMConfig
 from rlloss.config.schema import Config
-from rlloss.errors import ConfigError, NonFinite, RunFailed, lookup
+from rlloss.errors import NonFinite, RunFailed
 from rlloss.losses.formulation import trainable
 from rlloss.losses.samples import LOSSES, Loss, clip_active
 from rlloss.train import portable
@@ -22,15 +22,6 @@ from rlloss.train.conditions import Guard, make_guard
 from rlloss.train.numerics import PORTABLE
 from rlloss.train.policy import ActorCritic, Evaluation
 from rlloss.train.precision import Precision, at_least_float32
-
-# Fused, because it is the fastest at this size, and because its square root is exact on every CPU.
-OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
-    "adam": (torch.optim.Adam, {"fused": True}),
-    "sgd": (torch.optim.SGD, {"fused": True}),
-    "rmsprop": (torch.optim.RMSprop, {}),
-    "lbfgs": (torch.optim.LBFGS, {}),
-}
-PORTABLE_FORMS: dict[str, Callable[..., torch.optim.Optimizer]] = {"rmsprop": portable.RMSprop, "lbfgs": portable.LBFGS}
 
 TWICE = "optimizer=gradient_penalty: torch cannot differentiate the loss twice"
 
@@ -69,23 +60,6 @@ class Terms(NamedTuple):
     value_loss: Tensor
     entropy: Tensor
     total_loss: Tensor
-
-
-def make_optimizer(
-    config: OptimizerConfig, policy: ActorCritic, learning_rate: float, numerics: str = "native"
-) -> torch.optim.Optimizer:
-    """torch's own optimiser over the flat parameter vector.
-
-    Raises: ConfigError for an unknown name or for values that torch rejects.
-    """
-    name, settings = config.torch_optimizer()
-    kind, fixed = lookup(OPTIMIZERS, "optimizer", name)
-    if numerics == PORTABLE:
-        kind = PORTABLE_FORMS.get(name, kind)
-    try:
-        return kind([policy.flat], lr=learning_rate, **settings, **fixed)
-    except (ValueError, IndexError, TypeError) as error:
-        raise ConfigError(f"optimizer={config.name} with {settings}: {error}") from error
 
 
 def update(

@@ -417,7 +417,7 @@ def test_a_new_claim_is_one_file_and_reproduce_skips_what_is_finished(tmp_path, 
     whole = {
         "index.html",
         "digests.csv",
-        *(f"{name}.{kind}" for name in ("claims", "returns", "aggregate") for kind in ("csv", "tex")),
+        *(f"{name}.{kind}" for name in ("claims", "returns", "aggregate", "bisect") for kind in ("csv", "tex")),
     }
     assert names == whole | {f"one_digest.{suffix}" for suffix in ("csv", "tex", "md", "pdf", "png", "svg")}
     runs = sorted((tmp_path / "runs").iterdir())

@@ -12,8 +12,9 @@ from rlloss.errors import ConfigError, NonFinite, RunFailed
 from rlloss.losses import LOSSES
 from rlloss.runs import RunFolder
 from rlloss.train import train
+from rlloss.train.optimizers import make_optimizer
 from rlloss.train.policy import ActorCritic, CategoricalHead
-from rlloss.train.update import clip_grad_norm_, make_optimizer
+from rlloss.train.update import clip_grad_norm_
 from rlloss.verify import compare_runs
 from tests.helpers import assert_identical_though_clipped
 from tests.train.test_update import PlainPPO, make_step, policy_and_batch

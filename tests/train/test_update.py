@@ -12,9 +12,10 @@ from rlloss.config.schema import AdamConfig, Config, LossConfig, OptimizerConfig
 from rlloss.errors import ConfigError
 from rlloss.train import train
 from rlloss.train.conditions import make_schedule
+from rlloss.train.optimizers import make_optimizer
 from rlloss.train.policy import ActorCritic, CategoricalHead
 from rlloss.train.precision import make_precision
-from rlloss.train.update import Batch, clip_grad_norm_, make_optimizer, make_stepper, metrics, shuffled, update
+from rlloss.train.update import Batch, clip_grad_norm_, make_stepper, metrics, shuffled, update
 
 N = 64
 
