@@ -18,7 +18,14 @@ from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched,
 from rlloss.verdicts import Verdict
 
 REFERENCE = "ppo_clip"
-RECORD_KEYS = ("snapshot_every", "logger.name", "env.check", "on_nonfinite")  # they change no bit of what is computed
+# they change no bit of what is computed
+RECORD_KEYS = ("snapshot_every", "logger.name", "env.check", "on_nonfinite", "update")
+    "snapshot_every",
+    "logger.name",
+    "env.check",
+    "on_nonfinite",
+    "update",
+)  # they change no bit of what is computed
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from rlloss.config.schema import config_of
 from rlloss.errors import RunFailed
@@ -26,7 +27,8 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
 
     ``progress`` gets the optimiser steps done. Raises: Other; ConfigError for a config that cannot be run here.
     """
-    config = quiet(config_of(run.config_tree()))
+    # By autograd alone, which has the same bits, and a gradient of every tensor to listen to.
+    config = replace(quiet(config_of(run.config_tree())), update="autograd")
     config.validate()
     tape = Tape()
     with deterministic(config), prepared(config) as state, watched(state):

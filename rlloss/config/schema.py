@@ -232,6 +232,7 @@ class Config:
     target_kl: float | None = None  # stop an iteration's epochs once the epoch's mean approx_kl exceeds it
     hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])  # actor's and critic's, tanh; not for images
 
+    update: str = "auto"  # what can be differentiated by hand is, to the same bits; autograd: nothing is
     device: str = "cpu"  # or cuda
     torch_threads: int = 1  # more threads rarely help at these sizes, and change the bits
     checkpoint_seconds: float = 30.0  # a killed run loses at most this much; 0: a checkpoint after every iteration
@@ -284,6 +285,7 @@ class Config:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ConfigError(f"hidden_sizes={self.hidden_sizes}: needs at least one size, each 1 or greater")
         one_of("on_nonfinite", self.on_nonfinite, ("fail", "record"))
+        one_of("update", self.update, ("auto", "autograd"))
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device={self.device}: unknown; use cpu or cuda")
         if self.run_dir == "":

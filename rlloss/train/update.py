@@ -162,13 +162,17 @@ class Stepper:
     loss_scale: float = 1.0
 
     def __call__(self, minibatch: Batch) -> Step:
-        terms = self.objective(self.policy.named, minibatch)
+        terms = self.forward(minibatch)
         logp, policy_loss, value_loss, entropy = (x.detach() for x in terms[:4])
         if not self.guard(policy_loss, terms.total_loss):
             unknown = torch.full_like(policy_loss, math.nan)
             return Step(minibatch, logp, policy_loss, value_loss, entropy, unknown, evaluations=1, skipped="guard")
         grad_norm, evaluations, skipped = self.take(terms, minibatch)
         return Step(minibatch, logp, policy_loss, value_loss, entropy, grad_norm, evaluations, skipped)
+
+    def forward(self, minibatch: Batch) -> Terms:
+        """The loss's terms at the parameters as they are."""
+        return self.objective(self.policy.named, minibatch)
 
     def refuse_nonfinite(self, terms: Terms, grad_norm: Tensor | None = None) -> None:
         """Before the parameters move. Raises: NonFinite if ``finite_only`` and a loss or the gradient is not finite."""
@@ -315,8 +319,11 @@ def make_stepper(
         return SAMStepper(*parts, scale, rho=rule.rho)
     if isinstance(rule, GradientPenaltyConfig):
         return GradientPenaltyStepper(*parts, scale, penalty_coef=rule.penalty_coef)
-    kind = ClosureStepper if isinstance(optimizer, torch.optim.LBFGS) else Stepper
-    return kind(*parts, scale)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return ClosureStepper(*parts, scale)
+    from rlloss.train import by_hand  # here, since it is a Stepper itself
+
+    return (by_hand.HandStepper if by_hand.applies(config, policy) else Stepper)(*parts, scale)
 
 
 def clip_grad_norm_(gradient: Tensor, max_norm: float) -> Tensor:
