@@ -20,12 +20,6 @@ from rlloss.verdicts import Verdict
 REFERENCE = "ppo_clip"
 # they change no bit of what is computed
 RECORD_KEYS = ("snapshot_every", "logger.name", "env.check", "on_nonfinite", "update")
-    "snapshot_every",
-    "logger.name",
-    "env.check",
-    "on_nonfinite",
-    "update",
-)  # they change no bit of what is computed
 
 
 @dataclass(frozen=True)

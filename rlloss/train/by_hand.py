@@ -87,7 +87,7 @@ class HandStepper(Stepper):
 
     def forward(self, minibatch: Batch) -> Terms:
         """The terms, of which the policy loss alone has a graph, down to ``logp``."""
-        with torch.no_grad():
+        with torch.no_grad(), np.errstate(all="ignore"):  # as torch, which warns of no overflow
             self._log_probs = torch.log_softmax(self._towers["actor"].forward(minibatch.obs), -1)
             self._probs = self._log_probs.exp()
             entropy = -(self._probs * self._log_probs).sum(-1)
@@ -109,10 +109,8 @@ class HandStepper(Stepper):
         """The total loss's gradient, in the place of the old one."""
         gradient = self.policy.flat.grad
         assert gradient is not None
-        of_logp = torch.zeros_like(terms.logp)
-        if terms.policy_loss.requires_grad:
-            (of_logp,) = torch.autograd.grad(terms.policy_loss, terms.logp, materialize_grads=True)
-        with torch.no_grad():
+        (of_logp,) = torch.autograd.grad(terms.policy_loss, terms.logp)
+        with torch.no_grad(), np.errstate(all="ignore"):
             self._towers["actor"].backward(self._of_outputs(of_logp))
             self._towers["critic"].backward(torch.from_numpy(self._errors.gradient()[:, None]))
             return torch.cat(self._parts, out=gradient)

@@ -1,0 +1,132 @@
+"""The step by hand is autograd's to the last bit: the parameters after every step, and all that is reported of it."""
+
+import hashlib
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from rlloss.config import load
+from rlloss.losses.samples import LOSSES
+from rlloss.train.by_hand import HandStepper
+from rlloss.train.loop import iterate
+from rlloss.train.state import prepared
+from rlloss.train.switches import deterministic
+from rlloss.train.update import Stepper
+
+SMALL = ("num_envs=2", "num_steps=40", "num_minibatches=2", "update_epochs=2", "learning_rate=0.01")
+
+
+def trained(*overrides, iterations=4):
+    """The kind of the stepper, a digest of every step, and the rows of metrics."""
+    config = load([*SMALL, f"total_timesteps={80 * iterations}", *overrides])
+    digests, rows = [], []
+    with deterministic(config), prepared(config) as state:
+        kind = type(state.stepper)
+        for _ in range(iterations):
+            done = iterate(state, lambda: digests.append(hashlib.sha256(state.policy.raw().data).hexdigest()))
+            rows.append({name: value for name, value in done.row.items() if name != "steps_per_second"})
+    return kind, digests, rows
+
+
+def alike(*overrides):
+    by_hand, autograd = trained(*overrides), trained(*overrides, "update=autograd")
+    assert (by_hand[0], autograd[0]) == (HandStepper, Stepper)
+    assert by_hand[1] == autograd[1]
+    assert repr(by_hand[2]) == repr(autograd[2])
+    return by_hand
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_has_the_bits_of_autograd(loss):
+    alike(f"loss={loss}")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("precision=fp64",),
+        ("clip_vloss=false",),
+        ("norm_adv=false",),
+        ("ent_coef=0", "vf_coef=0"),
+        ("ent_coef=0.3", "vf_coef=2", "clip_coef=0.05"),
+        ("optimizer=sgd", "learning_rate=0.3"),
+        ("optimizer=rmsprop",),
+        ("optimizer.weight_decay=0.1", "max_grad_norm=inf"),
+        ("loss.offset=5",),
+        ("guard=finite", "schedule=plateau"),
+        ("env=acrobot",),
+        ("hidden_sizes=[7]",),
+        ("hidden_sizes=[16,9,5]", "num_minibatches=5"),
+        ("target_kl=0.001",),
+        ("num_minibatches=80", "norm_adv=false"),
+    ],
+    ids=" ".join,
+)
+def test_in_every_setting_the_bits_are_those_of_autograd(overrides):
+    alike(*overrides)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    loss=st.sampled_from(sorted(LOSSES)),
+    steps=st.integers(2, 70),
+    minibatches=st.sampled_from([1, 2]),
+    width=st.integers(1, 70),
+    seed=st.integers(0, 99),
+    clip=st.floats(0.001, 0.9),
+    dtype=st.sampled_from(["fp32", "fp64"]),
+)
+def test_at_any_size_the_bits_are_those_of_autograd(loss, steps, minibatches, width, seed, clip, dtype):
+    alike(f"loss={loss}", f"num_steps={steps}", f"num_minibatches={minibatches}", f"hidden_sizes=[{width},{width}]",
+          f"seed={seed}", f"clip_coef={clip}", f"precision={dtype}", f"total_timesteps={8 * steps}")  # fmt: skip
+
+
+def test_numbers_that_are_not_finite_spread_as_they_do_in_autograd():
+    _, _, rows = alike("learning_rate=1e30", "on_nonfinite=record", "schedule=constant")
+    assert any(math.isnan(row["policy_loss"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("env=pendulum",),
+        ("precision=bf16_autocast",),
+        ("precision=fp16", "precision.loss_scale=2"),
+        ("optimizer=lbfgs",),
+        ("optimizer=sam",),
+        ("torch_threads=2",),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_written_out_is_left_to_autograd(overrides):
+    assert not issubclass(trained(*overrides, iterations=1)[0], HandStepper)
+
+
+def test_the_key_is_checked():
+    with pytest.raises(Exception, match="update=fast: "):
+        load(["update=fast"]).validate()
+
+
+def test_the_gradient_is_that_of_autograd_number_by_number():
+    config = load([*SMALL, "total_timesteps=80"])
+    with deterministic(config), prepared(config) as state:
+        norms = []
+        original = state.stepper.gradient_of
+
+        def both(terms):
+            ours = original(terms).clone()
+            plain = Stepper(state.policy, state.optimizer, state.stepper.objective, state.stepper.guard, math.inf)
+            theirs = plain.gradient_of(plain.forward(batch[0]))
+            assert torch.equal(ours, theirs)
+            norms.append(float(ours.norm()))
+            return theirs
+
+        batch = [None]
+        forward = state.stepper.forward
+        state.stepper.forward = lambda minibatch: forward(batch.__setitem__(0, minibatch) or minibatch)
+        state.stepper.gradient_of = both
+        iterate(state, lambda: None)
+    assert len(norms) == 4
+    assert min(norms) > 0
