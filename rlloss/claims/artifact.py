@@ -46,6 +46,7 @@ ANSWERS: Mapping[str, str] = {
     "R-DATA-005": "As R-DATA-001.",
     "R-DOC-001": "Hardware and run time stand under Install in README.md, and above.",
     "R-DET-001": "No global generator is drawn from: every stream is a generator of its own, a child of the seed.",
+    "R-DET-002": "rlloss/train/switches.py has torch refuse whatever is not deterministic, cuDNN included.",
     "R-DET-003": "No order of a set of strings reaches a result. cuBLAS computes for device=cuda alone, for which "
     "CUBLAS_WORKSPACE_CONFIG is set before its first use.",
     "R-PREC-002": "Precision is a subject: configs/precision, and the claim mixed_precision.",

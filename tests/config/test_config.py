@@ -180,7 +180,7 @@ def test_every_key_changes_the_folder_name():
         "num_minibatches": "num_minibatches=2", "gamma": "gamma=0.5", "gae_lambda": "gae_lambda=0.5",
     }  # fmt: skip
     names = {run_folder(load())}
-    changes |= {"on_nonfinite": "on_nonfinite=record", "env.check": "env.check=false"}
+    changes |= {"on_nonfinite": "on_nonfinite=record", "env.check": "env.check=false", "update": "update=autograd"}
     keys = [key for key in Config().flat() if key not in WHERE_KEYS]
     for key in keys:
         value = Config().flat()[key]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rlloss.errors import ConfigError, RunFailed
 from rlloss.losses import LOSSES
-from rlloss.train import portable
+from rlloss.train import optimizers, portable
 from rlloss.train.portable import Portable, portable_loss
 from tests.numerics.paths import python
 
@@ -221,7 +221,7 @@ def test_optimisers_are_torchs_own_but_for_the_root(name):
     """RMSprop by its formula with NumPy's root, to the last bit; both within rounding of torch's."""
     start = torch.linspace(-1, 1, 300)
     leaves = []
-    for kind in (getattr(portable, name), getattr(torch.optim, name)):
+    for kind in (getattr(optimizers, name), getattr(torch.optim, name)):
         leaf = start.clone().requires_grad_()
         optimizer = kind([leaf], lr=0.01)
 
