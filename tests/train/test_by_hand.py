@@ -50,7 +50,7 @@ def test_every_loss_has_the_bits_of_autograd(loss):
         ("clip_vloss=false",),
         ("norm_adv=false",),
         ("ent_coef=0", "vf_coef=0"),
-        ("ent_coef=0.3", "vf_coef=2", "clip_coef=0.05"),
+        ("ent_coef=0.3", "vf_coef=0.13", "clip_coef=0.05"),
         ("optimizer=sgd", "learning_rate=0.3"),
         ("optimizer=rmsprop",),
         ("optimizer.weight_decay=0.1", "max_grad_norm=inf"),
