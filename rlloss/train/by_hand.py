@@ -95,14 +95,9 @@ class HandStepper(Stepper):
             logp = self._log_probs.gather(-1, self._actions).squeeze(-1)
             values = self._towers["critic"].forward(minibatch.obs).squeeze(-1)
             self._errors = ValueErrors(values.numpy(), minibatch, self.objective)
-        logp.requires_grad_()
-        objective = self.objective
-        losses = objective.loss(logp, minibatch.old_logp, minibatch.advantages, clip_coef=objective.clip_coef)
-        policy_loss = losses.mean()
-        if objective.offset:
-            policy_loss = policy_loss + objective.offset
-        value_loss, mean_entropy = self._errors.losses().mean(), entropy.mean()
-        total = policy_loss.detach() - objective.ent_coef * mean_entropy + objective.vf_coef * value_loss
+            value_loss, mean_entropy = self._errors.losses().mean(), entropy.mean()
+        policy_loss = self.objective.policy_loss(logp.requires_grad_(), minibatch)
+        total = self.objective.total(policy_loss.detach(), value_loss, mean_entropy)
         return Terms(logp, policy_loss, value_loss, mean_entropy, total)
 
     def gradient_of(self, terms: Terms) -> Tensor:

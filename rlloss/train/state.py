@@ -24,7 +24,8 @@ from rlloss.train.policy import ActorCritic, make_head
 from rlloss.train.portable import actors_tanh
 from rlloss.train.precision import Precision, make_precision
 from rlloss.train.rollout import Experience
-from rlloss.train.update import Stepper, make_stepper
+from rlloss.train.steppers import make_stepper
+from rlloss.train.update import Stepper
 
 REMEDY = "last_finite.safetensors in its folder has the parameters before it; on_nonfinite=record goes on all the same"
 

@@ -5,23 +5,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlloss.config.optimizers import GradientPenaltyConfig, SAMConfig
 from rlloss.config.schema import Config
 from rlloss.errors import NonFinite, RunFailed
-from rlloss.losses.formulation import trainable
 from rlloss.losses.samples import LOSSES, Loss, clip_active
 from rlloss.train import portable
-from rlloss.train.conditions import Guard, make_guard
-from rlloss.train.numerics import PORTABLE
+from rlloss.train.conditions import Guard
 from rlloss.train.policy import ActorCritic, Evaluation
-from rlloss.train.precision import Precision, at_least_float32
+from rlloss.train.precision import at_least_float32
 
 TWICE = "optimizer=gradient_penalty: torch cannot differentiate the loss twice"
 
@@ -108,14 +104,17 @@ class Objective:
     def __call__(self, parameters: Mapping[str, Tensor], minibatch: Batch) -> Terms:
         with self.context():
             new = self.evaluate(parameters, minibatch.obs, minibatch.actions)
-            losses = self.loss(new.logp, minibatch.old_logp, minibatch.advantages, clip_coef=self.clip_coef)
-            policy_loss = losses.mean()
-            if self.offset:
-                policy_loss = policy_loss + self.offset
+            policy_loss = self.policy_loss(new.logp, minibatch)
             value_loss = self.value_losses(new.values, minibatch).mean()
             entropy = new.entropy.mean()
-            total_loss = policy_loss - self.ent_coef * entropy + self.vf_coef * value_loss
-        return Terms(new.logp, policy_loss, value_loss, entropy, total_loss)
+            return Terms(new.logp, policy_loss, value_loss, entropy, self.total(policy_loss, value_loss, entropy))
+
+    def policy_loss(self, logp: Tensor, minibatch: Batch) -> Tensor:
+        loss = self.loss(logp, minibatch.old_logp, minibatch.advantages, clip_coef=self.clip_coef).mean()
+        return loss + self.offset if self.offset else loss
+
+    def total(self, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor) -> Tensor:
+        return policy_loss - self.ent_coef * entropy + self.vf_coef * value_loss
 
     def value_losses(self, values: Tensor, minibatch: Batch) -> Tensor:
         """Per-sample ``(V - R)^2 / 2``; with ``clip_vloss`` the larger of it and V within clip_coef of V_old."""
@@ -124,26 +123,6 @@ class Objective:
             change = (values - minibatch.old_values).clamp(-self.clip_coef, self.clip_coef)
             errors = torch.max(errors, (minibatch.old_values + change - minibatch.returns) ** 2)
         return 0.5 * errors
-
-
-def make_objective(config: Config, policy: ActorCritic, precision: Precision) -> Objective:
-    """Raises: ConfigError for an unknown loss, or one that has no portable form."""
-    name = config.loss.name
-    loss = trainable(name)
-    if config.numerics.name == PORTABLE:
-        loss = portable.portable_loss(loss, name)
-        if isinstance(config.optimizer, GradientPenaltyConfig):
-            portable.refuse_second_derivatives(loss, name)
-    return Objective(
-        evaluate=policy.evaluate,
-        loss=loss,
-        context=partial(precision.context, config.device),
-        clip_coef=config.clip_coef,
-        vf_coef=config.vf_coef,
-        ent_coef=config.ent_coef,
-        offset=config.loss.offset,
-        clip_vloss=config.clip_vloss,
-    )
 
 
 @dataclass
@@ -298,32 +277,6 @@ class GradientPenaltyStepper(Stepper):
             assert leaf.grad is not None  # its place in the flat gradient
             leaf.grad.add_(part)
         return gradient
-
-
-def make_stepper(
-    config: Config,
-    policy: ActorCritic,
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    scaler: torch.amp.GradScaler,
-) -> Stepper:
-    """The one way in which this run steps. Raises: ConfigError for an unknown loss or guard."""
-    parts = (
-        policy, optimizer, make_objective(config, policy, precision), make_guard(config), config.max_grad_norm,
-        config.on_nonfinite == "fail",
-    )  # fmt: skip
-    if scaler.is_enabled():
-        return ScaledStepper(*parts, scaler=scaler)
-    scale, rule = config.precision.loss_scale, config.optimizer
-    if isinstance(rule, SAMConfig):
-        return SAMStepper(*parts, scale, rho=rule.rho)
-    if isinstance(rule, GradientPenaltyConfig):
-        return GradientPenaltyStepper(*parts, scale, penalty_coef=rule.penalty_coef)
-    if isinstance(optimizer, torch.optim.LBFGS):
-        return ClosureStepper(*parts, scale)
-    from rlloss.train import by_hand  # here, since it is a Stepper itself
-
-    return (by_hand.HandStepper if by_hand.applies(config, policy) else Stepper)(*parts, scale)
 
 
 def clip_grad_norm_(gradient: Tensor, max_norm: float) -> Tensor:

@@ -15,7 +15,8 @@ from rlloss.train.conditions import make_schedule
 from rlloss.train.optimizers import make_optimizer
 from rlloss.train.policy import ActorCritic, CategoricalHead
 from rlloss.train.precision import make_precision
-from rlloss.train.update import Batch, clip_grad_norm_, make_stepper, metrics, shuffled, update
+from rlloss.train.steppers import make_stepper
+from rlloss.train.update import Batch, clip_grad_norm_, metrics, shuffled, update
 
 N = 64
 
