@@ -91,12 +91,11 @@ class _Exact:
         return _shaped(self._known[digest], number.shape)
 
     def _made(self, entry: Entry, digest: str, deep: int) -> Array:
-        value = self._tape.values.get(digest)
-        if value is not None and not value.is_floating_point():
+        value = self._tape.values[digest]
+        if not value.is_floating_point():
             return self._recorded(digest)  # a decision, as which of two is the smaller: it was made of rounded numbers
         op, dtype = entry.op.partition(".")[0].rstrip("_"), entry.outputs[0].dtype
-        if value is not None and value.is_floating_point():
-            self.is_subnormal |= bool(((value != 0) & (value.abs() < torch.finfo(value.dtype).tiny)).any())
+        self.is_subnormal |= bool(((value != 0) & (value.abs() < torch.finfo(value.dtype).tiny)).any())
         if op in SAME and deep < MOST_DEEP and len(numbers_in(entry)) == 1:
             return _shaped(self.of(numbers_in(entry)[0], deep + 1), entry.outputs[0].shape)
         if op == "nextafter":
@@ -117,7 +116,7 @@ class _Exact:
 
     def _recorded(self, digest: str) -> Array:
         value = self._tape.values.get(digest)
-        if value is None:
+        if value is None or value.is_complex():
             raise Unknown
         return value.detach().double().numpy().astype(np.longdouble)
 

@@ -82,9 +82,8 @@ def _graphs(a: RunFolder, b: RunFolder) -> list[Graph]:
     if not (a.loss and b.loss and may_load(a, b)):
         return []
     try:
-        return [trace(str(run.config["loss.name"]), clip_coef=float(run.config["clip_coef"])) for run in (a, b)][
-            : 1 + (a.config["loss.name"] != b.config["loss.name"])
-        ]
+        places = {str(run.config["loss.name"]): float(run.config["clip_coef"]) for run in (a, b)}
+        return [trace(loss, clip_coef=clip_coef) for loss, clip_coef in places.items()]
     except (ConfigError, KeyError, ValueError):  # a record of another trainer, whose loss is a word
         return []
 

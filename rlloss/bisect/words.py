@@ -14,15 +14,8 @@ from rlloss.bisect.saying import difference, expression, gap, maker, name_of, pl
 from rlloss.watch.tape import Entry, Joint, Number, Tape, written
 
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
-LOADS = (
-    "index",
-    "slice",
-    "select",
-    "gather",
-    "take",
-    "lift_fresh",
-    "_to_copy",
-)  # that take samples, and compute nothing
+# that take samples, and compute nothing
+LOADS = ("index", "slice", "select", "gather", "take", "lift_fresh", "_to_copy")
 DRAWS = (
     "rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random", "poisson",
     "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
@@ -94,24 +87,21 @@ def _unlike_passes(a: Tape, b: Tape) -> Cause | None:
     if passes[0] == passes[1] or not all(passes) or set(ours) != set(theirs):
         return None
     said = f"another accumulation: {passes[0]} | {passes[1]} backward passes in the step"
-    apart = [
-        (float((ours[name] - theirs[name]).abs().max() / ours[name].abs().max()), name)
-        for name in ours
-        if ours[name].count_nonzero()
-    ]
-    if all(by <= NEAR_ULPS * torch.finfo(torch.float32).eps for by, _ in apart):
-        return Cause(f"{said}, whose gradients add up to the same but for rounding")
-    much, name = max(apart)
-    return Cause(f"{said}, and those of {name} do not add up to the same, by {much:.2g} of the largest", decided=False)
+    for name, (one, dtype) in ours.items():
+        off = float((one - theirs[name][0]).abs().max())
+        if off > NEAR_ULPS * torch.finfo(dtype).eps * float(one.abs().max()):
+            return Cause(f"{said}, and those of {name} do not add up to the same, by {off:.2g}", decided=False)
+    return Cause(f"{said}, whose gradients add up to the same but for rounding, or a term that small")
 
 
-def _gradients(tape: Tape) -> dict[str, Tensor]:
-    """Of each parameter, over all backward passes."""
-    found: dict[str, Tensor] = {}
+def _gradients(tape: Tape) -> dict[str, tuple[Tensor, torch.dtype]]:
+    """Of each parameter, over all backward passes, with the dtype in which they were made."""
+    found: dict[str, tuple[Tensor, torch.dtype]] = {}
     for joint in tape.joints:
         value = tape.values.get(joint.gradient.digest)
         if joint.node == LEAF and joint.name and value is not None:
-            found[joint.name] = found.get(joint.name, torch.zeros(())) + value.double()
+            before, _ = found.get(joint.name, (torch.zeros(()), value.dtype))
+            found[joint.name] = before + value.double(), value.dtype
     return found
 
 
@@ -145,14 +135,16 @@ def _option(found: Split) -> Cause:
 
 def _program(found: Split) -> Cause:
     """With equal gradients, one run computes something else between its backward pass and the end of its step."""
-    unlike = found.ours is None or found.theirs is None or found.ours.op != found.theirs.op
-    said = [
-        f"{entry.op}{'' if unlike else f' of {list(entry.outputs[0].shape)}'} at {place_of(entry)}"
-        if entry
-        else "nothing more"
-        for entry in (found.ours, found.theirs)
-    ]
-    return Cause(f"with equal gradients, after the backward pass, a computes {said[0]}, and b {said[1]}")
+    alike = found.ours is not None and found.theirs is not None and found.ours.op == found.theirs.op
+
+    def said(entry: Entry | None) -> str:
+        if entry is None:
+            return "nothing more"
+        of = f" of {list(entry.outputs[0].shape)}" if alike else ""
+        return f"{entry.op}{of} at {place_of(entry)}"
+
+    one, other = said(found.ours), said(found.theirs)
+    return Cause(f"with equal gradients, after the backward pass, a computes {one}, and b {other}")
 
 
 def _input(found: Split, a: Tape, b: Tape) -> Cause:

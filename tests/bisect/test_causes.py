@@ -31,7 +31,7 @@ WATCHED = {  # cause -> the options of both trainings, the step at which they pa
     "mean of means": ({}, {"fault": "mean of means"}, 6, "0.weight",
                       r"another normaliser in each .* times 2, 0.666667; a mean of means"),
     "one backward pass": ({}, {"fault": "one pass"}, 6, "0.weight",
-                          r"another accumulation: 3 \| 1 backward passes .* add up to the same but for rounding"),
+                          r"another accumulation: 3 \| 1 backward passes .* but for rounding, or a term that small"),
     "frozen": ({}, {"fault": "frozen"}, 6, "0.weight", r"b has no gradient for 0.bias and 1 more, for which a has one"),
     "a detach lost": ({"loss": trainings.detached, "at": 1}, {"loss": trainings.attached, "at": 1}, 1, "0.weight",
                       r"b has a gradient more, through sub at .* a detach\(\) is missing"),
