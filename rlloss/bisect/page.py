@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from rlloss import figures
 from rlloss.bisect.found import Finding
@@ -18,9 +18,7 @@ from rlloss.templates import environment
 from rlloss.verify import drift, may_load
 
 TEMPLATES = environment("rlloss.bisect", "assets")
-MARKED = (
-    "The outlined operations are those in which they part: there the gradients are multiplied, added or cut otherwise."
-)
+MARKED = "Outlined: the operations through which the first gradient that differs comes."
 ELSEWHERE = "The operation that parts them is none of the loss's own."
 
 
@@ -41,7 +39,7 @@ def _title(a: RunFolder, b: RunFolder) -> str:
 def _section(found: Finding, heading: str) -> str:
     a, b = (RunFolder(Path(path)) for path in (found.run_a, found.run_b))
     heading = heading or _title(a, b)
-    graphs = _graphs(a, b)
+    graphs = _graphs(a, b) if found.operation else []
     marked = [marks(graph, parts) for graph, parts in zip(graphs, (found.parts_a, found.parts_b), strict=False)]
     return TEMPLATES.get_template("section.html").render(
         heading=heading,
@@ -49,8 +47,8 @@ def _section(found: Finding, heading: str) -> str:
         evidence=found.evidence,
         timeline=_uri(timeline(found, a, b)) if found.steps else "",
         told=_told(found),
-        where="" if not (graphs and found.operation) else MARKED if any(marked) else ELSEWHERE,
-        graphs=figure(graphs, marked=marked) if graphs else "",
+        where="" if not graphs else MARKED if any(marked) else ELSEWHERE,
+        graphs=figure(graphs, marked=marked) if any(marked) else "",
     )
 
 
@@ -61,6 +59,8 @@ def _told(found: Finding) -> str:
         return f"Equal after each of {found.steps:,} optimiser steps."
     if found.step == 0:
         return "Unlike from the start."
+    if found.step == 1:
+        return f"Unlike from the first of {found.steps:,} optimiser steps on."
     return f"Equal up to optimiser step {found.step - 1:,}, and unlike from {found.step:,} on, of {found.steps:,}."
 
 
@@ -110,6 +110,7 @@ def timeline(found: Finding, a: RunFolder, b: RunFolder) -> Figure:
             above.plot([row.step for row in rows], [row.max_abs for row in rows], color=figures.PURPLE,
                        marker="o" if len(rows) < 3 else None, label="largest difference of a parameter")  # fmt: skip
             above.set(yscale="log")
+            above.yaxis.set_minor_formatter(NullFormatter())
             above.axvline(max(step, 1), color="black", linewidth=0.9)
         handles = [handle for one in axes[:, 0] for handle in one.get_legend_handles_labels()[0]]
         drawing.legend(handles=handles, loc="outside upper center", ncols=3)

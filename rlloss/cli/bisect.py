@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rlloss.bisect.found import Finding
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import RunFolder, to_json
@@ -41,7 +42,7 @@ def run(arguments: list[str]) -> int:
     return Exit.FAILS if found.differs else Exit.HOLDS
 
 
-def print_finding(found) -> None:  # type: ignore[no-untyped-def]
+def print_finding(found: Finding) -> None:
     if not found.differs:
         print(f"no difference in {found.steps:,} optimiser steps")
         return

@@ -38,6 +38,14 @@ def test_the_page_marks_where_in_both_losses_two_runs_part(make_run, tmp_path, b
     assert "1 ulp apart" in text
 
 
+def test_a_cause_that_is_read_from_the_files_is_told_without_graphs(make_run, tmp_path):
+    plateau = ("schedule=plateau", "schedule.monitor=policy_loss", "schedule.patience=0")
+    found = bisect(*(make_run(*plateau, f"loss={loss}") for loss in ("ppo_clip", "reinforce")))
+    html = page([found])
+    assert "plateau on policy_loss" in html
+    assert "rl-data" not in html.partition("<script>")[0]
+
+
 def test_the_operations_marked_are_those_that_use_logp(make_run):
     found = bisect(*(make_run(*overrides) for overrides in ORDERS))
     for loss, parts in (("reinforce", found.parts_a), ("reinforce_textbook", found.parts_b)):
