@@ -44,7 +44,7 @@ def bisect(a: RunFolder, b: RunFolder, progress: Progress = lambda run, step, st
     try:
         tapes = [listen(run, step, lambda done, run=run: progress(run, done, step)) for run in (a, b)]  # type: ignore[misc]
     except Other as error:
-        return finding(f"undecided: {error}", decided=False,
+        return finding(str(error), decided=False,
                        remedy="train both again here, with this version, and bisect those")  # fmt: skip
     found = split(*tapes)
     why = explain(found, *tapes)

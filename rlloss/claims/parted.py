@@ -28,7 +28,7 @@ def write_parted(judged: Sequence[Judged], out: Path) -> pd.DataFrame:
             found = _found(a, b)
             findings.append(found)
             headings.append(f"{one.claim.name.replace('_', ' ')}: {a.loss} | {b.loss}")
-            cause = found.cause if found.decided else f"undecided: {found.cause.removeprefix('undecided: ')}"
+            cause = found.cause if found.decided else f"undecided: {found.cause}"
             rows.append((one.claim.name, a.loss, b.loss, a.config["env.id"], found.step, found.operation, cause))
     if findings:
         (out / "bisect.html").write_text(page(findings, headings), encoding="utf-8")
@@ -49,4 +49,4 @@ def _found(a: RunFolder, b: RunFolder) -> Finding:
         return bisect(a, b)
     except ConfigError as error:  # as for other numerics than this process has
         steps = min(len(a.digests), len(b.digests))
-        return Finding(str(a.path), str(b.path), steps, first_difference(a, b), f"undecided: {error}", decided=False)
+        return Finding(str(a.path), str(b.path), steps, first_difference(a, b), str(error), decided=False)
