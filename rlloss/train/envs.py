@@ -1,127 +1,28 @@
-"""Vector environments: one Gymnasium environment per seed, reset within the step that ends an episode."""
+"""Making environments: by the config's id, in its wrappers, one copy per seed."""
 
 import difflib
 import importlib
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, SupportsFloat
 
 import gymnasium
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rlloss.config.schema import EnvConfig
-from rlloss.errors import ConfigError, EnvironmentFailed, NotInstalled
+from rlloss.errors import ConfigError, NotInstalled
 from rlloss.lazy import beside_the_user
-from rlloss.train.faults import Hanging, raised
-from rlloss.train.interior import capture
-from rlloss.train.replay import Journal, replay
-from rlloss.train.spaces import executable, flattened, flattening, is_image
-from rlloss.train.wrappers import Env, make_wrapper, raw_recorder, statistics, wrapped
+from rlloss.train.classic import ClassicEnvironments, has_copy
+from rlloss.train.spaces import flattened
+from rlloss.train.vector import Environments
+from rlloss.train.wrappers import Env, make_wrapper, wrapped
 
 EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari", "ALE/": "atari"}
 """Part of an environment's entry point, or of its id if that is not registered -> extra of this package."""
 
 SIMULATORS = {"box2d": "box2d", "mujoco": "mujoco", "atari": "ale-py"}
 """Extra of this package -> the distribution whose version decides what its environments compute."""
-
-Array = NDArray[np.floating]
-
-
-class Environments:
-    """Copies of one environment, stepped one after the other in this process.
-
-    Autoreset within the step: the step that ends an episode yields the next episode's first observation; the last
-    observation of an episode cut by its time limit is handed over separately, for bootstrapping. Gymnasium's
-    SyncVectorEnv can do the same (SAME_STEP) but takes a third longer per step, which is half of a training run's time
-    at this size; here transitions are written straight into the rollout's arrays, and the state is a plain list.
-
-    Each environment draws from its own seed, so the length of one's episodes never shifts another's resets.
-
-    ``rescaled``: whether wrappers change the rewards; ``raw_rewards`` then has those of the environment itself.
-    ``journal``: what they need to be where they are in another process (``replay``).
-
-    Args: what makes one, in its wrappers; the seeds, one for each.
-    """
-
-    def __init__(self, make: Callable[[], Env], seeds: Sequence[int]) -> None:
-        self.make, self.seeds = make, list(seeds)
-        self.envs = [make() for _ in seeds]
-        self.recorders = [recorder for env in self.envs if (recorder := raw_recorder(env)) is not None]
-        self.rescaled = bool(self.recorders)
-        self.action_space = self.envs[0].action_space
-        self.executable = executable(self.action_space)
-        self.images = is_image(self.envs[0].observation_space)
-        self.flattened = flattening(self.envs[0])
-        self.name = self.envs[0].spec.id if self.envs[0].spec else type(self.envs[0].unwrapped).__name__
-        self.obs = np.stack([np.array(env.reset(seed=seed)[0]) for env, seed in zip(self.envs, seeds, strict=True)])
-        self.journal = Journal([capture(env) for env in self.envs])
-        self.stepping = False  # whether the environments, and not the policy's update, are at work
-
-    def __len__(self) -> int:
-        return len(self.envs)
-
-    def step(
-        self,
-        actions: NDArray[Any],
-        obs: Array,
-        rewards: Array,
-        terminated: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
-    ) -> dict[int, Array]:
-        """Step every environment and write [envs, ...] results into the four arrays.
-
-        Actions are the policy's; ``spaces.executable`` says what an environment gets. Returns the last observations of
-        the episodes that a time limit cut, by environment.
-
-        Raises: EnvironmentFailed for one that raises, or that the watchdog finds hanging.
-        """
-        cut: dict[int, Array] = {}
-        i, journal = 0, self.journal
-        journal.steps += 1
-        executed = self.executable(actions)
-        try:
-            for i, (env, action) in enumerate(zip(self.envs, executed, strict=True)):
-                after, rewards[i], ended, cut_off, _ = env.step(action)
-                terminated[i], truncated[i] = ended, cut_off
-                if ended or cut_off:
-                    if not ended:
-                        cut[i] = np.array(after)  # a copy: many environments write into one array for all their life
-                    if journal.is_due(i):
-                        journal.begin(i, env)
-                    after, _ = env.reset()
-                obs[i] = after
-        except (Exception, Hanging) as error:
-            raise EnvironmentFailed(f"environment {i} ({self.name}) {raised(error)}") from error
-        return cut
-
-    def statistics(self) -> list[dict[str, dict[str, Any]]]:
-        """What the wrappers of each copy have gathered: means, variances and counts."""
-        return [statistics(env) for env in self.envs]
-
-    def raw_rewards(self) -> list[SupportsFloat]:
-        """[envs], the last step's rewards before any wrapper changed them; empty unless ``rescaled``."""
-        return [recorder.reward for recorder in self.recorders]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where they are, for ``load_state_dict`` of others made alike."""
-        interiors = [self.journal.changed(i, env) for i, env in enumerate(self.envs)]
-        return {"obs": self.obs, **self.journal.state_dict(), "interiors": interiors}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Play the environments again to where they were. Raises: ReplayDiffers, and these are as they were before."""
-        envs = replay(self.make, self.seeds, self.executable, state)
-        self.close()
-        self.envs, self.obs = envs, state["obs"]
-        self.recorders = [recorder for env in envs if (recorder := raw_recorder(env)) is not None]
-        self.journal.load_state_dict(state)
-
-    def close(self) -> None:
-        for env in self.envs:
-            env.close()
 
 
 def make_envs(config: EnvConfig, seeds: Sequence[int], gamma: float = 0.99) -> Environments:
@@ -144,7 +45,8 @@ def make_envs(config: EnvConfig, seeds: Sequence[int], gamma: float = 0.99) -> E
             raise ConfigError(f"env.wrappers={config.wrappers}: {config.id} cannot be wrapped so ({error})") from error
         return flattened(env, config.id)
 
-    return Environments(make, seeds)
+    bare = not config.kwargs and not config.wrappers
+    return (ClassicEnvironments if bare and has_copy(make) else Environments)(make, seeds)
 
 
 def make_env(config: EnvConfig) -> Env:

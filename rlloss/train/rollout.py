@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rlloss.errors import EnvironmentFailed, NonFinite
 from rlloss.runs.rows import Episode
-from rlloss.train.envs import Environments
 from rlloss.train.policy import ActorCritic
 from rlloss.train.precision import PRECISIONS, Precision, at_least_float32
 from rlloss.train.replay import Played
+from rlloss.train.vector import Environments
 
 Array = NDArray[np.floating]
 FP32 = PRECISIONS["fp32"]
@@ -159,10 +159,11 @@ def interact(experience: Experience, policy: ActorCritic, num_steps: int, *, fin
     obs[0] = envs.obs
     t, envs.stepping = 0, True
     try:
-        for t in range(num_steps):
-            actions[t] = actor.act(obs[t], noise[t])
-            last = envs.step(actions[t], obs[t + 1], rewards[t], terminated[t], truncated[t])
-            cut |= {(t, env): final for env, final in last.items()}
+        rows = zip(obs, noise, actions, obs[1:], rewards, terminated, truncated, strict=False)
+        for t, (seen, drawn, chosen, *answers) in enumerate(rows):
+            chosen[...] = actor.act(seen, drawn)
+            if last := envs.step(chosen, *answers):
+                cut |= {(t, env): final for env, final in last.items()}
             if envs.rescaled:
                 raw_rewards[t] = envs.raw_rewards()
     except EnvironmentFailed as error:

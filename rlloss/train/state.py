@@ -17,7 +17,7 @@ from rlloss.runs.rows import Episode
 from rlloss.train import streams
 from rlloss.train.conditions import BESTS, STOPS, Condition, make_schedule
 from rlloss.train.envcheck import check_environment, refuse_unportable
-from rlloss.train.envs import Environments, make_envs
+from rlloss.train.envs import make_envs
 from rlloss.train.numerics import PORTABLE
 from rlloss.train.optimizers import make_optimizer
 from rlloss.train.policy import ActorCritic, make_head
@@ -26,6 +26,7 @@ from rlloss.train.precision import Precision, make_precision
 from rlloss.train.rollout import Experience
 from rlloss.train.steppers import make_stepper
 from rlloss.train.update import Stepper
+from rlloss.train.vector import Environments
 
 REMEDY = "last_finite.safetensors in its folder has the parameters before it; on_nonfinite=record goes on all the same"
 
