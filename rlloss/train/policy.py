@@ -56,7 +56,7 @@ class CategoricalHead:
         return rng.gumbel(size=(num_steps, num_envs, self.outputs))
 
     def sample(self, out: Array, noise: Array, extra: dict[str, Array]) -> NDArray[np.generic]:
-        actions: NDArray[np.generic] = np.argmax(out + noise, -1)
+        actions: NDArray[np.generic] = (out + noise).argmax(-1)
         return actions
 
     def evaluate(self, out: Tensor, actions: Tensor, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -210,7 +210,7 @@ class ActorCritic:
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        tanh: Callable[[Array], Array] = np.tanh,
+        tanh: Callable[[Array, Array], Array] = np.tanh,
     ) -> None:
         self.head, self.tanh = head, tanh
         self.torso = make_torso((obs_shape,) if isinstance(obs_shape, int) else obs_shape)
@@ -324,19 +324,30 @@ class TorchActor(NamedTuple):
         return self.policy.head.sample(at_least_float32(out).cpu().numpy(), noise, extra)
 
 
-class NumpyActor(NamedTuple):
-    """A view of the actor's weights. On the CPU it follows the parameters; collect nothing while they are stepped."""
+class NumpyActor:
+    """A view of the actor's weights. On the CPU it follows the parameters; collect nothing while they are stepped.
 
-    head: Head
-    layers: list[tuple[Array, Array]]
-    extra: dict[str, Array]
-    tanh: Callable[[Array], Array]
+    Layers: weights [inputs, outputs] and biases [outputs]. Their results are made in buffers.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        layers: list[tuple[Array, Array]],
+        extra: dict[str, Array],
+        tanh: Callable[..., Array],
+    ) -> None:
+        self.head, self.extra, self.tanh = head, extra, tanh
+        self._layers = [(weight, bias, np.empty((0, len(bias)), bias.dtype)) for weight, bias in layers]
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.layers[0][0].dtype
+        return self._layers[0][0].dtype
 
     def act(self, obs: NDArray[Any], noise: Array) -> NDArray[np.generic]:
-        for i, (weight, bias) in enumerate(self.layers):
-            obs = (self.tanh(obs) if i else obs) @ weight + bias
+        if len(obs) != len(self._layers[0][2]):
+            self._layers = [(w, b, np.empty((len(obs), len(b)), b.dtype)) for w, b, _ in self._layers]
+        for i, (weight, bias, out) in enumerate(self._layers):
+            np.matmul(self.tanh(obs, obs) if i else obs, weight, out)
+            obs = np.add(out, bias, out)
         return self.head.sample(obs, noise, self.extra)

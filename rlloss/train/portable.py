@@ -28,13 +28,14 @@ from rlloss.train.numerics import PORTABLE
 LARGE = 1.0  # from which on exp(x) - 1 loses no digit of expm1(x) that matters
 
 
-def tanh(x: NDArray[Any]) -> NDArray[Any]:
+def tanh(x: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """np.tanh by way of torch, whose own does not come from the C library. Of float32 or float64."""
-    out: NDArray[Any] = torch.tanh(torch.from_numpy(x)).numpy()
-    return out
+    made = np.empty_like(x) if out is None else out
+    torch.tanh(torch.from_numpy(x), out=torch.from_numpy(made))
+    return made
 
 
-def actors_tanh(config: Config) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def actors_tanh(config: Config) -> Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]:
     """The one that a run's policy acts with."""
     return tanh if config.numerics.name == PORTABLE else np.tanh
 

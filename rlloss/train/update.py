@@ -78,7 +78,7 @@ def update(
 def shuffled(batch: Batch, num_minibatches: int, rng: np.random.Generator, *, norm_adv: bool) -> Iterator[Batch]:
     """The batch in a new order, as minibatches; advantages normalised within each, as (A - mean) / (std + 1e-8)."""
     order = torch.from_numpy(rng.permutation(len(batch.obs))).to(batch.obs.device)
-    epoch = Batch(*(column[order].view(num_minibatches, -1, *column.shape[1:]) for column in batch))
+    epoch = Batch(*(column.index_select(0, order).view(num_minibatches, -1, *column.shape[1:]) for column in batch))
     if norm_adv:
         A = epoch.advantages
         epoch = epoch._replace(advantages=(A - A.mean(1, keepdim=True)) / (A.std(1, keepdim=True) + 1e-8))

@@ -43,6 +43,7 @@ def test_every_loss_has_the_bits_of_autograd(loss):
     assert by_hand == autograd
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -56,6 +57,7 @@ def test_every_loss_has_the_bits_of_autograd(loss):
         ("optimizer.weight_decay=0.1", "max_grad_norm=inf"),
         ("loss.offset=5",),
         ("guard=finite", "schedule=plateau"),
+        ("optimizer=sgd", "learning_rate=1e12", "on_nonfinite=record"),
         ("env=acrobot",),
         ("hidden_sizes=[7]",),
         ("hidden_sizes=[16,9,5]", "num_minibatches=5"),
