@@ -3,10 +3,13 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+_LOADED: list[ModuleType] = []  # by load_file
 
 
 def lazily(package: str, offers: Mapping[str, str]) -> Callable[[str], Any]:
@@ -41,11 +44,11 @@ def beside_the_user() -> None:
 
 
 def load_file(path: Path, prefix: str) -> ModuleType:
-    """The module in a Python file, known as ``prefix`` and the file's name while it loads.
+    """The module in a Python file, known as ``prefix``, the file's name and a number while it loads.
 
     Afterwards nobody can import it by that name: so its functions go to other processes as they are, not by reference.
     """
-    spec = importlib.util.spec_from_file_location(f"{prefix}_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{prefix}_{path.stem}_{len(_LOADED)}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -54,4 +57,17 @@ def load_file(path: Path, prefix: str) -> ModuleType:
         spec.loader.exec_module(module)
     finally:
         del sys.modules[spec.name]
+    _LOADED.append(module)
     return module
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    """Within: what ``load_file`` has loaded can be imported, as torch's compiler does with all that it traces."""
+    loaded = {module.__name__: module for module in _LOADED}
+    sys.modules.update(loaded)
+    try:
+        yield
+    finally:
+        for name in loaded:
+            sys.modules.pop(name, None)

@@ -19,7 +19,7 @@ from rlloss.verdicts import Verdict
 
 REFERENCE = "ppo_clip"
 # they change no bit of what is computed
-RECORD_KEYS = ("snapshot_every", "logger.name", "env.check", "on_nonfinite", "update")
+RECORD_KEYS = ("snapshot_every", "logger.name", "env.check", "on_nonfinite", "update", "compiler_heuristics")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     first, acted = first_difference(a, b), first_other_actions(a, b)
     verdict = partial(verdict, steps=steps, not_recorded=not_recorded(a, b), put_to=what_was_reached(a, b))
     if differing:
-        reason = "differ in " + ", ".join(f"{key} ({left.get(key)} | {right.get(key)})" for key in differing)
+        reason = "differ in " + ", ".join(f"{key} ({a.config.get(key)} | {b.config.get(key)})" for key in differing)
         apart = [] if _incomplete(a) or _incomplete(b) or _unlike_snapshots(a, b) else drift(a, b, since=first or 0)
         return verdict(
             Verdict.INCOMPARABLE,
@@ -264,7 +264,10 @@ def may_load(a: RunFolder, b: RunFolder) -> bool:
 
 def common_config(run: RunFolder) -> dict[str, Any]:
     """Everything in which twins must be equal."""
-    return {key: value for key, value in run.config.items() if not key.startswith("loss.") and key not in RECORD_KEYS}
+    kept = {key: value for key, value in run.config.items() if not key.startswith("loss.") and key not in RECORD_KEYS}
+    if run.config.get("update") == "compiled":  # the one way to step that has bits of its own
+        kept |= {"update": "compiled", "compiler_heuristics": run.config.get("compiler_heuristics", False)}
+    return kept
 
 
 def _incomplete(run: RunFolder) -> str:

@@ -44,8 +44,7 @@ def bisect(a: RunFolder, b: RunFolder, progress: Progress = lambda run, step, st
     try:
         tapes = [listen(run, step, lambda done, run=run: progress(run, done, step)) for run in (a, b)]  # type: ignore[misc]
     except Other as error:
-        return finding(str(error), decided=False,
-                       remedy="train both again here, with this version, and bisect those")  # fmt: skip
+        return finding(str(error), decided=False, remedy=error.remedy)
     found = split(*tapes)
     why = explain(found, *tapes)
     remedy = "" if why.decided else "rlloss graph draws both losses; rlloss check says where they differ"

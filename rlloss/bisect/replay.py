@@ -17,6 +17,10 @@ from rlloss.watch.tape import Tape, names_of
 class Other(Exception):
     """What is executed again is not the run that was recorded."""
 
+    def __init__(self, what: str, remedy: str = "train both again here, with this version, and bisect those") -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
 
 class Reached(Exception):
     """The step has been listened to."""
@@ -27,6 +31,11 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
 
     ``progress`` gets the optimiser steps done. Raises: Other; ConfigError for a config that cannot be run here.
     """
+    if run.config["update"] == "compiled":
+        raise Other(
+            f"{run.path.name} is compiled: an epoch of it is one graph, within which nothing can be listened to",
+            "train both with update=auto: if those are one, the compiler parts them",
+        )
     # By autograd alone, which has the same bits, and a gradient of every tensor to listen to.
     config = replace(quiet(config_of(run.config_tree())), update="autograd")
     config.validate()

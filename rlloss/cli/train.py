@@ -96,6 +96,8 @@ def train_one(config: Config) -> int:
 
         total = config.num_iterations * config.num_samples
         bar: tqdm[Any] = tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:])
+        if config.update == "compiled":
+            bar.set_postfix_str("compiling, for half a minute the first time")
         with bar, told(), listening():
 
             def progress(row: dict[str, Any]) -> None:

@@ -232,7 +232,8 @@ class Config:
     target_kl: float | None = None  # stop an iteration's epochs once the epoch's mean approx_kl exceeds it
     hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])  # actor's and critic's, tanh; not for images
 
-    update: str = "auto"  # what can be differentiated by hand is, to the same bits; autograd: nothing is
+    update: str = "auto"  # by hand where it can be, to the same bits; autograd: nothing is; compiled: bits of its own
+    compiler_heuristics: bool = False  # of update=compiled: how loops are vectorised is decided loss by loss
     device: str = "cpu"  # or cuda
     torch_threads: int = 1  # more threads rarely help at these sizes, and change the bits
     checkpoint_seconds: float = 30.0  # a killed run loses at most this much; 0: a checkpoint after every iteration
@@ -265,6 +266,7 @@ class Config:
             getattr(self, group).validate()
         self._check_scaling()
         self._check_numerics()
+        self._check_compiled()
         self._check_batch()
 
     def _check_ranges(self) -> None:
@@ -285,7 +287,7 @@ class Config:
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ConfigError(f"hidden_sizes={self.hidden_sizes}: needs at least one size, each 1 or greater")
         one_of("on_nonfinite", self.on_nonfinite, ("fail", "record"))
-        one_of("update", self.update, ("auto", "autograd"))
+        one_of("update", self.update, ("auto", "autograd", "compiled"))
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device={self.device}: unknown; use cpu or cuda")
         if self.run_dir == "":
@@ -315,6 +317,24 @@ class Config:
                 raise ConfigError(
                     f"{key}={value} numerics=portable: the same bits everywhere are to be had with {key}={needed} "
                     "alone; use that, or numerics=native"
+                )
+
+    def _check_compiled(self) -> None:
+        if self.update != "compiled":
+            if self.compiler_heuristics:
+                raise ConfigError("compiler_heuristics=true: is for update=compiled; leave it out, or add that")
+            return
+        for key, value, needed in (
+            ("optimizer", self.optimizer.name, "adam"),
+            ("precision", self.precision.name, "fp32 or fp64"),
+            ("precision.loss_scale", self.precision.loss_scale, 1.0),
+            ("guard", self.guard.name, "none"),
+            ("numerics", self.numerics.name, "native"),
+            ("device", self.device, "cpu"),
+        ):
+            if str(value) not in str(needed).split(" or "):
+                raise ConfigError(
+                    f"{key}={value} update=compiled: only {key}={needed} is compiled; use that, or update=auto"
                 )
 
     def _check_batch(self) -> None:

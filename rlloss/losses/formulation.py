@@ -68,6 +68,13 @@ class Formulation:
         loss: Tensor = result
         return loss
 
+    def unchecked(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
+        """The per-sample function's own result, for torch's compiler, which cannot check every result."""
+        inputs = {"logp": logp, "old_logp": old_logp.clone(), "advantages": advantages.clone()}
+        arguments, keywords = self.binding.arguments({**inputs, "clip_coef": clip_coef})
+        result: Any = self.function(*arguments, **keywords)
+        return result[0] if isinstance(result, tuple | list) else result  # type: ignore[no-any-return]
+
     def _call(self, inputs: Mapping[str, Tensor], clip_coef: float) -> Any:
         """What the function returns, the first if it returns several."""
         arguments, keywords = self.binding.arguments({**inputs, "clip_coef": clip_coef})

@@ -1,5 +1,6 @@
-"""Which of its ways a run steps: by autograd or by hand, scaled, with a closure, or with a rule that looks further."""
+"""Which of its ways a run steps: by autograd, by hand, compiled, scaled, with a closure, or looking further."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,6 +10,7 @@ from rlloss.config.schema import Config
 from rlloss.losses.formulation import trainable
 from rlloss.train import portable
 from rlloss.train.by_hand import HandStepper, applies
+from rlloss.train.compiled import CompiledStepper, refuse_uncompilable, traceable
 from rlloss.train.conditions import make_guard
 from rlloss.train.numerics import PORTABLE
 from rlloss.train.policy import ActorCritic
@@ -55,6 +57,11 @@ def make_stepper(
         policy, optimizer, make_objective(config, policy, precision), make_guard(config), config.max_grad_norm,
         config.on_nonfinite == "fail",
     )  # fmt: skip
+    if config.update == "compiled":
+        refuse_uncompilable(config, policy)
+        stepper = CompiledStepper(*parts, heuristics=config.compiler_heuristics)
+        stepper.objective = replace(stepper.objective, loss=traceable(stepper.objective.loss, config.loss.name))
+        return stepper
     if scaler.is_enabled():
         return ScaledStepper(*parts, scaler=scaler)
     scale, rule = config.precision.loss_scale, config.optimizer

@@ -67,21 +67,24 @@ def update(
     """
     steps: list[Step] = []
     for _ in range(config.update_epochs):
-        for minibatch in shuffled(batch, config.num_minibatches, rng, norm_adv=config.norm_adv):
-            steps.append(stepper(minibatch))
-            after_step()
+        steps += stepper.epoch(shuffled(batch, config.num_minibatches, rng, norm_adv=config.norm_adv), after_step)
         if config.target_kl is not None and _mean_kl(steps[-config.num_minibatches :]) > config.target_kl:
             break
     return metrics(steps, config)
 
 
-def shuffled(batch: Batch, num_minibatches: int, rng: np.random.Generator, *, norm_adv: bool) -> Iterator[Batch]:
-    """The batch in a new order, as minibatches; advantages normalised within each, as (A - mean) / (std + 1e-8)."""
+def shuffled(batch: Batch, num_minibatches: int, rng: np.random.Generator, *, norm_adv: bool) -> Batch:
+    """The batch in a new order, [M, B, ...]; advantages normalised within each minibatch: (A - mean) / (std + 1e-8)."""
     order = torch.from_numpy(rng.permutation(len(batch.obs))).to(batch.obs.device)
     epoch = Batch(*(column.index_select(0, order).view(num_minibatches, -1, *column.shape[1:]) for column in batch))
     if norm_adv:
         A = epoch.advantages
         epoch = epoch._replace(advantages=(A - A.mean(1, keepdim=True)) / (A.std(1, keepdim=True) + 1e-8))
+    return epoch
+
+
+def split(epoch: Batch) -> Iterator[Batch]:
+    """The minibatches of [M, B, ...]."""
     return map(Batch._make, zip(*(column.unbind() for column in epoch), strict=True))
 
 
@@ -103,11 +106,15 @@ class Objective:
 
     def __call__(self, parameters: Mapping[str, Tensor], minibatch: Batch) -> Terms:
         with self.context():
-            new = self.evaluate(parameters, minibatch.obs, minibatch.actions)
-            policy_loss = self.policy_loss(new.logp, minibatch)
-            value_loss = self.value_losses(new.values, minibatch).mean()
-            entropy = new.entropy.mean()
-            return Terms(new.logp, policy_loss, value_loss, entropy, self.total(policy_loss, value_loss, entropy))
+            return self.terms(parameters, minibatch)
+
+    def terms(self, parameters: Mapping[str, Tensor], minibatch: Batch) -> Terms:
+        """Without the context."""
+        new = self.evaluate(parameters, minibatch.obs, minibatch.actions)
+        policy_loss = self.policy_loss(new.logp, minibatch)
+        value_loss = self.value_losses(new.values, minibatch).mean()
+        entropy = new.entropy.mean()
+        return Terms(new.logp, policy_loss, value_loss, entropy, self.total(policy_loss, value_loss, entropy))
 
     def policy_loss(self, logp: Tensor, minibatch: Batch) -> Tensor:
         loss = self.loss(logp, minibatch.old_logp, minibatch.advantages, clip_coef=self.clip_coef).mean()
@@ -139,6 +146,14 @@ class Stepper:
     max_grad_norm: float
     finite_only: bool = False
     loss_scale: float = 1.0
+
+    def epoch(self, epoch: Batch, after_step: Callable[[], None]) -> list[Step]:
+        """A step on each minibatch of [M, B, ...]."""
+        steps = []
+        for minibatch in split(epoch):
+            steps.append(self(minibatch))
+            after_step()
+        return steps
 
     def __call__(self, minibatch: Batch) -> Step:
         terms = self.forward(minibatch)

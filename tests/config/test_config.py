@@ -181,11 +181,12 @@ def test_every_key_changes_the_folder_name():
     }  # fmt: skip
     names = {run_folder(load())}
     changes |= {"on_nonfinite": "on_nonfinite=record", "env.check": "env.check=false", "update": "update=autograd"}
+    changes["compiler_heuristics"] = "compiler_heuristics=true update=compiled"
     keys = [key for key in Config().flat() if key not in WHERE_KEYS]
     for key in keys:
         value = Config().flat()[key]
         override = changes.get(key) or f"{key}={(value or 1) * 2}"
-        names.add(run_folder(load([override])))
+        names.add(run_folder(load(override.split())))
     assert len(names) == len(keys) + 1
 
 
