@@ -36,6 +36,7 @@ class Claim:
     ``others`` lists trainings by other people's trainers, whose records come after those runs.
     ``judge`` and ``figure`` get those runs in that order, and decide on what the run folders hold and nothing else. A
     claim without runs computes its evidence on the spot, the same each time.
+    ``on_request`` says why a claim is not among those that are tested unless they are named; empty if it is.
     ``facts`` makes of the evidence, as it stands in the claim's table, the numbers that the explanation quotes.
     """
 
@@ -46,6 +47,7 @@ class Claim:
     order: int = 1000  # its place in the report: the lower, the earlier
     facts: Callable[[pd.DataFrame], dict[str, str]] = no_facts
     others: Callable[[str], list[Training]] = lambda preset: []
+    on_request: str = ""
     name: str = ""  # the file's name
 
 
@@ -89,9 +91,13 @@ def in_numerics(claim: Claim, numerics: str) -> Claim:
 
 
 def select(names: Sequence[str] | None, numerics: str = "native") -> list[Claim]:
-    """The named claims, or all, with runs in these numerics. Raises: ConfigError for an unknown name."""
+    """The named claims, or all that need not be named, with runs in these numerics.
+
+    Raises: ConfigError for an unknown name.
+    """
     claims = {claim.name: claim for claim in load_claims()}
     for name in names or ():
         if name not in claims:
             raise ConfigError(f"--claim={name}: no such claim; use one of {', '.join(claims)}")
-    return [in_numerics(claims[name], numerics) for name in dict.fromkeys(names or claims)]
+    unasked = [name for name, claim in claims.items() if not claim.on_request]
+    return [in_numerics(claims[name], numerics) for name in dict.fromkeys(names or unasked)]

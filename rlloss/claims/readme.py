@@ -92,6 +92,7 @@ def claims_table(reference: Path) -> str:
     rows = [
         {"claim": f"[{claim.name}](experiments/{claim.name}.py): {claim.sentence}", "verdict": verdicts[claim.name]}
         for claim in load_claims()
+        if not claim.on_request
     ]
     return tables.markdown(pd.DataFrame(rows))
 

@@ -55,8 +55,9 @@ def traceable(loss: Loss, name: str) -> Loss:
         with importable():
             torch.compile(function, backend="eager", fullgraph=True)(*samples, clip_coef=0.2)
     except TorchDynamoException as error:
-        why = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"loss={name} update=compiled: cannot be compiled ({why}); use update=auto") from error
+        raise ConfigError(
+            f"loss={name} update=compiled: cannot be compiled ({_why(error)}); use update=auto"
+        ) from error
     return function
 
 
@@ -111,13 +112,22 @@ class CompiledStepper(Stepper):
         (group,) = self.optimizer.param_groups
         function = epoch_function(self.policy, self.objective, group, self.max_grad_norm)
         options: dict[str, Any] = {"cpp_wrapper": True} | ({} if self.heuristics else UNIFORM)
+        if (
+            "ATEN_CPU_CAPABILITY" in os.environ
+        ):  # what the compiler kept was for other instructions, and it does not ask
+            options["fx_graph_cache"] = False
         self._epoch = torch.compile(function, fullgraph=True, dynamic=False, options=options)
         try:
             with importable():
                 return self._epoch(*tensors)
         except (TorchDynamoException, InductorError) as error:
-            why = str(error).strip().partition("\n")[0]
-            raise RunFailed(f"update=compiled: torch's compiler fails ({why}); use update=auto") from error
+            raise RunFailed(f"update=compiled: torch's compiler fails ({_why(error)}); use update=auto") from error
+
+
+def _why(error: Exception) -> str:
+    """The line of the compiler's report that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def epoch_function(

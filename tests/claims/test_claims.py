@@ -6,6 +6,7 @@ import sys
 
 import pandas as pd
 import pytest
+import yaml
 
 from rlloss import figures, tables
 from rlloss.claims import load_claims, select
@@ -21,6 +22,7 @@ from tests.browser import opened, readable
 from tests.helpers import code_blocks
 
 CLAIMS = {claim.name: claim for claim in load_claims()}
+ASKED = {name for name, claim in CLAIMS.items() if not claim.on_request}
 
 
 @pytest.mark.slow
@@ -376,14 +378,14 @@ def test_every_claim_holds_with_the_quick_preset(tmp_path, request):
     out = tmp_path / "a, b=c"
     assert main(["reproduce", "--runs", str(out / "runs"), "--report", str(out / "report")]) == 0
     table = pd.read_csv(out / "report" / "claims.csv")
-    assert set(table["claim"]) == set(CLAIMS)
+    assert set(table["claim"]) == ASKED
     assert (table["verdict"] == "holds").all()
     assert main(["verify", str(out / "runs")]) == 1, "the textbook order is among the runs"
     if any(map(shutil.which, BINARIES)):  # without one this is no reason to skip the rest
         for width in (1280, 390):
             with opened(request.getfixturevalue("browser"), out / "report" / "index.html", width=width) as page:
                 readable(page, width)
-                assert page.locator("section figure img").count() == len(CLAIMS)
+                assert page.locator("section figure img").count() == len(ASKED)
 
 
 def test_claims_hold_on_runs_that_bear_them_out(make_run):
@@ -391,9 +393,31 @@ def test_claims_hold_on_runs_that_bear_them_out(make_run):
     assert CLAIMS["identical_trajectories"].judge(clipping).holds
 
 
+@pytest.mark.parametrize(("compiled", "holds"), [("reinforce", True), ("reinforce_textbook", False)])
+def test_compiled_needs_the_classes_of_eager_runs_and_only_shows_those_of_the_heuristics(
+    make_run, tmp_path, compiled, holds
+):
+    """The runs are eager ones, and say that they are compiled."""
+    runs = []
+    for way in ({}, {"update": "compiled"}, {"update": "compiled", "compiler_heuristics": True}):
+        second = compiled if way == {"update": "compiled"} else "reinforce_textbook" if len(way) > 1 else "reinforce"
+        for said, trained in (("ppo_clip", "ppo_clip"), ("reinforce", second)):
+            folder = tmp_path / f"{len(runs)}"
+            shutil.copytree(make_run("num_steps=100", f"loss={trained}").path, folder)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config |= way
+            config["loss"]["name"] = said
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            runs.append(RunFolder(folder))
+    finding = CLAIMS["compiled"].judge(runs)
+    assert finding.holds is holds
+    assert finding.evidence["classes as in eager"].tolist() == [True, holds, False]
+    assert finding.summary.endswith("other classes at minibatches of 100")
+
+
 def test_select_and_unknown_claims():
     assert [claim.name for claim in select(["ppo_learns", "ppo_learns"])] == ["ppo_learns"]
-    assert len(select(None)) == len(CLAIMS) >= 3
+    assert {claim.name for claim in select(None)} == ASKED == set(CLAIMS) - {"compiled"}
     with pytest.raises(ConfigError, match="--claim=x: no such claim"):
         select(["x"])
 
