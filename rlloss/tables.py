@@ -1,18 +1,22 @@
 """One table, four forms: text for the terminal, Markdown, LaTeX, HTML; and numbers written readably."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+
+Rows = Sequence[Mapping[str, Any]]  # a value by column
+
+if TYPE_CHECKING:  # tables of few rows do without pandas, which takes a third of a second to load
+    import pandas as pd
 
 
 def number(value: Any) -> str:
     """A cell: integers with thousands separators, floats to four significant digits, nothing for None and nan."""
-    if value is None or value is pd.NA or value != value:  # nan
+    if value is None or type(value).__name__ == "NAType" or value != value:  # nan
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
@@ -24,18 +28,25 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def _cells(table: "pd.DataFrame | Rows") -> tuple[list[str], list[list[str]]]:
+    if isinstance(table, Sequence):
+        return list(table[0]), [[number(value) for value in row.values()] for row in table]
     columns = [str(column) for column in table.columns]
     rows = [[number(value) for value in row] for row in table.astype(object).itertuples(index=False, name=None)]
     return columns, rows
 
 
-def _numeric(table: pd.DataFrame) -> list[bool]:
+def _numeric(table: "pd.DataFrame | Rows") -> list[bool]:
+    if isinstance(table, Sequence):
+        kinds = [{type(row[name]) for row in table} - {type(None)} for name in table[0]]
+        return [bool(kind) and kind <= {int, float} for kind in kinds]
+    import pandas as pd
+
     columns = (table[name].infer_objects() for name in table.columns)
     return [pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) for column in columns]
 
 
-def text(table: pd.DataFrame) -> str:
+def text(table: "pd.DataFrame | Rows") -> str:
     """Aligned columns under one rule; numbers to the right."""
     columns, rows = _cells(table)
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
@@ -48,7 +59,7 @@ def text(table: pd.DataFrame) -> str:
     return "\n".join([line(columns), line(["─" * width for width in widths]), *map(line, rows)])
 
 
-def markdown(table: pd.DataFrame) -> str:
+def markdown(table: "pd.DataFrame") -> str:
     """A GitHub-flavoured Markdown table; numbers to the right."""
     columns, rows = _cells(table)
     rule = ["---:" if right else "---" for right in _numeric(table)]
@@ -66,11 +77,13 @@ SYMBOLS = {
 }  # fmt: skip
 
 
-def latex(table: pd.DataFrame, command: str) -> str:
+def latex(table: "pd.DataFrame", command: str) -> str:
     """A booktabs tabular in ASCII, under a comment with the command that makes it; numbers to the right.
 
     Raises: ValueError for a character that is neither ASCII nor among SYMBOLS.
     """
+    import pandas as pd
+
     columns, rows = _cells(table)
     cells = pd.DataFrame(rows, columns=columns)
     long = [any(len(row[i]) > LONG for row in rows) for i in range(len(columns))]
@@ -85,7 +98,7 @@ def latex(table: pd.DataFrame, command: str) -> str:
     return f"% {command}\n% needs \\usepackage{{booktabs}}\n{body}"
 
 
-def html(table: pd.DataFrame) -> str:
+def html(table: "pd.DataFrame") -> str:
     """A table whose cells are escaped; numbers to the right, and what is long may break."""
     columns, rows = _cells(table)
     right = _numeric(table)

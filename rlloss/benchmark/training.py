@@ -5,10 +5,16 @@ taken within a round. Same task for all: CartPole-v1, 4 environments x 128 steps
 """
 
 import importlib.util
+import os
+import shlex
+import shutil
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gymnasium
@@ -19,21 +25,34 @@ from gymnasium.vector import SyncVectorEnv
 from tqdm import tqdm
 
 from rlloss.config.schema import Config
+from rlloss.errors import ConfigError
 from rlloss.train.loop import train
 
-RECORDED, UNRECORDED, BARE, SB3 = (
+RECORDED, UNRECORDED, AUTOGRAD, COMPILED, BARE, SB3 = (
     "rlloss, recorded",
     "rlloss, not recorded",
+    "rlloss, recorded, update=autograd",
+    "rlloss, recorded, update=compiled",
     "bare SyncVectorEnv",
     "Stable-Baselines3",
 )
+SHORT = 2048  # steps of a peer's command that are taken off, with its start
 
 
-def benchmark(rounds: int, timesteps: int) -> pd.DataFrame:
-    """A row per contestant: median, lowest and highest steps/s, and the median over rounds of the ratio to rlloss."""
-    contestants: dict[str, Callable[[int], float]] = {BARE: _bare, UNRECORDED: _unrecorded, RECORDED: _recorded}
+def benchmark(rounds: int, timesteps: int, peers: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A row per contestant: median, lowest and highest steps/s, and the median over rounds of the ratio to rlloss.
+
+    ``peers``: commands by name, with ``{timesteps}`` in them. Of what a command takes, what it takes for ``SHORT``
+    steps is no training.
+    """
+    contestants: dict[str, Callable[[int], float]] = {
+        BARE: _bare, UNRECORDED: _unrecorded, RECORDED: _recorded, AUTOGRAD: partial(_recorded, update="autograd"),
+    }  # fmt: skip
+    if shutil.which(os.environ.get("CXX", "g++")):
+        contestants[COMPILED] = partial(_recorded, update="compiled")
     if importlib.util.find_spec("stable_baselines3") is not None:
         contestants[SB3] = _stable_baselines3
+    contestants |= {name: partial(_command, command) for name, command in (peers or {}).items()}
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     with tqdm(total=rounds * len(contestants), unit="run", disable=None) as bar:
         for contestant in contestants.values():
@@ -75,12 +94,33 @@ def _bare(timesteps: int) -> float:
 
 
 def _unrecorded(timesteps: int) -> float:
-    return train(_config(timesteps)).steps_per_second
+    return _trained(_config(timesteps), None)
 
 
-def _recorded(timesteps: int) -> float:
+def _recorded(timesteps: int, update: str = "auto") -> float:
     with tempfile.TemporaryDirectory() as folder:
-        return train(_config(timesteps), Path(folder) / "run").steps_per_second
+        return _trained(replace(_config(timesteps), update=update), Path(folder) / "run")
+
+
+def _trained(config: Config, folder: Path | None) -> float:
+    """Steps per second after the first iteration, in which what is compiled is compiled."""
+    ends: list[float] = []
+    train(config, folder, lambda row: ends.append(time.perf_counter()))
+    return config.num_samples * (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def _command(command: str, timesteps: int) -> float:
+    """Raises: ConfigError for a command that fails."""
+
+    def seconds(steps: int) -> float:
+        start = time.perf_counter()
+        try:
+            subprocess.run(shlex.split(command.format(timesteps=steps)), capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ConfigError(f"--peer: {command} fails ({error})") from error
+        return time.perf_counter() - start
+
+    return (timesteps - SHORT) / max(seconds(timesteps) - seconds(SHORT), 1e-9)
 
 
 def _stable_baselines3(timesteps: int) -> float:

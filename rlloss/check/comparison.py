@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from rlloss.check.measure import USUAL, Contrast, Margin, Measurement, array, co
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import Probe, random_batch, random_sequences, sample_probes, sequence_probes
-from rlloss.check.prove import Prover
 from rlloss.check.result import Comparison, Part, Proof, Values
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name, resolve
 from rlloss.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from rlloss.check.prove import Prover
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 CLIP_COEF = 0.2
@@ -146,7 +148,7 @@ def compare(
     """
     left, right = resolve(f), resolve(g)
     check_kinds(left, right)
-    prover = Prover(clip_coef) if prove else None
+    prover = _prover(clip_coef) if prove else None
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     dtypes, left_out = usable((left, right), clip_coef, dtypes, seed)
@@ -179,6 +181,12 @@ def compare(
     )
 
 
+def _prover(clip_coef: float | None) -> "Prover":
+    from rlloss.check.prove import Prover  # here, since its solver takes a fifth of a second to load
+
+    return Prover(clip_coef)
+
+
 class Known(NamedTuple):
     """What trying two losses and proving them came to, each in the light of the other."""
 
@@ -188,7 +196,7 @@ class Known(NamedTuple):
     margin: Margin  # what more than usual is rounding
 
 
-def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype], prover: Prover | None) -> Known:
+def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype], prover: "Prover | None") -> Known:
     """Look for an example, prove or refute, and tell rounding from a difference by what that shows."""
     f, g = a.loss, b.loss
     contrasts = contrast_all(a, b)

@@ -3,8 +3,6 @@
 import textwrap
 from collections.abc import Callable, Sequence
 
-import pandas as pd
-
 from rlloss import tables
 from rlloss.check.result import Comparison, Example, Padding, Part, Proof
 from rlloss.verdicts import Verdict
@@ -95,7 +93,7 @@ def _settings(c: Comparison) -> str:
     return f"{samples:,} samples, a network, a search; {settings} (--verbose: more)"
 
 
-def part_table(c: Comparison) -> pd.DataFrame:
+def part_table(c: Comparison) -> tables.Rows:
     def row(name: str, part: Part) -> dict[str, object]:
         close = part.verdict == Verdict.EQUAL
         return {
@@ -107,7 +105,7 @@ def part_table(c: Comparison) -> pd.DataFrame:
             "rounding": f"{part.ulp} ulp" if close else "–",
         }
 
-    return pd.DataFrame([row("on-policy", c.on_policy), row("off-policy", c.off_policy)])
+    return [row("on-policy", c.on_policy), row("off-policy", c.off_policy)]
 
 
 def details(c: Comparison) -> dict[str, list[str]]:

@@ -5,22 +5,21 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from rlloss import tables
-from rlloss.check import alone
 from rlloss.check.comparison import compare
-from rlloss.check.matrix import against_zoo, classes, formulas, matrix
-from rlloss.check.prove import Prover
 from rlloss.check.text import full_text, text
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError
 from rlloss.losses.formulation import ZOO, resolve
 from rlloss.runs.reader import to_json
 from rlloss.verdicts import Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(arguments: list[str]) -> int:
@@ -35,7 +34,11 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"--proof {options.proof}: asks about two losses, not {len(options.losses)}; name two")
     if options.proof is not None and not options.proof.absolute().parent.is_dir():
         raise ConfigError(f"--proof {options.proof}: there is no such folder; make it first")
+    if options.no_proof and (options.proof is not None or len(options.losses) != 2):
+        raise ConfigError("--no-proof: only tries two losses; name two, and leave --proof out")
     if options.list:
+        from rlloss.check.matrix import formulas
+
         print(formulas())
         return Exit.HOLDS
     if len(options.losses) == 2:
@@ -74,17 +77,20 @@ under the mask reaches one of them, 2 bad input.""",
     check.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write tables and figures there")
     check.add_argument("--proof", type=Path, metavar="FILE",
                        help="two losses: write the question in exact arithmetic, as SMT-LIB")  # fmt: skip
+    check.add_argument("--no-proof", action="store_true", help="two losses: only try them, which is quicker")
     check.add_argument("--list", action="store_true", help="the zoo: every name with its formula")
     return check
 
 
 def check_pair(options: argparse.Namespace, settings: dict[str, Any], enough: Sequence[str]) -> int:
-    result = compare(*options.losses, **settings)
+    result = compare(*options.losses, **settings, prove=not options.no_proof)
     if options.json:
         print(to_json(result.to_dict()))
     else:
         print(full_text(result) if options.verbose else text(result))
     if options.proof is not None:
+        from rlloss.check.prove import Prover
+
         options.proof.write_text(Prover(options.clip_coef).written(*map(resolve, options.losses)))
         print(f"written to {options.proof}", file=sys.stderr)
     if options.output is not None:
@@ -102,6 +108,9 @@ def check_pair(options: argparse.Namespace, settings: dict[str, Any], enough: Se
 
 def check_many(options: argparse.Namespace, settings: dict[str, Any], enough: Sequence[str]) -> int:
     """One loss against the zoo, or all of some losses, or of the zoo, against each other."""
+    from rlloss.check import alone  # here, since both need pandas, and a pair does without
+    from rlloss.check.matrix import against_zoo, classes, matrix
+
     names = options.losses if len(options.losses) > 1 else list(ZOO)
     table = against_zoo(options.losses[0], **settings) if len(options.losses) == 1 else matrix(names, **settings)
     agree = table["on-policy"].isin(enough) & table["off-policy"].isin(enough)
@@ -124,7 +133,7 @@ def check_many(options: argparse.Namespace, settings: dict[str, Any], enough: Se
     return Exit.HOLDS if (agree.any() if groups is None else agree.all()) else Exit.FAILS
 
 
-def write_many(folder: Path, table: pd.DataFrame, groups: pd.DataFrame | None, names: Sequence[str]) -> None:
+def write_many(folder: Path, table: "pd.DataFrame", groups: "pd.DataFrame | None", names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if groups is None:
         table.to_csv(folder / "against_zoo.csv", index=False)

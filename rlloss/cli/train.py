@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -159,7 +158,7 @@ def remarks(run: RunFolder) -> Iterator[str]:
         yield f"observations: {flattened}"
     for group in ("schedule", "stop", "best"):
         monitor = run.config.get(f"{group}.monitor")
-        if monitor in run.metrics and run.metrics[monitor].isna().all():
+        if monitor and monitor in run.metrics and run.metrics[monitor].isna().all():
             choice = run.config[f"{group}.name"]
             yield f"note: {group}={choice} never decided anything: {monitor} was never a number in this run"
 
@@ -181,9 +180,9 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     return Exit.FAILS if failed else Exit.HOLDS
 
 
-def run_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
+def run_table(runs: Sequence[RunFolder]) -> tables.Rows:
     """What came of some runs: a row each. The return is the mean over the last 100 episodes."""
-    return pd.DataFrame(
+    return [
         {
             "status": run.status,
             "env steps": run.info.get("env_steps"),
@@ -193,4 +192,4 @@ def run_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
             "run": run.path.name,
         }
         for run in runs
-    )
+    ]

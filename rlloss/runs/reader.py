@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import yaml
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -26,6 +25,9 @@ from rlloss.config.metrics import DIGESTS, METRICS
 from rlloss.errors import ConfigError
 from rlloss.runs.lock import LOCK, is_held
 from rlloss.runs.rows import Decision, Episode
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DIGEST_BYTES = 32
 CHECKPOINT = "checkpoint.safetensors"
@@ -217,14 +219,14 @@ class RunFolder:
         return np.frombuffer(data[:whole], dtype=f"V{DIGEST_BYTES}")
 
     @cached_property
-    def metrics(self) -> pd.DataFrame:
+    def metrics(self) -> "pd.DataFrame":
         """A row per iteration; empty before the first. A run made elsewhere need not have every column."""
         table = self._table("metrics.csv", required=self.status == "finished", dtype=dict.fromkeys(DIGESTS, str))
         self._check_numbers("metrics.csv", table, [name for name in METRICS if name not in DIGESTS])
         return table
 
     @cached_property
-    def episodes(self) -> pd.DataFrame:
+    def episodes(self) -> "pd.DataFrame":
         """A row per finished episode, with the columns of ``Episode``."""
         table = self._table("episodes.csv", required=self.status == "finished", columns=Episode._fields)
         self._check_numbers("episodes.csv", table, Episode._fields)
@@ -239,7 +241,7 @@ class RunFolder:
         return [Decision(*row) for row in rows.itertuples(index=False, name=None)]
 
     @cached_property
-    def scalars(self) -> pd.DataFrame:
+    def scalars(self) -> "pd.DataFrame":
         """What the user of ``rlloss.watch`` logged: step, name, value; empty if nothing."""
         table = self._table("scalars.csv", required=False, columns=("step", "name", "value"))
         self._check_numbers("scalars.csv", table, ("step", "value"))
@@ -337,8 +339,10 @@ class RunFolder:
 
     def _table(
         self, name: str, *, required: bool, columns: Sequence[str] = (), dtype: dict[str, type] | None = None
-    ) -> pd.DataFrame:
+    ) -> "pd.DataFrame":
         """A CSV file whose rows are as long as its header. An unfinished run's last line may be cut short."""
+        import pandas as pd  # here, since training and checking do without
+
         data = self._bytes(name, required=required)
         if not data and not required:
             return pd.DataFrame(columns=list(columns))
@@ -364,7 +368,9 @@ class RunFolder:
             raise Damaged(self.path, name, f"has no column {missing[0]}")
         return table
 
-    def _check_numbers(self, name: str, table: pd.DataFrame, columns: Iterable[str]) -> None:
+    def _check_numbers(self, name: str, table: "pd.DataFrame", columns: Iterable[str]) -> None:
+        import pandas as pd
+
         for column in columns:
             if column in table and len(table) and not pd.api.types.is_numeric_dtype(table[column]):
                 raise Damaged(self.path, name, f"has something other than numbers in its column {column}")

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from rlloss.cli import main
@@ -317,3 +318,60 @@ def test_a_key_that_came_after_a_run_was_made_had_its_default(tmp_path, capsys):
     assert main(train_it) == 0
     assert "finished already" in capsys.readouterr().out
     assert main([*train_it, "on_nonfinite=record"]) == 2
+
+
+def test_commands_that_run_often_load_no_pandas_and_a_pair_without_proof_no_solver(tmp_path):
+    """What is loaded where it is not used is time that somebody waits for, every time."""
+    code = (
+        "import sys; from rlloss.cli import main; code = main(sys.argv[1:]); "
+        "print('loaded', *[name for name in ('pandas', 'z3', 'sympy', 'torch._dynamo') if name in sys.modules])"
+    )
+    for arguments, loaded in (
+        (["train", *TINY, f"run_dir={tmp_path / 'run'}"], "loaded"),
+        (["check", "ppo_clip", "reinforce", "--no-proof"], "loaded"),
+        (["check", "ppo_clip", "reinforce"], "loaded z3"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "ppo_clip", "--no-proof"], "--no-proof: only tries two losses; name two"),
+        (["check", "ppo_clip", "reinforce", "--no-proof", "--proof", "x"], "--no-proof: only tries two losses"),
+        (["benchmark", "--peer", "cleanrl=python ppo.py"], "--peer=cleanrl=python ppo.py: give NAME=COMMAND, with {"),
+        (["benchmark", "--of", "graph", "--peer", "a=b {timesteps}"], "--peer: trains beside rlloss in --of train"),
+        (["benchmark", "--rounds", "1", "--peer", "a=no-such-program {timesteps}"], "--peer: no-such-program {times"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_timed_or_left_out_is_refused(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_pair_without_proof_says_what_was_tried(capsys):
+    assert main(["check", "ppo_clip", "klip", "--no-proof"]) == 0
+    out = capsys.readouterr().out
+    assert "proved" not in out
+    assert "on-policy" in out
+
+
+@pytest.mark.slow
+def test_where_the_time_goes_adds_up_and_is_drawn(tmp_path, capsys):
+    assert main(["benchmark", "--of", "parts", "--rounds", "1", "-o", str(tmp_path / "parts.csv")]) == 0
+    table = pd.read_csv(tmp_path / "parts.csv")
+    assert (table["us, median"] > 0).all()
+    assert set(table["of"]) == {"rollout step", "minibatch"}
+    assert (tmp_path / "parts.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_peers_command_is_called_for_a_short_and_for_a_long_training(tmp_path):
+    script = tmp_path / "peer.py"
+    script.write_text(f"import sys; open({str(tmp_path / 'asked')!r}, 'a').write(sys.argv[1] + ' ')")
+    arguments = ["benchmark", "--rounds", "1", "--timesteps", "4096", "-o", str(tmp_path / "table.csv")]
+    assert main([*arguments, "--peer", f"mine={sys.executable} {script} {{timesteps}}"]) == 0
+    assert (tmp_path / "asked").read_text().split()[-2:] == ["4096", "2048"]
+    assert "mine" in pd.read_csv(tmp_path / "table.csv")["contestant"].tolist()
