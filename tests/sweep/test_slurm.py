@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 TINY = ("num_envs=2", "num_steps=50")
 LONG = 60_000  # environment steps: some ten seconds, time enough to be killed in
-PATIENCE = 120  # seconds that anything may take on a busy machine
+PATIENCE = 240  # seconds that anything may take on a busy machine
 
 CONF = """\
 ClusterName=one

@@ -1,6 +1,7 @@
 """Compiled epochs: what they compute, against autograd's steps; what is refused; their bits, which are their own."""
 
 import hashlib
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from rlloss.train.loop import iterate, validate
 from rlloss.train.state import prepared
 from rlloss.train.switches import deterministic
 from rlloss.verify import compare_runs
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: apt-get install g++")
 
 COMPILED = "update=compiled"
 SMALL = ("num_envs=2", "num_steps=40", "num_minibatches=2", "update_epochs=2", "learning_rate=0.01")
