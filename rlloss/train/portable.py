@@ -30,6 +30,9 @@ LARGE = 1.0  # from which on exp(x) - 1 loses no digit of expm1(x) that matters
 
 def tanh(x: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """np.tanh by way of torch, whose own does not come from the C library. Of float32 or float64."""
+    if out is x:
+        torch.from_numpy(x).tanh_()
+        return x
     made = np.empty_like(x) if out is None else out
     torch.tanh(torch.from_numpy(x), out=torch.from_numpy(made))
     return made
