@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rlloss.config import load
 from rlloss.losses.samples import LOSSES
@@ -48,7 +49,7 @@ def test_every_loss_has_the_bits_of_autograd(loss):
     "overrides",
     [
         ("precision=fp64",),
-        ("clip_vloss=false",),
+        ("clip_vloss=false", "max_grad_norm=0.3"),
         ("norm_adv=false",),
         ("ent_coef=0", "vf_coef=0"),
         ("ent_coef=0.3", "vf_coef=0.13", "clip_coef=0.05"),
@@ -137,3 +138,28 @@ def test_the_gradient_is_that_of_autograd_number_by_number():
         iterate(state, lambda: None)
     assert len(norms) == 4
     assert min(norms) > 0
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_who_listens_to_the_optimiser_hears_every_step(everywhere):
+    """By hooks, which Adam's kernel alone would not call: its bits are the same."""
+    config = load([*SMALL, "total_timesteps=160"])
+    heard = []
+    digests = {}
+    for listening in (False, True):
+        with deterministic(config), prepared(config) as state:
+            assert type(state.stepper) is HandStepper
+            handle = None
+            if listening:
+                register = register_optimizer_step_post_hook if everywhere else state.optimizer.register_step_post_hook
+                handle = register(lambda optimizer, *_: heard.append(optimizer))
+            try:
+                for _ in range(2):
+                    iterate(state, lambda: None)
+            finally:
+                if handle is not None:
+                    handle.remove()
+            digests[listening] = state.policy.raw().tobytes()
+            taken = int(state.optimizer.state_dict()["state"][0]["step"])
+    assert len(heard) == taken == 8
+    assert digests[True] == digests[False]

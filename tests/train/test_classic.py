@@ -67,6 +67,21 @@ def test_every_bit_of_a_million_steps_is_gymnasiums(env_id):
     assert_alike(env_id, 250_000)
 
 
+def test_a_car_at_the_wall_is_kept_as_gymnasium_keeps_it():
+    """Its velocity is then a whole number, and no float."""
+    theirs, ours = (kind(making("MountainCar-v0"), SEEDS) for kind in (Environments, ClassicEnvironments))
+    row = np.empty((4, 2), np.float32), np.empty(4), *np.empty((2, 4), np.bool_)
+    at_the_wall, actions = 0, np.zeros(4, np.int64)
+    for _ in range(190):
+        for envs in (theirs, ours):
+            envs.step(actions, *row)
+        actions = np.where(row[0][:, 1] > 0, 2, 0)  # which swings it up, by way of the wall
+        if (row[0][:, 0] <= np.float32(-1.2)).any():
+            at_the_wall += 1
+            assert repr(theirs.interiors()) == repr(ours.interiors())
+    assert at_the_wall
+
+
 def test_doubles_get_the_floats_that_gymnasium_returns():
     theirs, ours = (kind(making("Acrobot-v1"), SEEDS) for kind in (Environments, ClassicEnvironments))
     rows = [(np.empty((4, 6)), np.empty(4), *np.empty((2, 4), np.bool_)) for _ in range(2)]
