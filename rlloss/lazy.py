@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 _LOADED: list[ModuleType] = []  # by load_file
+_NUMBERS = itertools.count()
 
 
 def lazily(package: str, offers: Mapping[str, str]) -> Callable[[str], Any]:
@@ -48,7 +50,7 @@ def load_file(path: Path, prefix: str) -> ModuleType:
 
     Afterwards nobody can import it by that name: so its functions go to other processes as they are, not by reference.
     """
-    spec = importlib.util.spec_from_file_location(f"{prefix}_{path.stem}_{len(_LOADED)}", path)
+    spec = importlib.util.spec_from_file_location(f"{prefix}_{path.stem}_{next(_NUMBERS)}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -266,7 +266,8 @@ def common_config(run: RunFolder) -> dict[str, Any]:
     """Everything in which twins must be equal."""
     kept = {key: value for key, value in run.config.items() if not key.startswith("loss.") and key not in RECORD_KEYS}
     if run.config.get("update") == "compiled":  # the one way to step that has bits of its own
-        kept |= {"update": "compiled", "compiler_heuristics": run.config.get("compiler_heuristics", False)}
+        kept |= {"update": "compiled"}
+        kept |= {"compiler_heuristics": True} if run.config.get("compiler_heuristics") else {}
     return kept
 
 

@@ -52,11 +52,15 @@ def benchmark(rounds: int, timesteps: int, peers: Mapping[str, str] | None = Non
         contestants[COMPILED] = partial(_recorded, update="compiled")
     if importlib.util.find_spec("stable_baselines3") is not None:
         contestants[SB3] = _stable_baselines3
+    if taken := [name for name in peers or {} if name in contestants]:
+        raise ConfigError(f"--peer={taken[0]}: is a contestant's name already; use another")
+    if timesteps <= SHORT:
+        raise ConfigError(f"--timesteps={timesteps}: training is timed after its start; use more than {SHORT}")
     contestants |= {name: partial(_command, command) for name, command in (peers or {}).items()}
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     with tqdm(total=rounds * len(contestants), unit="run", disable=None) as bar:
         for contestant in contestants.values():
-            contestant(1024)  # imports, allocator and caches are warm before anything counts
+            contestant(2 * SHORT)  # imports, allocator and caches are warm before anything counts
         for _ in range(rounds):
             for name, contestant in contestants.items():
                 bar.set_postfix_str(name)
@@ -115,9 +119,11 @@ def _command(command: str, timesteps: int) -> float:
     def seconds(steps: int) -> float:
         start = time.perf_counter()
         try:
-            subprocess.run(shlex.split(command.format(timesteps=steps)), capture_output=True, check=True)
+            subprocess.run(shlex.split(command.replace("{timesteps}", str(steps))), capture_output=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise ConfigError(f"--peer: {command} fails ({error})") from error
+            said = getattr(error, "stderr", b"") or str(error).encode()
+            last = said.decode(errors="replace").strip().splitlines()[-1:]
+            raise ConfigError(f"--peer: {command} fails ({''.join(last)})") from error
         return time.perf_counter() - start
 
     return (timesteps - SHORT) / max(seconds(timesteps) - seconds(SHORT), 1e-9)
@@ -148,8 +154,9 @@ def _stable_baselines3(timesteps: int) -> float:
         seed=1,
         device="cpu",
     )
+    model.learn(config.num_samples)  # as of the others, its first iteration does not count
     start = time.perf_counter()
-    model.learn(timesteps)
-    speed: float = model.num_timesteps / (time.perf_counter() - start)
+    model.learn(timesteps - config.num_samples, reset_num_timesteps=False)
+    speed: float = (timesteps - config.num_samples) / (time.perf_counter() - start)
     torch.set_num_threads(threads)
     return speed

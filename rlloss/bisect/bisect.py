@@ -12,7 +12,7 @@ from rlloss.cause import other_machine
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import is_watched
-from rlloss.verify import common_config, compare_runs, first_difference
+from rlloss.verify import compare_runs, first_difference
 
 Progress = Callable[[RunFolder, int, int], None]
 
@@ -56,9 +56,8 @@ def by_reading(a: RunFolder, b: RunFolder) -> str:
     """What the files of two runs say of why they part; empty if they do not, or do not part."""
     verdict, lengths = compare_runs(a, b), (len(a.digests), len(b.digests))
     differ = verdict.first_difference is not None or lengths[0] != lengths[1]
-    left, right = common_config(a), common_config(b)
     if verdict.differing_keys:
-        keys = [f"{key} ({left.get(key)} | {right.get(key)})" for key in verdict.differing_keys]
+        keys = [f"{key} ({a.config.get(key)} | {b.config.get(key)})" for key in verdict.differing_keys]
         return f"another config: {', '.join(keys)}" if differ else ""
     if verdict.cause and differ:
         return verdict.cause

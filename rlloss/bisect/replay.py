@@ -31,7 +31,7 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
 
     ``progress`` gets the optimiser steps done. Raises: Other; ConfigError for a config that cannot be run here.
     """
-    if run.config["update"] == "compiled":
+    if run.config.get("update") == "compiled":
         raise Other(
             f"{run.path.name} is compiled: an epoch of it is one graph, within which nothing can be listened to",
             "train both with update=auto: if those are one, the compiler parts them",

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.classic_control import AcrobotEnv, CartPoleEnv, MountainCarEnv, PendulumEnv
@@ -227,7 +228,7 @@ class ClassicEnvironments(Environments):
         self._copies = [kind(env) for env in self.envs]
         self._seen = np.empty(self.obs.shape, np.float32)  # observations, in Gymnasium's dtype
 
-    def step(
+    def _step(
         self,
         actions: NDArray[Any],
         obs: NDArray[Any],
@@ -237,7 +238,6 @@ class ClassicEnvironments(Environments):
     ) -> dict[int, NDArray[Any]]:
         cut: dict[int, NDArray[Any]] = {}
         journal = self.journal
-        journal.steps += 1
         rows: list[Any] = []
         gains, ends, lates = [], [], []
         for i, (copy, action) in enumerate(zip(self._copies, self.executable(actions), strict=True)):
@@ -270,16 +270,19 @@ class ClassicEnvironments(Environments):
         self._read()
 
 
-def has_copy(make: Callable[[], Env]) -> bool:
+def has_copy(env_id: str, make: Callable[[], Env]) -> bool:
     """Whether an environment, as its id alone makes it, has a copy that computes the same bits here.
 
     What this release of Gymnasium, this CPU and these libraries compute is tried, and not taken for granted.
     """
+    spec = gymnasium.registry.get(env_id)
+    entries = {f"{kind.__module__}:{kind.__name__}" for kind in COPIES}
+    if spec is None or spec.entry_point not in entries or spec.kwargs or spec.additional_wrappers:
+        return False
     theirs = Environments(make, [0])
     try:
         env: Any = theirs.envs[0]
-        layers = [type(env), type(getattr(env, "env", None)), type(env.unwrapped)]
-        if layers[:2] != [TimeLimit, OrderEnforcing] or layers[2] not in COPIES or env.render_mode is not None:
+        if [type(env), type(env.env), type(env.env.env)] != [TimeLimit, OrderEnforcing, type(env.unwrapped)]:
             return False
         ours = ClassicEnvironments(make, [0])
         try:

@@ -65,10 +65,12 @@ def traceable(loss: Loss, name: str) -> Loss:
 class CompiledStepper(Stepper):
     """Adam's steps on minibatches of one size.
 
-    ``heuristics``: the compiler's own defaults, instead of ``UNIFORM``.
+    ``heuristics``: the compiler's own defaults, instead of ``UNIFORM``. ``checked``: the loss with all that is asked of
+    its results, since what is compiled is asked nothing.
     """
 
     heuristics: bool = False
+    checked: Loss | None = None
     _epoch: Epoch | None = field(init=False, default=None)
 
     def epoch(self, epoch: Batch, after_step: Callable[[], None]) -> list[Step]:
@@ -103,25 +105,32 @@ class CompiledStepper(Stepper):
 
     @torch.no_grad()
     def _compute(self, *tensors: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        if self._epoch is not None:
-            return self._epoch(*tensors)
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
         from torch._inductor.exc import InductorError
 
+        is_first = self._epoch is None
+        epoch = self._epoch = self._epoch or self._compiled(Batch(*tensors[4:]))
+        try:
+            with importable(), torch._dynamo.config.patch(error_on_recompile=not is_first):
+                return epoch(*tensors)
+        except (TorchDynamoException, InductorError, FailOnRecompileLimitHit) as error:
+            why = _why(error) if is_first else "the loss is another in every epoch, as by a counter of its own"
+            raise RunFailed(f"update=compiled: torch's compiler fails ({why}); use update=auto") from error
+
+    def _compiled(self, epoch: Batch) -> Epoch:
+        """Raises: LossError for a loss whose result on the first minibatch trains nothing."""
+        if self.checked is not None:
+            with torch.enable_grad():
+                logp = epoch.old_logp[0].clone().requires_grad_()
+                self.checked(logp, epoch.old_logp[0], epoch.advantages[0], clip_coef=self.objective.clip_coef)
         torch._dynamo.reset()  # what other runs of this process compiled counts towards a limit
         (group,) = self.optimizer.param_groups
         function = epoch_function(self.policy, self.objective, group, self.max_grad_norm)
         options: dict[str, Any] = {"cpp_wrapper": True} | ({} if self.heuristics else UNIFORM)
-        if (
-            "ATEN_CPU_CAPABILITY" in os.environ
-        ):  # what the compiler kept was for other instructions, and it does not ask
+        if "ATEN_CPU_CAPABILITY" in os.environ:  # which the compiler does not ask of what it has kept
             options["fx_graph_cache"] = False
-        self._epoch = torch.compile(function, fullgraph=True, dynamic=False, options=options)
-        try:
-            with importable():
-                return self._epoch(*tensors)
-        except (TorchDynamoException, InductorError) as error:
-            raise RunFailed(f"update=compiled: torch's compiler fails ({_why(error)}); use update=auto") from error
+        compiled: Epoch = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+        return compiled
 
 
 def _why(error: Exception) -> str:

@@ -46,7 +46,7 @@ def make_envs(config: EnvConfig, seeds: Sequence[int], gamma: float = 0.99) -> E
         return flattened(env, config.id)
 
     bare = not config.kwargs and not config.wrappers
-    return (ClassicEnvironments if bare and has_copy(make) else Environments)(make, seeds)
+    return (ClassicEnvironments if bare and has_copy(config.id, make) else Environments)(make, seeds)
 
 
 def make_env(config: EnvConfig) -> Env:

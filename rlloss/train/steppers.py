@@ -60,7 +60,8 @@ def make_stepper(
     if config.update == "compiled":
         refuse_uncompilable(config, policy)
         stepper = CompiledStepper(*parts, heuristics=config.compiler_heuristics)
-        stepper.objective = replace(stepper.objective, loss=traceable(stepper.objective.loss, config.loss.name))
+        stepper.checked = stepper.objective.loss
+        stepper.objective = replace(stepper.objective, loss=traceable(stepper.checked, config.loss.name))
         return stepper
     if scaler.is_enabled():
         return ScaledStepper(*parts, scaler=scaler)

@@ -64,23 +64,35 @@ class Environments:
 
         Raises: EnvironmentFailed for one that raises, or that the watchdog finds hanging.
         """
-        cut: dict[int, Array] = {}
-        i, journal = 0, self.journal
-        journal.steps += 1
-        executed = self.executable(actions)
+        self.journal.steps += 1
+        self._at = 0
         try:
-            for i, (env, action) in enumerate(zip(self.envs, executed, strict=True)):
-                after, rewards[i], ended, cut_off, _ = env.step(action)
-                terminated[i], truncated[i] = ended, cut_off
-                if ended or cut_off:
-                    if not ended:
-                        cut[i] = np.array(after)  # a copy: many environments write into one array for all their life
-                    if journal.is_due(i):
-                        journal.begin(i, env)
-                    after, _ = env.reset()
-                obs[i] = after
+            return self._step(actions, obs, rewards, terminated, truncated)
         except (Exception, Hanging) as error:
-            raise EnvironmentFailed(f"environment {i} ({self.name}) {raised(error)}") from error
+            raise EnvironmentFailed(f"environment {self._at} ({self.name}) {raised(error)}") from error
+
+    def _step(
+        self,
+        actions: NDArray[Any],
+        obs: Array,
+        rewards: Array,
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> dict[int, Array]:
+        """``_at``: the environment that is at work."""
+        cut: dict[int, Array] = {}
+        journal = self.journal
+        for i, (env, action) in enumerate(zip(self.envs, self.executable(actions), strict=True)):
+            self._at = i
+            after, rewards[i], ended, cut_off, _ = env.step(action)
+            terminated[i], truncated[i] = ended, cut_off
+            if ended or cut_off:
+                if not ended:
+                    cut[i] = np.array(after)  # a copy: many environments write into one array for all their life
+                if journal.is_due(i):
+                    journal.begin(i, env)
+                after, _ = env.reset()
+            obs[i] = after
         return cut
 
     def statistics(self) -> list[dict[str, dict[str, Any]]]:

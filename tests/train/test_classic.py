@@ -3,12 +3,14 @@
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
+from gymnasium.envs.classic_control import CartPoleEnv, MountainCarEnv, PendulumEnv
 
 from rlloss.config.schema import EnvConfig
+from rlloss.errors import EnvironmentFailed
 from rlloss.train import streams
 from rlloss.train.classic import COPIES, ClassicEnvironments, has_copy
 from rlloss.train.envs import make_envs
+from rlloss.train.faults import Hanging
 from rlloss.train.replay import Played
 from rlloss.train.vector import Environments
 
@@ -121,7 +123,7 @@ class Heavier(CartPoleEnv):
 def test_a_class_of_ones_own_has_no_copy():
     gymnasium.register("Heavier-v0", Heavier, max_episode_steps=100)
     try:
-        assert not has_copy(making("Heavier-v0"))
+        assert not has_copy("Heavier-v0", making("Heavier-v0"))
     finally:
         del gymnasium.registry["Heavier-v0"]
 
@@ -146,9 +148,9 @@ def test_a_release_of_gymnasium_that_computes_otherwise_is_noticed(monkeypatch, 
         self.state = np.nextafter(self.state, np.inf)
         return result
 
-    assert has_copy(making(task))
+    assert has_copy(task, making(task))
     monkeypatch.setattr(kind, "step", step)
-    assert not has_copy(making(task))
+    assert not has_copy(task, making(task))
 
 
 @pytest.mark.parametrize("env_id", TASKS)
@@ -177,3 +179,35 @@ def test_where_one_stopped_the_other_goes_on(env_id, kept_by, read_by):
     expected = play(first, first.obs, 300)
     rng.bit_generator.state = state
     assert play(second, second.obs, 300) == expected
+
+
+class Bonus(gymnasium.RewardWrapper):
+    def reward(self, reward):
+        return reward * 2
+
+
+def wrapped_car():
+    return Bonus(MountainCarEnv())
+
+
+@pytest.mark.parametrize("entry_point", [wrapped_car, "tests.train.test_classic:wrapped_car"])
+def test_an_environment_that_somebody_wrapped_under_its_entry_point_is_stepped_in_its_wrappers(entry_point):
+    gymnasium.register("WrappedCar-v0", entry_point, max_episode_steps=50)
+    try:
+        envs = make_envs(EnvConfig("WrappedCar-v0"), [1])
+        assert type(envs) is Environments
+        row = (np.empty((1, 2), np.float32), np.empty(1), *np.empty((2, 1), np.bool_))
+        envs.step(np.array([1]), *row)
+        assert row[1][0] == -2
+    finally:
+        del gymnasium.registry["WrappedCar-v0"]
+
+
+def test_a_copy_that_hangs_is_named(monkeypatch):
+    def hangs(self, action):
+        raise Hanging
+
+    envs = make_envs(EnvConfig("CartPole-v1"), [1, 2])
+    monkeypatch.setattr(COPIES[CartPoleEnv], "step", hangs)
+    with pytest.raises(EnvironmentFailed, match=r"environment 0 \(CartPole-v1\)"):
+        envs.step(np.array([1, 1]), np.empty((2, 4)), np.empty(2), *np.empty((2, 2), np.bool_))

@@ -8,7 +8,7 @@ import torch
 
 from rlloss.bisect.bisect import bisect
 from rlloss.config import load
-from rlloss.errors import ConfigError, Interrupted, NonFinite, RunFailed
+from rlloss.errors import ConfigError, Interrupted, LossError, NonFinite, RunFailed
 from rlloss.runs import RunFolder
 from rlloss.train import train
 from rlloss.train.compiled import CompiledStepper, epoch_function
@@ -194,3 +194,41 @@ def test_the_epoch_is_a_pure_function():
         ]
         assert all(map(torch.equal, before, (flat, *columns)))
         assert all(map(torch.equal, results[0][2], results[1][2]))
+
+
+COUNTING = """
+import torch
+calls = 0
+def counted(logp, old_logp, advantages, *, clip_coef):
+    global calls
+    calls += 1
+    return -(torch.exp(logp - old_logp) * advantages) * calls
+
+def detached_on_many(logp, old_logp, advantages, *, clip_coef):
+    ratio = torch.exp(logp - old_logp)
+    return -((ratio if len(logp) < 20 else ratio.detach()) * advantages)
+
+def single(logp, old_logp, advantages, *, clip_coef):
+    return -(torch.exp(logp - old_logp) * advantages).float()
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "words"),
+    [
+        ("detached_on_many", LossError, "has no gradient"),
+        ("single", ConfigError, "returned torch.float32 for inputs of torch.float64"),
+    ],
+)
+def test_what_autograd_refuses_is_not_trained_compiled(tmp_path, monkeypatch, loss, error, words):
+    (tmp_path / "mine.py").write_text(COUNTING)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    with pytest.raises(error, match=words):
+        train(load([*QUICK, "precision=fp64", f"loss={tmp_path / 'mine.py'}:{loss}"]))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_another_in_every_epoch_is_refused_in_one_line(tmp_path):
+    (tmp_path / "mine.py").write_text(COUNTING)
+    with pytest.raises(RunFailed, match=r"\(the loss is another in every epoch, as by a counter of its own\); use"):
+        train(load([*QUICK, f"loss={tmp_path / 'mine.py'}:counted"]))
