@@ -20,13 +20,14 @@ WAYS: dict[str, Overrides] = {
     HEURISTICS: ("update=compiled", "compiler_heuristics=true"),
 }
 REFERENCE = "ppo_clip"
+FAULTY = "ppo_softmin"  # of whose logsumexp the compiled code of torch 2.13 makes nan, at the third step
 QUICK = (REFERENCE, "reinforce", "reinforce_logratio", "reinforce_textbook", "ppo_max")
 SIZES = {"quick": (100, 128), "paper": (100, 120, 125, 128)}  # of minibatches, four in an epoch
 COLOURS = dict(zip(WAYS, (figures.GREY, figures.BLUE, figures.VERMILION), strict=True))
 
 
 def losses(preset: str) -> list[str]:
-    return [REFERENCE, *(name for name in (QUICK if preset == "quick" else LOSSES) if name != REFERENCE)]
+    return [REFERENCE, *(name for name in (QUICK if preset == "quick" else LOSSES) if name not in (REFERENCE, FAULTY))]
 
 
 def runs(preset: str) -> list[Overrides]:

@@ -233,7 +233,9 @@ class Config:
     hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])  # actor's and critic's, tanh; not for images
 
     update: str = "auto"  # by hand where it can be, to the same bits; autograd: nothing is; compiled: bits of its own
-    compiler_heuristics: bool = False  # of update=compiled: how loops are vectorised is decided loss by loss
+    compiler_heuristics: bool = (
+        False  # true: update=compiled leaves to the compiler how loops are vectorised, loss by loss
+    )
     device: str = "cpu"  # or cuda
     torch_threads: int = 1  # more threads rarely help at these sizes, and change the bits
     checkpoint_seconds: float = 30.0  # a killed run loses at most this much; 0: a checkpoint after every iteration
