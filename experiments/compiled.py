@@ -111,7 +111,7 @@ def figure(runs: Sequence[RunFolder]) -> Figure:
         panel.set_xlim(0.8, never * 1.6)
         panel.minorticks_off()
         panel.axvline(never / 1.8, color=figures.GREY, linewidth=0.6)
-        panel.set_xlabel("optimiser step at which it parts")
+        panel.set_xlabel("optimiser step")
     axes[0, 0].set_yticks(range(len(names)), [figures.label(name) for name in names], fontsize=6)
     axes[0, 0].invert_yaxis()
     return figures.finish(drawing, axes, columns=3)
