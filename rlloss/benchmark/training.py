@@ -59,7 +59,7 @@ def benchmark(rounds: int, timesteps: int, peers: Mapping[str, str] | None = Non
     contestants |= {name: partial(_command, command) for name, command in (peers or {}).items()}
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     with tqdm(total=rounds * len(contestants), unit="run", disable=None) as bar:
-        for contestant in contestants.values():
+        for contestant in reversed(contestants.values()):  # peers first: a command may be wrong
             contestant(2 * SHORT)  # imports, allocator and caches are warm before anything counts
         for _ in range(rounds):
             for name, contestant in contestants.items():

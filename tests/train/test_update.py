@@ -16,7 +16,7 @@ from rlloss.train.optimizers import make_optimizer
 from rlloss.train.policy import ActorCritic, CategoricalHead
 from rlloss.train.precision import make_precision
 from rlloss.train.steppers import make_stepper
-from rlloss.train.update import Batch, clip_grad_norm_, metrics, shuffled, update
+from rlloss.train.update import Batch, clip_grad_norm_, metrics, shuffled, split, update
 
 N = 64
 
@@ -124,7 +124,7 @@ def test_gradient_clipping_is_torchs(max_norm):
 
 def test_an_epoch_visits_every_sample_once_and_normalises_each_minibatch():
     _, batch = policy_and_batch()
-    minibatches = list(shuffled(batch, 4, np.random.default_rng(0), norm_adv=True))
+    minibatches = list(split(shuffled(batch, 4, np.random.default_rng(0), norm_adv=True)))
     assert len(minibatches) == 4
     seen = torch.cat([mb.obs for mb in minibatches])
     assert not torch.equal(seen, batch.obs)
@@ -136,7 +136,7 @@ def test_an_epoch_visits_every_sample_once_and_normalises_each_minibatch():
         A = batch.advantages[order]
         torch.testing.assert_close(mb.advantages, (A - A.mean()) / (A.std() + 1e-8))
         assert torch.equal(mb.returns, batch.returns[order])
-    (raw,) = shuffled(batch, 1, np.random.default_rng(0), norm_adv=False)
+    (raw,) = split(shuffled(batch, 1, np.random.default_rng(0), norm_adv=False))
     assert torch.equal(raw.advantages.sort().values, batch.advantages.sort().values)
 
 
@@ -145,7 +145,7 @@ def test_metrics_are_means_over_all_minibatches():
     config = Config(loss=LossConfig("reinforce"), norm_adv=False)
     optimizer = make_optimizer(SGDConfig(), policy, 0.0)  # the policy stands still, so every formula can be redone
     stepper = make_step(policy, optimizer, config)
-    steps = [stepper(mb) for mb in shuffled(batch, 4, np.random.default_rng(0), norm_adv=False)]
+    steps = [stepper(mb) for mb in split(shuffled(batch, 4, np.random.default_rng(0), norm_adv=False))]
     ours = metrics(steps, config)
     with torch.no_grad():
         new = policy.evaluate(policy.named, batch.obs, batch.actions)
