@@ -74,9 +74,9 @@ class Layer:
 
 
 class Towers:
-    """Actor and critic, on parameters that share the policy's storage; layer by layer, as code that ran just before
+    """Actor and critic, on parameters that share the policy's storage.
 
-    runs again in half the time.
+    Layer by layer through both: code that ran just before runs again in half the time.
     """
 
     def __init__(self, policy: ActorCritic) -> None:
