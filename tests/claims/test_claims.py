@@ -32,7 +32,7 @@ def test_every_run_of_every_claim_composes_and_has_its_own_folder(name):
         configs = [load(overrides) for overrides in CLAIMS[name].runs(preset)]
         assert len({run_folder(config) for config in configs}) == len(configs)
         assert configs or CLAIMS[name].others(preset) or name in ("overflow", "proved"), "which train nothing"
-    if configs:
+    if configs and name in ASKED:  # on request others are tested otherwise
         assert len({config.seed for config in configs}) == 10
         assert {config.total_timesteps for config in configs} == {500_000}
 
