@@ -39,6 +39,7 @@ def test_rare_samples():
     assert "A > 0 and A < 0: log π < -3 at any ratio" in said
 
 
+@pytest.mark.slow
 def test_what_lies_under_the_padding_is_said_and_fails(capsys):
     result, said = found(users.plain, users.mask_as_factor)
     assert result.verdict == Verdict.IDENTICAL

@@ -137,6 +137,7 @@ def test_second_order_needs_the_detached_weight_and_the_second_backward_pass(mak
         assert errors["reinforce"] > 1 > 1e-5 > errors["ppo_clip"] == errors["ppo_masked"]
 
 
+@pytest.mark.slow
 def test_second_order_needs_runs_that_were_put_to_the_test(make_run):
     runs = small("second_order", make_run, "learning_rate=0.003>learning_rate=1e-6")
     assert not CLAIMS["second_order"].judge(runs).holds, "identical, but nothing was clipped"
@@ -357,6 +358,7 @@ def test_multiplication_order_fails_without_drift(make_run):
     assert judged.evidence["as expected"].tolist() == [True, False, False, False]
 
 
+@pytest.mark.slow
 def test_multiplication_order_sees_the_drift_begin_as_rounding(make_run):
     evidence = CLAIMS["multiplication_order"].judge(order_runs(make_run, "reinforce_textbook")).evidence
     assert evidence["verdict"][0] == "IDENTICAL"

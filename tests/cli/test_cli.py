@@ -320,6 +320,7 @@ def test_a_key_that_came_after_a_run_was_made_had_its_default(tmp_path, capsys):
     assert main([*train_it, "on_nonfinite=record"]) == 2
 
 
+@pytest.mark.slow
 def test_commands_that_run_often_load_no_pandas_and_a_pair_without_proof_no_solver(tmp_path):
     """What is loaded where it is not used is time that somebody waits for, every time."""
     code = (

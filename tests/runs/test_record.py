@@ -99,6 +99,7 @@ def wait_for(condition, process, seconds=60):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_whole_rows_and_the_same_command_finishes_it(tmp_path):
     folder = tmp_path / "run"
     overrides = ("total_timesteps=20480", "snapshot_every=2")
