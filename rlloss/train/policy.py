@@ -4,6 +4,7 @@ All parameters are views of one vector, and all gradients of another. One norm, 
 one snapshot then cover everything, at a fraction of the cost of a dozen small tensors; ``layout`` keeps their names.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -189,13 +190,18 @@ class Actor(Protocol):
         ...
 
 
+def numpys_tanh(x: Array) -> Callable[[], object]:
+    """What takes tanh of an array in place."""
+    return functools.partial(np.tanh, x, x)
+
+
 class ActorCritic:
     """Actor and critic with hidden tanh layers above a torso, orthogonally initialised.
 
     ``obs_shape``: the size of a vector, for which the torso does nothing, or an image's [channels, height, width].
     Gains: sqrt(2) for hidden layers, 0.01 for the actor's output, 1 for the critic's; biases 0 (as CleanRL's).
 
-    ``tanh``: of the actor in NumPy.
+    ``tanh``: of the actor in NumPy; for an array, what takes it in place.
 
     Attributes: ``flat``, the vector that the optimiser steps, with ``flat.grad``; ``named``, its parts by name, leaves
     that share its storage; ``layout``, name to (offset, shape).
@@ -210,7 +216,7 @@ class ActorCritic:
         generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
-        tanh: Callable[[Array, Array], Array] = np.tanh,
+        tanh: Callable[[Array], Callable[[], object]] = numpys_tanh,
     ) -> None:
         self.head, self.tanh = head, tanh
         self.torso = make_torso((obs_shape,) if isinstance(obs_shape, int) else obs_shape)
@@ -325,9 +331,10 @@ class TorchActor(NamedTuple):
 
 
 class NumpyActor:
-    """A view of the actor's weights. On the CPU it follows the parameters; collect nothing while they are stepped.
+    """The actor as it is now: collect nothing with it after the parameters were stepped.
 
-    Layers: weights [inputs, outputs] and biases [outputs]. Their results are made in buffers.
+    Layers: weights [inputs, outputs] and biases [outputs]. Biases are written out for every environment, and results
+    made in buffers: what NumPy does around an operation this small takes longer than the operation.
     """
 
     def __init__(
@@ -335,19 +342,29 @@ class NumpyActor:
         head: Head,
         layers: list[tuple[Array, Array]],
         extra: dict[str, Array],
-        tanh: Callable[..., Array],
+        tanh: Callable[[Array], Callable[[], object]],
     ) -> None:
         self.head, self.extra, self.tanh = head, extra, tanh
-        self._layers = [(weight, bias, np.empty((0, len(bias)), bias.dtype)) for weight, bias in layers]
+        self._layers = layers
+        self._rows: list[tuple[Array, Array, Array, Callable[[], object]]] = []
 
     @property
     def dtype(self) -> np.dtype[Any]:
         return self._layers[0][0].dtype
 
     def act(self, obs: NDArray[Any], noise: Array) -> NDArray[np.generic]:
-        if len(obs) != len(self._layers[0][2]):
-            self._layers = [(w, b, np.empty((len(obs), len(b)), b.dtype)) for w, b, _ in self._layers]
-        for i, (weight, bias, out) in enumerate(self._layers):
-            np.matmul(self.tanh(obs, obs) if i else obs, weight, out)
-            obs = np.add(out, bias, out)
-        return self.head.sample(obs, noise, self.extra)
+        if not self._rows or len(obs) != len(self._rows[0][2]):
+            self._make_room(len(obs))
+        *hidden, (weight, bias, out, _) = self._rows
+        for into, shift, made, tanh in hidden:
+            np.dot(obs, into, made)
+            obs = np.add(made, shift, made)
+            tanh()
+        np.dot(obs, weight, out)
+        return self.head.sample(np.add(out, bias, out), noise, self.extra)
+
+    def _make_room(self, num_envs: int) -> None:
+        biases = [np.tile(bias, (num_envs, 1)) for _, bias in self._layers]
+        made = [np.empty_like(bias) for bias in biases]
+        weights = [weight for weight, _ in self._layers]
+        self._rows = list(zip(weights, biases, made, map(self.tanh, made), strict=True))

@@ -24,23 +24,19 @@ from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, RunFailed
 from rlloss.losses.samples import LOSSES, Loss
 from rlloss.train.numerics import PORTABLE
+from rlloss.train.policy import numpys_tanh
 
 LARGE = 1.0  # from which on exp(x) - 1 loses no digit of expm1(x) that matters
 
 
-def tanh(x: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """np.tanh by way of torch, whose own does not come from the C library. Of float32 or float64."""
-    if out is x:
-        torch.from_numpy(x).tanh_()
-        return x
-    made = np.empty_like(x) if out is None else out
-    torch.tanh(torch.from_numpy(x), out=torch.from_numpy(made))
-    return made
+def tanh(x: NDArray[Any]) -> Callable[[], object]:
+    """``policy.numpys_tanh`` by way of torch, whose own does not come from the C library. Of float32 or float64."""
+    return torch.from_numpy(x).tanh_
 
 
-def actors_tanh(config: Config) -> Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]:
+def actors_tanh(config: Config) -> Callable[[NDArray[Any]], Callable[[], object]]:
     """The one that a run's policy acts with."""
-    return tanh if config.numerics.name == PORTABLE else np.tanh
+    return tanh if config.numerics.name == PORTABLE else numpys_tanh
 
 
 def expm1(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -326,24 +326,24 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
     ``evaluations`` counts evaluations of the loss, ``skipped_steps`` the optimiser steps that the guard or GradScaler
     forbade, ``guarded_steps`` the guard's among them.
     """
-    logp = at_least_float32(torch.stack([step.logp for step in steps]))
-    old_logp = at_least_float32(torch.stack([step.minibatch.old_logp for step in steps]))
-    advantages = at_least_float32(torch.stack([step.minibatch.advantages for step in steps]))
+
+    def stacked(columns: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
+        return (at_least_float32(torch.stack(column)).cpu() for column in zip(*columns, strict=True))
+
+    logp, old_logp, advantages = stacked((x.logp, x.minibatch.old_logp, x.minibatch.advantages) for x in steps)
+    of_steps = torch.stack(list(stacked((x.policy_loss, x.value_loss, x.entropy, x.grad_norm) for x in steps)))
+    policy_loss, value_loss, entropy, grad_norm = of_steps.to(logp.dtype).mean(1)
     logratio = logp - old_logp
     ratio = logratio.exp()
+    known, positive, negative = ~ratio.isnan(), advantages > 0, advantages < 0
+    active = clip_active(ratio, advantages, clip_coef=config.clip_coef)
 
     def value_of(name: str) -> Tensor:
         return LOSSES[name](logp, old_logp, advantages, clip_coef=config.clip_coef).mean()
 
-    def mean(column: str) -> Tensor:
-        return at_least_float32(torch.stack([getattr(step, column) for step in steps])).to(logp.dtype).mean()
-
     def farthest(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.aminmax(torch.where(chosen & ~ratio.isnan(), ratio, 1.0))
+        return torch.aminmax(torch.where(chosen & known, ratio, 1.0))
 
-    policy_loss, value_loss, entropy = mean("policy_loss"), mean("value_loss"), mean("entropy")
-    active = clip_active(ratio, advantages, clip_coef=config.clip_coef)
-    positive, negative = farthest(advantages > 0), farthest(advantages < 0)
     named = {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
@@ -357,13 +357,11 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
         "clip_active_frac": active.to(ratio.dtype).mean(),
         "clip_active_steps": active.any(1).sum(),
         "clip_active_epochs": active.view(-1, config.num_minibatches * active.shape[1]).any(1).sum(),
-        "positive_ratio_min": positive[0],
-        "positive_ratio_max": positive[1],
-        "negative_ratio_min": negative[0],
-        "negative_ratio_max": negative[1],
-        "grad_norm": mean("grad_norm"),
+        **dict(zip(("positive_ratio_min", "positive_ratio_max"), farthest(positive), strict=True)),
+        **dict(zip(("negative_ratio_min", "negative_ratio_max"), farthest(negative), strict=True)),
+        "grad_norm": grad_norm,
     }
-    means = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
+    means = {name: value.item() for name, value in named.items()}
     return means | {
         "clip_active_steps": int(means["clip_active_steps"]),
         "clip_active_epochs": int(means["clip_active_epochs"]),

@@ -89,7 +89,9 @@ def test_special_numbers_and_halves(name):
 def test_the_actors_tanh_is_numpys_to_the_last_bit_or_so():
     x = np.linspace(-12, 12, 5001)
     for dtype in (np.float32, np.float64):
-        apart = np.abs(portable.tanh(x.astype(dtype)) - np.tanh(x.astype(dtype)))
+        made = x.astype(dtype)
+        portable.tanh(made)()
+        apart = np.abs(made - np.tanh(x.astype(dtype)))
         assert (apart <= 2 * np.spacing(np.abs(np.tanh(x)).astype(dtype))).all()
 
 
