@@ -54,7 +54,7 @@ PARTS: dict[str, tuple[Any, str]] = {  # name -> what is timed
     "networks, forward": (by_hand.Towers, "forward"),
     "forward": (by_hand.HandStepper, "forward"),
     "policy loss": (update.Objective, "policy_loss"),
-    "autograd of the policy loss": (torch.autograd, "grad"),
+    "autograd of the policy loss": (by_hand, "derivative"),
     "networks, backward": (by_hand.Towers, "backward"),
     "backward": (by_hand.HandStepper, "gradient_of"),
     "gradient clipped": (by_hand.HandStepper, "backward"),

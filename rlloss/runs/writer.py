@@ -287,8 +287,9 @@ class RunWriter:
 
     def step(self, parameters: Arrays) -> None:
         """After every optimiser step: the digest of all parameters, their bytes one after the other."""
-        digest = hashlib.sha256()
-        for array in parameters.values():
+        first, *others = parameters.values()
+        digest = hashlib.sha256(first.data)
+        for array in others:
             digest.update(array.data)
         self.stepped(digest.digest())
 

@@ -26,7 +26,7 @@ from rlloss.train.update import Batch, Objective, Step, Stepper, Terms
 Array = NDArray[np.floating[Any]]
 log_softmax_backward = torch._log_softmax_backward_data
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
-engine: Any = torch.autograd.Variable._execution_engine  # autograd itself: what torch.autograd.grad calls
+autograd: Any = torch.autograd.Variable._execution_engine
 ALIGNMENT = 64  # bytes, at multiples of which torch's own memory begins
 
 
@@ -231,6 +231,12 @@ class ValueErrors:
         return self._of_values
 
 
+def derivative(loss: Tensor, at: Tensor, one: Tensor) -> Tensor:
+    """d loss / d at, by autograd: torch.autograd.grad without its checks in Python, a third of its time."""
+    (made,) = autograd.run_backward((loss,), (one,), False, False, (at,), False, accumulate_grad=False)
+    return made  # type: ignore[no-any-return]
+
+
 @dataclass
 class HandStepper(Stepper):
     """The step of ``Stepper``, to the last bit, where ``applies``."""
@@ -279,9 +285,7 @@ class HandStepper(Stepper):
         """The total loss's gradient, in the place of the old one."""
         gradient = self.policy.flat.grad
         assert gradient is not None
-        (of_logp,) = engine.run_backward(
-            (terms.policy_loss,), (self._one,), False, False, (terms.logp,), False, accumulate_grad=False
-        )
+        of_logp = derivative(terms.policy_loss, terms.logp, self._one)
         self._towers.backward(self._choices.gradient(of_logp.numpy()), self._errors.gradient())
         return torch.cat(self._towers.gradients, out=gradient)
 

@@ -239,13 +239,16 @@ class ClassicEnvironments(Environments):
         cut: dict[int, NDArray[Any]] = {}
         journal = self.journal
         rows: list[Any] = []
-        gains, ends, lates = [], [], []
+        gains = []
+        terminated.fill(False)
+        truncated.fill(False)
         for i, (copy, action) in enumerate(zip(self._copies, self.executable(actions), strict=True)):
             row: Any
             row, gain, ended = copy.step(action)
             copy.elapsed += 1
             late = copy.elapsed >= copy.limit
             if ended or late:
+                terminated[i], truncated[i] = ended, late
                 if not ended:
                     cut[i] = np.array(row, np.float32)
                 if journal.is_due(i):
@@ -254,10 +257,8 @@ class ClassicEnvironments(Environments):
                 row = copy.reset()
             rows.append(row)
             gains.append(gain)
-            ends.append(ended)
-            lates.append(late)
         self._seen[:] = rows
-        obs[:], rewards[:], terminated[:], truncated[:] = self._seen, gains, ends, lates
+        obs[:], rewards[:] = self._seen, gains
         return cut
 
     def interiors(self) -> list[Interior]:

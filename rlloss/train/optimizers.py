@@ -17,8 +17,6 @@ from rlloss.train.numerics import PORTABLE
 from rlloss.train.policy import ActorCritic
 from rlloss.train.portable import ExactRoots
 
-GLOBAL_LISTENERS = (_global_optimizer_pre_hooks, _global_optimizer_post_hooks)
-
 
 def uncompiled(kind: type[Optimizer]) -> type[Optimizer]:
     """The optimiser, to the last bit, whose methods tell torch's compiler nothing when it is not at work.
@@ -96,13 +94,13 @@ def shortest_step(optimizer: Optimizer) -> Callable[[], object]:
         (group,) = optimizer.param_groups
         (parameter,) = group["params"]
         state = optimizer.state[parameter]
-        listeners = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *GLOBAL_LISTENERS)
-        if not state or any(listeners) or group["amsgrad"]:
+        listeners = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        if not state or listeners or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or group["amsgrad"]:
             optimizer.step()
             return
         (beta1, beta2), taken = group["betas"], [state["step"]]
         with torch.no_grad():
-            torch._foreach_add_(taken, 1)
+            taken[0] += 1
             torch._fused_adam_(
                 [parameter], [parameter.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], taken,
                 lr=group["lr"], beta1=beta1, beta2=beta2, weight_decay=group["weight_decay"], eps=group["eps"],

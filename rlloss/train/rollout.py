@@ -223,7 +223,6 @@ def gae(
     carry = np.where(dones, 0, np.asarray(gamma * gae_lambda, rewards.dtype))
     advantages = np.empty_like(deltas)
     running = np.zeros_like(deltas[0])
-    for t in reversed(range(len(deltas))):
-        running = deltas[t] + carry[t] * running
-        advantages[t] = running
+    for delta, share, made in zip(deltas[::-1], carry[::-1], advantages[::-1], strict=True):
+        running = np.add(delta, np.multiply(share, running, made), made)
     return advantages
