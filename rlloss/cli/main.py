@@ -1,11 +1,13 @@
 """The ``rlloss`` command: its verbs, and what becomes of errors. A verb's module is loaded when it is called."""
 
 import argparse
+import gc
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
@@ -40,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
         if is_own() and is_portable(verb, arguments) and available():
             relaunch()  # before anything is loaded that would have to be loaded again
-        code: int = importlib.import_module(f"rlloss.cli.{verb}").run(arguments[1:])
+        with unswept() if argv is None else nullcontext():
+            module = importlib.import_module(f"rlloss.cli.{verb}")
+        code: int = module.run(arguments[1:])
         return code
     except ConfigError as error:
         print(f"rlloss: {error}", file=sys.stderr)
@@ -66,6 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.BAD_INPUT
     except Exception:
         return crashed()
+
+
+@contextmanager
+def unswept() -> Iterator[None]:
+    """Within, modules are loaded, whose objects stay: looking for garbage among them, then and later, takes time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def is_portable(verb: str, arguments: Sequence[str]) -> bool:
