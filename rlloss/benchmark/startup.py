@@ -1,14 +1,14 @@
 """How long commands take that compute next to nothing, beside ``import torch``, without which none can be had."""
 
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
+
+from rlloss.benchmark.processes import Taken, measured
 
 BARE = "import torch"
 COMMANDS = {
@@ -20,15 +20,17 @@ COMMANDS = {
 
 
 def benchmark_startup(rounds: int) -> pd.DataFrame:
-    """A row per command: seconds of the whole process, and the median over rounds of the ratio to ``import torch``."""
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    """A row per command: seconds of the whole process, their ratio to ``import torch`` (median over rounds), memory."""
+    found: dict[str, list[Taken]] = {name: [] for name in COMMANDS}
     with tqdm(total=rounds * len(COMMANDS), unit="command", disable=None) as bar:
         for turn in range(-1, rounds):  # in the first one files are read from the disk
             for name in COMMANDS:
-                taken = _seconds(name)
+                with tempfile.TemporaryDirectory() as folder:
+                    taken = measured([sys.executable, *COMMANDS[name]], Path(folder))
                 if turn >= 0:
-                    seconds[name].append(taken)
+                    found[name].append(taken)
                     bar.update()
+    seconds = {name: [taken.seconds for taken in each] for name, each in found.items()}
     return pd.DataFrame(
         {
             "command": name,
@@ -36,15 +38,8 @@ def benchmark_startup(rounds: int) -> pd.DataFrame:
             "lowest": round(min(values), 2),
             "highest": round(max(values), 2),
             f"times {BARE}": round(statistics.median(a / b for a, b in zip(values, seconds[BARE], strict=True)), 2),
+            "MB": round(max(taken.megabytes for taken in found[name])),
             "rounds": rounds,
         }
         for name, values in seconds.items()
     )
-
-
-def _seconds(name: str) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *COMMANDS[name]]
-        start = time.perf_counter()
-        subprocess.run(command, cwd=Path(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-        return time.perf_counter() - start

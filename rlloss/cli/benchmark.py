@@ -18,8 +18,10 @@ OF = {  # what is timed -> its module of rlloss.benchmark, and the function
     "parts": ("parts", "benchmark_parts"),
     "scaling": ("scaling", "benchmark_scaling"),
     "startup": ("startup", "benchmark_startup"),
+    "seeds": ("seeds", "benchmark_seeds"),
+    "stacking": ("stacking", "benchmark_stacking"),
 }
-TRAINED = ("train", "sweep", "numerics")  # for so many environment steps
+TRAINED = ("train", "sweep", "numerics", "seeds")  # for so many environment steps
 
 
 def run(arguments: list[str]) -> int:
