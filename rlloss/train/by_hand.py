@@ -195,7 +195,7 @@ class ValueErrors:
         self._error, self._squared, self._change, self._other_error, self._other_squared, self._share = np.empty(
             (6, samples), kind
         )
-        self._inside, self._below, self._test = np.empty((3, samples), np.bool_)
+        self._outside, self._test = np.empty((2, samples), np.bool_)
 
     def forward(self, values: Array, returns: Array, old_values: Array, losses: Array) -> None:
         """[samples]; ``losses`` is filled."""
@@ -205,7 +205,7 @@ class ValueErrors:
         if self._clipped:
             np.subtract(values, old_values, change)
             np.minimum(np.maximum(change, -self._width, out=other), self._width, out=other)
-            np.equal(change, other, self._inside)
+            np.not_equal(change, other, self._outside)
             other += old_values
             other -= returns
             squared = np.maximum(squared, np.multiply(other, other, self._other_squared), out=losses)
@@ -226,7 +226,7 @@ class ValueErrors:
         mine *= share
         np.putmask(self._change, np.less(self._other_squared, self._squared, test), 0)
         other *= self._change
-        np.putmask(other, np.logical_not(self._inside, test), 0)
+        np.putmask(other, self._outside, 0)
         np.add(other, mine, self._gradient)
         return self._of_values
 

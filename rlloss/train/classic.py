@@ -64,24 +64,25 @@ class CartPole(Copy):
     def __init__(self, env: Env) -> None:
         super().__init__(env)
         core = self.core
-        self.gravity, self.masspole, self.total_mass = core.gravity, core.masspole, core.total_mass
-        self.length, self.polemass_length = core.length, core.polemass_length
-        self.force, self.tau = core.force_mag, core.tau
-        self.x_limit, self.theta_limit = core.x_threshold, core.theta_threshold_radians
+        self.constants = (  # at once, since each look-up takes as long as a sum
+            core.gravity, core.masspole, core.total_mass, core.length, core.polemass_length, core.force_mag, core.tau,
+            core.x_threshold, core.theta_threshold_radians,
+        )  # fmt: skip
 
     def step(self, action: Any) -> tuple[Numbers, float, bool]:
+        gravity, masspole, total_mass, length, polemass_length, push, tau, x_limit, theta_limit = self.constants
         x, x_dot, theta, theta_dot = self.state
         costheta, sintheta = float(cos(theta)), float(sin(theta))
-        force = self.force if action == 1 else -self.force
-        temp = (force + self.polemass_length * (theta_dot * theta_dot) * sintheta) / self.total_mass
-        thetaacc = (self.gravity * sintheta - costheta * temp) / (
-            self.length * (4.0 / 3.0 - self.masspole * (costheta * costheta) / self.total_mass)
+        force = push if action == 1 else -push
+        temp = (force + polemass_length * (theta_dot * theta_dot) * sintheta) / total_mass
+        thetaacc = (gravity * sintheta - costheta * temp) / (
+            length * (4.0 / 3.0 - masspole * (costheta * costheta) / total_mass)
         )
-        xacc = temp - self.polemass_length * thetaacc * costheta / self.total_mass
-        x, x_dot = x + self.tau * x_dot, x_dot + self.tau * xacc
-        theta, theta_dot = theta + self.tau * theta_dot, theta_dot + self.tau * thetaacc
+        xacc = temp - polemass_length * thetaacc * costheta / total_mass
+        x, x_dot = x + tau * x_dot, x_dot + tau * xacc
+        theta, theta_dot = theta + tau * theta_dot, theta_dot + tau * thetaacc
         self.state = [x, x_dot, theta, theta_dot]
-        self.fell = not (-self.x_limit <= x <= self.x_limit and -self.theta_limit <= theta <= self.theta_limit)
+        self.fell = not (-x_limit <= x <= x_limit and -theta_limit <= theta <= theta_limit)
         return self.state, 1.0, self.fell
 
     def give(self, core: Any) -> None:

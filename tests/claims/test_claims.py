@@ -18,6 +18,11 @@ from rlloss.graph.browser import BINARIES
 from rlloss.losses import LOSSES
 from rlloss.runs import RunFolder
 from rlloss.runs.place import run_folder
+from rlloss.sweep.launchers import jobs_of, quoted, sweep
+from rlloss.train.by_hand import HandStepper
+from rlloss.train.numerics import available
+from rlloss.train.state import prepared
+from rlloss.train.switches import deterministic
 from tests.browser import opened, readable
 from tests.helpers import code_blocks
 
@@ -383,11 +388,30 @@ def test_every_claim_holds_with_the_quick_preset(tmp_path, request):
     assert set(table["claim"]) == ASKED
     assert (table["verdict"] == "holds").all()
     assert main(["verify", str(out / "runs")]) == 1, "the textbook order is among the runs"
+    steps = same_by_autograd(out / "runs", tmp_path / "autograd")
+    assert steps > 90_000
     if any(map(shutil.which, BINARIES)):  # without one this is no reason to skip the rest
         for width in (1280, 390):
             with opened(request.getfixturevalue("browser"), out / "report" / "index.html", width=width) as page:
                 readable(page, width)
                 assert page.locator("section figure img").count() == len(ASKED)
+
+
+def same_by_autograd(runs, elsewhere):
+    """Trains all runs again whose gradients are written out by hand, and compares every digest. Returns: how many."""
+    wanted = {}
+    for claim in select(sorted(ASKED), "portable" if available() else "native"):
+        for native, overrides in zip(CLAIMS[claim.name].runs("quick"), claim.runs("quick"), strict=True):
+            config = load(native)
+            with deterministic(config), prepared(config) as state:
+                if isinstance(state.stepper, HandStepper):
+                    by_hand = run_folder(load([*overrides, quoted("run_root", str(runs))]))
+                    wanted[by_hand] = [*overrides, quoted("run_root", str(elsewhere)), "update=autograd"]
+    jobs = jobs_of(list(wanted.values()))
+    assert not any(outcome.reason for outcome in sweep(jobs))
+    digests = [(folder / "digests.bin").read_bytes() for folder in wanted]
+    assert [(run_folder(job.config) / "digests.bin").read_bytes() for job in jobs] == digests
+    return sum(map(len, digests)) // 32
 
 
 def test_claims_hold_on_runs_that_bear_them_out(make_run):
