@@ -42,7 +42,8 @@ class FolderLock:
         self.folder = folder
         self._lease = _lease(folder)
         self._acquire()
-        self._mark = _identity(folder)
+        self._path = str(folder / LOCK)
+        self._mark = _identity(self._path)
 
     def _acquire(self) -> None:
         from filelock import Timeout
@@ -69,7 +70,7 @@ class FolderLock:
 
     def check(self) -> None:
         """Raises: RunFailed if another process took the folder over, as from one that stood still for too long."""
-        if (now := _identity(self.folder)) == self._mark:
+        if (now := _identity(self._path)) == self._mark:
             return
         if now is None:
             raise RunFailed(f"{self.folder}: its lock, {LOCK}, is gone; the folder was removed, or the lock in it")
@@ -90,10 +91,10 @@ def is_held(folder: Path) -> bool:
     return time.time() - _heartbeat(folder) / 1e9 < LEASE_SECONDS
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int] | None:
     """Of the lock's file, which whoever takes it over makes anew."""
     try:
-        status = (folder / LOCK).stat()
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_dev, status.st_ino

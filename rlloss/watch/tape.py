@@ -10,7 +10,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -121,8 +121,9 @@ class Tape:
     def paused(self) -> Iterator[None]:
         """Within: what is computed is the tape's own, and heard by nobody."""
         self._quiet, before = True, self._quiet
+        heard = torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
         try:
-            with torch._C.DisableTorchFunction(), _python_dispatch._disable_current_modes():
+            with torch._C.DisableTorchFunction(), _python_dispatch._disable_current_modes() if heard else nullcontext():
                 yield
         finally:
             self._quiet = before
