@@ -1,11 +1,20 @@
 """A command as a benchmark sees it: how long it takes, and how much memory."""
 
-import os
+import json
 import subprocess
-import time
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+# In a small process of its own, since a process begins with the memory of the one that started it.
+CODE = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+seconds = time.perf_counter() - start
+print(json.dumps([code, seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
+"""
 
 
 class Taken(NamedTuple):
@@ -15,11 +24,8 @@ class Taken(NamedTuple):
 
 def measured(command: Sequence[str], folder: Path) -> Taken:
     """Of a command that is run in ``folder``. Raises: CalledProcessError for one that fails."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return Taken(seconds, usage.ru_maxrss / 1024)
+    starter = [sys.executable, "-S", "-c", CODE, *command]
+    code, *taken = json.loads(subprocess.run(starter, cwd=folder, stdout=subprocess.PIPE, check=True).stdout)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+    return Taken(*taken)

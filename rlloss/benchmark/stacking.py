@@ -171,11 +171,12 @@ class Stacked:
         other = self.old_values + kept - self.returns
         squared, other_squared = error * error, other * other
         torch.mean(torch.max(squared, other_squared), 1)
-        first, second = (squared >= other_squared).float(), (other_squared >= squared).float() * (kept == change)
+        tie = 0.5 * (squared == other_squared)
+        first, second = (squared > other_squared) + tie, ((squared < other_squared) + tie) * (kept == change)
         return of_outputs, (first * error + second * other) * (0.5 / SAMPLES)
 
     def _backward(self, of_outputs: Tensor, of_values: Tensor) -> None:
-        last, s = self.made[-1].chunk(2), self.s
+        last = self.made[-1].chunk(2)
         for (weight, _), (of_weight, of_bias), gradient, x, passed in zip(
             self.last, self.of[2:], (of_outputs, of_values), last, self.passed[-1].chunk(2), strict=True
         ):
@@ -189,10 +190,9 @@ class Stacked:
             torch.sum(gradient, 1, keepdim=True, out=self.of[i][1])
             if i:
                 torch.bmm(gradient, self.hidden[1][0], out=self.passed[0])
-        assert len(self.of[0][0]) == 2 * s
 
     def _of_each(self) -> list[tuple[Tensor, Tensor]]:
-        """The gradients of every layer, [S, ...]."""
+        """The gradients of every layer, [S, ...]: of the actor's first, the critic's first, the actor's second, ..."""
         towers = [tuple(half for half in zip(*(part.chunk(2) for part in layer), strict=True)) for layer in self.of[:2]]
         return [(weight, bias) for tower in towers for weight, bias in tower] + self.of[2:]
 

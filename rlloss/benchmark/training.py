@@ -4,6 +4,7 @@ Every contestant runs once per round, in turn, so that a machine whose speed dri
 taken within a round. Same task for all: CartPole-v1, 4 environments x 128 steps, 4 epochs x 4 minibatches, one thread.
 """
 
+import gc
 import importlib.util
 import os
 import shlex
@@ -61,6 +62,7 @@ def benchmark(rounds: int, timesteps: int, peers: Mapping[str, str] | None = Non
     with tqdm(total=rounds * len(contestants), unit="run", disable=None) as bar:
         for contestant in reversed(contestants.values()):  # peers first: a command may be wrong
             contestant(2 * SHORT)  # imports, allocator and caches are warm before anything counts
+        gc.freeze()  # what was imported is swept for garbage in nobody's turn
         for _ in range(rounds):
             for name, contestant in contestants.items():
                 bar.set_postfix_str(name)

@@ -1,16 +1,16 @@
 """The ``rlloss`` command: its verbs, and what becomes of errors. A verb's module is loaded when it is called."""
 
 import argparse
-import gc
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
+from rlloss.lazy import unswept
 from rlloss.train.numerics import available, is_own, own, relaunch
 
 VERBS = {  # each is a module of this package with a function run(arguments)
@@ -70,17 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.BAD_INPUT
     except Exception:
         return crashed()
-
-
-@contextmanager
-def unswept() -> Iterator[None]:
-    """Within, modules are loaded, whose objects stay: looking for garbage among them, then and later, takes time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def is_portable(verb: str, arguments: Sequence[str]) -> bool:

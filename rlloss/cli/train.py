@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from rlloss.config.choices import choices, groups
 from rlloss.config.compose import SEARCHPATH, load, searchpath_of
 from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, Interrupted
+from rlloss.lazy import unswept
 from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.reader import RunFolder
 from rlloss.signals import asked_to_stop, listening
 from rlloss.sweep.run import Outcome, is_begun, kept, others_note, plan
-from rlloss.train.numerics import PORTABLE, relaunch
+from rlloss.train.numerics import PORTABLE, is_own, relaunch
 
 USAGE = """\
 usage: rlloss train [key=value ...] [--multirun] [--cfg job]
@@ -91,7 +92,8 @@ def train_one(config: Config) -> int:
         if config.numerics.name == PORTABLE:
             relaunch()
         # here, so that a sweep's parent does without torch, and a finished run, too
-        from rlloss.train.loop import train
+        with unswept() if is_own() else nullcontext():
+            from rlloss.train.loop import train
 
         total = config.num_iterations * config.num_samples
         bar: tqdm[Any] = tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:])

@@ -320,6 +320,16 @@ def test_a_key_that_came_after_a_run_was_made_had_its_default(tmp_path, capsys):
     assert main([*train_it, "on_nonfinite=record"]) == 2
 
 
+@pytest.mark.parametrize(("argv", "froze"), [("", True), ("sys.argv[1:]", False)], ids=["a command", "a call"])
+def test_what_a_command_loads_is_not_swept_for_garbage_and_what_a_call_loads_is_left_alone(argv, froze):
+    code = (
+        f"import gc, sys; from rlloss.cli import main; code = main({argv}); "
+        "print(code, gc.isenabled(), gc.get_freeze_count() > 50_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "check", "ppo_clip"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"0 True {froze}"
+
+
 @pytest.mark.slow
 def test_commands_that_run_often_load_no_pandas_and_a_pair_without_proof_no_solver(tmp_path):
     """What is loaded where it is not used is time that somebody waits for, every time."""
