@@ -4,7 +4,6 @@ All parameters are views of one vector, and all gradients of another. One norm, 
 one snapshot then cover everything, at a fraction of the cost of a dozen small tensors; ``layout`` keeps their names.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -192,7 +191,7 @@ class Actor(Protocol):
 
 def numpys_tanh(x: Array) -> Callable[[], object]:
     """What takes tanh of an array in place."""
-    return functools.partial(np.tanh, x, x)
+    return lambda: np.tanh(x, x)
 
 
 class ActorCritic:
