@@ -11,6 +11,7 @@ import yaml
 
 from rlloss import figures, tables
 from rlloss.claims import load_claims, select
+from rlloss.claims.reference import compare, reference_dir
 from rlloss.claims.twins import Setting, judge_twins
 from rlloss.cli import main
 from rlloss.config import load
@@ -385,8 +386,13 @@ def test_every_claim_holds_with_the_quick_preset(tmp_path, request):
     """What `make reproduce` runs, into a fresh folder whose name no override grammar would like."""
     out = tmp_path / "a, b=c"
     command = [sys.executable, "-m", "rlloss", "reproduce", "--runs", out / "runs", "--report", out / "report"]
-    done = subprocess.run([*command, *["--exact"] * available()], capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if available():  # of other people's trainers only the verdicts are the same on every CPU
+        names = [*sorted(ASKED - {"other_trainers"}), "aggregate", "bisect", "returns"]
+        comparison = compare(out / "report", reference_dir("quick"), names)
+        assert (comparison.others, comparison.digests) == ([], 248)
+        assert comparison.files > 100
     table = pd.read_csv(out / "report" / "claims.csv")
     assert set(table["claim"]) == ASKED
     assert (table["verdict"] == "holds").all()
