@@ -514,6 +514,7 @@ def test_a_claim_whose_packages_are_missing_leaves_the_others_running(tmp_path, 
     assert (verdicts()["verdict"] == "holds").all()
 
 
+@pytest.mark.slow
 def test_figures_are_byte_for_byte_the_same_when_made_twice(make_run, tmp_path):
     claim = CLAIMS["multiplication_order"]
     runs = order_runs(make_run, "reinforce_textbook")

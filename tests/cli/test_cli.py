@@ -320,6 +320,7 @@ def test_a_key_that_came_after_a_run_was_made_had_its_default(tmp_path, capsys):
     assert main([*train_it, "on_nonfinite=record"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("argv", "froze"), [("", True), ("sys.argv[1:]", False)], ids=["a command", "a call"])
 def test_what_a_command_loads_is_not_swept_for_garbage_and_what_a_call_loads_is_left_alone(argv, froze):
     code = (

@@ -189,6 +189,7 @@ def assert_compiling_keeps_the_classes(compiled: dict[str, tuple[Tensor, Tensor]
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_in_one_graph_the_same_losses_share_every_bit():
     batch = samples(128)
     assert_compiling_keeps_the_classes(compiled_together(*batch), *batch)
@@ -222,6 +223,7 @@ def test_func_grad_of_a_sequence_loss_is_autograds(name):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_sequence_losses_are_a_few_ulp_from_eager():
     """Seen: 0.9 eps of the largest gradient, 1.6 eps of the value."""
     torch._dynamo.reset()
