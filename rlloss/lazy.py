@@ -79,9 +79,11 @@ def importable() -> Iterator[None]:
 @contextmanager
 def unswept() -> Iterator[None]:
     """Within, a command loads modules, whose objects stay: looking for garbage among them takes time, now and later."""
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_on:
+            gc.enable()

@@ -25,6 +25,7 @@ from rlloss.losses.samples import LOSSES
 from rlloss.train.by_hand import HandStepper
 from rlloss.train.loop import train
 from rlloss.train.policy import NumpyActor
+from rlloss.train.switches import deterministic
 from rlloss.train.vector import Environments
 
 STACKED = (1, 2, 4, 8, 16)
@@ -41,11 +42,9 @@ def benchmark_stacking(rounds: int) -> pd.DataFrame:
     optimiser steps with their digests. ``update`` and ``actor``: of S at once. ``gain``: of a whole run, if the
     environments take as long as by themselves, and the rest takes no time (``at most``) or as long (``rest as it is``).
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     found: dict[int, list[tuple[float, float]]] = {s: [] for s in STACKED}
     alone: list[tuple[float, ...]] = []
-    with tqdm(total=rounds, unit="round", disable=None) as bar, torch.no_grad():
+    with deterministic(Config()), tqdm(total=rounds, unit="round", disable=None) as bar, torch.no_grad():
         for _ in range(rounds):
             alone.append(_alone())
             for s in STACKED:
@@ -53,7 +52,6 @@ def benchmark_stacking(rounds: int) -> pd.DataFrame:
                 of_actor = _timed(actor.act, STEPS) * Config().num_steps / MINIBATCHES
                 found[s].append((_timed(update.step, STEPS) / s, of_actor / s))
             bar.update()
-    torch.set_num_threads(threads)
     whole, environments, rest = (statistics.median(column) for column in zip(*alone, strict=True))
 
     def row(s: int) -> dict[str, Any]:

@@ -62,12 +62,16 @@ def benchmark(rounds: int, timesteps: int, peers: Mapping[str, str] | None = Non
     with tqdm(total=rounds * len(contestants), unit="run", disable=None) as bar:
         for contestant in reversed(contestants.values()):  # peers first: a command may be wrong
             contestant(2 * SHORT)  # imports, allocator and caches are warm before anything counts
+        gc.collect()
         gc.freeze()  # what was imported is swept for garbage in nobody's turn
-        for _ in range(rounds):
-            for name, contestant in contestants.items():
-                bar.set_postfix_str(name)
-                speeds[name].append(contestant(timesteps))
-                bar.update()
+        try:
+            for _ in range(rounds):
+                for name, contestant in contestants.items():
+                    bar.set_postfix_str(name)
+                    speeds[name].append(contestant(timesteps))
+                    bar.update()
+        finally:
+            gc.unfreeze()
     return pd.DataFrame(
         {
             "contestant": name,

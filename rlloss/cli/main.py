@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
         if is_own() and is_portable(verb, arguments) and available():
             relaunch()  # before anything is loaded that would have to be loaded again
-        with unswept() if argv is None else nullcontext():
+        with unswept() if is_own() else nullcontext():
             module = importlib.import_module(f"rlloss.cli.{verb}")
         code: int = module.run(arguments[1:])
         return code

@@ -287,9 +287,8 @@ class RunWriter:
 
     def step(self, parameters: Arrays) -> None:
         """After every optimiser step: the digest of all parameters, their bytes one after the other."""
-        first, *others = parameters.values()
-        digest = hashlib.sha256(first.data)
-        for array in others:
+        digest = hashlib.sha256()
+        for array in parameters.values():
             digest.update(array.data)
         self.stepped(digest.digest())
 

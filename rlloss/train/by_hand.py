@@ -26,7 +26,7 @@ from rlloss.train.update import Batch, Objective, Step, Stepper, Terms
 Array = NDArray[np.floating[Any]]
 log_softmax_backward = torch._log_softmax_backward_data
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
-autograd: Any = torch.autograd.Variable._execution_engine
+engine: Any = torch.autograd.Variable._execution_engine
 ALIGNMENT = 64  # bytes, at multiples of which torch's own memory begins
 
 
@@ -212,7 +212,7 @@ class ValueErrors:
         np.multiply(self._half, squared, losses)
 
     def gradient(self) -> Tensor:
-        """[samples, 1]. Where both squares are equal each gets half, as torch.max gives it."""
+        """[samples, 1], once after each ``forward``. Where both squares are equal each gets half, as of torch.max."""
         mine, other, share, test = self._error, self._other_error, self._share, self._test
         mine *= self._two
         if not self._clipped:
@@ -233,7 +233,7 @@ class ValueErrors:
 
 def derivative(loss: Tensor, at: Tensor, one: Tensor) -> Tensor:
     """d loss / d at, by autograd: torch.autograd.grad without its checks in Python, a third of its time."""
-    (made,) = autograd.run_backward((loss,), (one,), False, False, (at,), False, accumulate_grad=False)
+    (made,) = engine.run_backward((loss,), (one,), False, False, (at,), False, accumulate_grad=False)
     return made  # type: ignore[no-any-return]
 
 
@@ -252,9 +252,9 @@ class HandStepper(Stepper):
         self._kind: Any = self.policy.raw().dtype.type
         self._one = torch.ones((), dtype=self.policy.flat.dtype)
 
-    def epoch(self, epoch: Batch, after_step: Callable[[], None]) -> list[Step]:
+    def __call__(self, minibatch: Batch) -> Step:
         with np.errstate(all="ignore"):  # as torch, which warns of no overflow
-            return super().epoch(epoch, after_step)
+            return super().__call__(minibatch)
 
     def _make_room(self, outputs: Tensor, values: Tensor) -> None:
         self._samples = len(outputs)
@@ -265,7 +265,7 @@ class HandStepper(Stepper):
         self._sums = outputs.new_empty(2)
 
     def forward(self, minibatch: Batch) -> Terms:
-        """The terms, of which the policy loss alone has a graph, down to ``logp``."""
+        """The terms, of which the policy loss alone has a graph, down to ``logp``. Good until the next ones."""
         outputs, values = self._towers.forward(minibatch.obs)
         if len(outputs) != self._samples:
             self._make_room(outputs, values)
@@ -278,7 +278,8 @@ class HandStepper(Stepper):
         kind = self._kind
         entropy, value_loss = self._sums.numpy() / kind(self._samples)
         ent_coef, vf_coef = kind(self.objective.ent_coef), kind(self.objective.vf_coef)
-        total = kind(policy_loss.item()) - ent_coef * entropy + vf_coef * value_loss
+        wide: Any = np.float64 if policy_loss.dtype == torch.float64 else kind  # a user's loss may be wider than logp
+        total = wide(policy_loss.item()) - ent_coef * entropy + vf_coef * value_loss
         return Terms(logp, policy_loss, *torch.from_numpy(np.array((value_loss, entropy, total))).unbind())
 
     def gradient_of(self, terms: Terms) -> Tensor:

@@ -328,7 +328,7 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
     """
 
     def stacked(columns: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
-        return (at_least_float32(torch.stack(column)).cpu() for column in zip(*columns, strict=True))
+        return (at_least_float32(torch.stack(column)) for column in zip(*columns, strict=True))
 
     logp, old_logp, advantages = stacked((x.logp, x.minibatch.old_logp, x.minibatch.advantages) for x in steps)
     of_steps = torch.stack(list(stacked((x.policy_loss, x.value_loss, x.entropy, x.grad_norm) for x in steps)))

@@ -121,9 +121,9 @@ class Tape:
     def paused(self) -> Iterator[None]:
         """Within: what is computed is the tape's own, and heard by nobody."""
         self._quiet, before = True, self._quiet
-        heard = torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
         try:
-            with torch._C.DisableTorchFunction(), _python_dispatch._disable_current_modes() if heard else nullcontext():
+            alone = _python_dispatch._disable_current_modes() if _modes() else nullcontext()
+            with torch._C.DisableTorchFunction(), alone:
                 yield
         finally:
             self._quiet = before
@@ -306,6 +306,12 @@ def nodes(roots: Iterable[Any]) -> list[Any]:
             found[node] = None
             todo += [following for following, _ in node.next_functions if following is not None]
     return list(found)
+
+
+def _modes() -> int:
+    """How many listen to torch's dispatcher now."""
+    before: int = torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    return torch._C._len_torch_dispatch_stack() + before
 
 
 def names_of(named: Iterable[tuple[str, Tensor]], optimizers: Iterable[torch.optim.Optimizer]) -> dict[int, str]:

@@ -14,7 +14,7 @@ from rlloss.train.by_hand import HandStepper
 from rlloss.train.loop import iterate
 from rlloss.train.state import prepared
 from rlloss.train.switches import deterministic
-from rlloss.train.update import Stepper
+from rlloss.train.update import Batch, Stepper
 
 SMALL = ("num_envs=2", "num_steps=40", "num_minibatches=2", "update_epochs=2", "learning_rate=0.01")
 
@@ -110,6 +110,33 @@ def test_numbers_that_are_not_finite_spread_as_they_do_in_autograd():
 )
 def test_what_is_not_written_out_is_left_to_autograd(overrides):
     assert not issubclass(trained(*overrides, iterations=1)[0], HandStepper)
+
+
+@pytest.mark.parametrize("overrides", [(), ("guard=finite", "on_nonfinite=record")], ids=["fails", "guarded"])
+def test_a_loss_that_is_wider_than_logp_keeps_its_range(tmp_path, monkeypatch, overrides):
+    """Its total is beyond float32: neither a step is forbidden nor a run ended that autograd would go on with."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wide.py").write_text(
+        "def wide(logp, old_logp, advantages, *, clip_coef):\n"
+        "    return 1e39 - (logp.double() - old_logp.double()).exp() * advantages.double() * 1e-3\n"
+    )
+    by_hand, autograd = both("loss=wide.py:wide", *overrides)
+    assert by_hand == autograd
+    assert "'skipped_steps': 0" in by_hand[1]
+
+
+def test_one_stepper_takes_minibatches_of_any_size():
+    """Its buffers are made for one size at a time."""
+    config = load([*SMALL, "total_timesteps=80"])
+    with deterministic(config), prepared(config) as state:
+        plain = Stepper(state.policy, state.optimizer, state.stepper.objective, state.stepper.guard, math.inf)
+        generator = torch.Generator().manual_seed(0)
+        for size in (8, 5, 8, 1, 1, 130, 3):
+            obs, columns = torch.randn(size, 4, generator=generator), torch.randn(4, size, generator=generator)
+            actions = torch.randint(2, (size,), generator=generator)
+            minibatch = Batch(obs, actions, *columns)
+            ours = state.stepper.gradient_of(state.stepper.forward(minibatch)).clone()
+            assert torch.equal(ours, plain.gradient_of(plain.forward(minibatch)))
 
 
 def test_the_key_is_checked():

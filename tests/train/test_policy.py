@@ -121,6 +121,15 @@ def test_numpy_actor_draws_from_the_torch_networks_softmax():
     assert (np.abs(frequencies - probabilities) < 4.5 * standard_error + 1e-9).all()
 
 
+def test_an_actor_takes_any_number_of_observations():
+    policy, rng = make(), np.random.default_rng(0)
+    actor = policy.actor()
+    for num_envs in (3, 5, 1, 3):
+        obs = rng.normal(size=(num_envs, 4)).astype(np.float32)
+        noise = policy.head.noise(rng, 1, num_envs)[0]
+        assert actor.act(obs, noise).tolist() == policy.actor().act(obs, noise).tolist()
+
+
 def test_gaussian_actor_has_the_networks_mean_and_standard_deviation():
     policy = make(GaussianHead(2))
     with torch.no_grad():
