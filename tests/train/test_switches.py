@@ -16,18 +16,20 @@ LATE = """
 import sys, torch
 from rlloss.config import load
 from rlloss.train.switches import deterministic
+told = []
 with deterministic(load()):
-    assert "torch._inductor.config" not in sys.modules
+    told.append("torch._inductor.config" in sys.modules)
     import torch._inductor.config as compiler
-    assert compiler.deterministic
-assert not compiler.deterministic
+    told.append(compiler.deterministic)
+told.append(compiler.deterministic)
 with deterministic(load()):
-    assert compiler.deterministic
-assert not compiler.deterministic
+    told.append(compiler.deterministic)
+told.append(compiler.deterministic)
 torch.use_deterministic_algorithms(True)
 with deterministic(load()):
-    assert compiler.deterministic
-assert compiler.deterministic and torch.are_deterministic_algorithms_enabled()
+    told.append(compiler.deterministic)
+told += [compiler.deterministic, torch.are_deterministic_algorithms_enabled()]
+print(*told)
 """
 
 
@@ -48,7 +50,11 @@ def test_what_was_set_before_is_set_afterwards(mode, monkeypatch):
 
 
 def test_torchs_compiler_is_told_whether_it_is_loaded_before_or_later():
-    subprocess.run([sys.executable, "-c", LATE], check=True)
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=True)
+    loaded, late, afterwards, early, then, within, again, algorithms = done.stdout.split()
+    assert (loaded, late, afterwards) == ("False", "True", "False"), "loaded while the switches are set"
+    assert (early, then) == ("True", "False"), "loaded before"
+    assert (within, again, algorithms) == ("True", "True", "True"), "what the user has set stays"
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
