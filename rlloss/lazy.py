@@ -1,6 +1,5 @@
 """Loading code late, since torch, pandas and Hydra take a second each; and loading a file that is in no package."""
 
-import gc
 import importlib
 import importlib.util
 import itertools
@@ -74,16 +73,3 @@ def importable() -> Iterator[None]:
     finally:
         for name in loaded:
             sys.modules.pop(name, None)
-
-
-@contextmanager
-def unswept() -> Iterator[None]:
-    """Within, a command loads modules, whose objects stay: looking for garbage among them takes time, now and later."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_on:
-            gc.enable()

@@ -6,11 +6,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 from rlloss.cli.exits import Exit
+from rlloss.cli.loading import unswept
 from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
-from rlloss.lazy import unswept
 from rlloss.train.numerics import available, is_own, own, relaunch
 
 VERBS = {  # each is a module of this package with a function run(arguments)
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
         if is_own() and is_portable(verb, arguments) and available():
             relaunch()  # before anything is loaded that would have to be loaded again
-        with unswept() if is_own() else nullcontext():
+        with unswept():
             module = importlib.import_module(f"rlloss.cli.{verb}")
         code: int = module.run(arguments[1:])
         return code

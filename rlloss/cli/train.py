@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rlloss import tables
 from rlloss.cli.exits import Exit
+from rlloss.cli.loading import unswept
 from rlloss.config.choices import choices, groups
 from rlloss.config.compose import SEARCHPATH, load, searchpath_of
 from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, Interrupted
-from rlloss.lazy import unswept
 from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.reader import RunFolder
 from rlloss.signals import asked_to_stop, listening
 from rlloss.sweep.run import Outcome, is_begun, kept, others_note, plan
-from rlloss.train.numerics import PORTABLE, is_own, relaunch
+from rlloss.train.numerics import PORTABLE, relaunch
 
 USAGE = """\
 usage: rlloss train [key=value ...] [--multirun] [--cfg job]
@@ -92,7 +92,7 @@ def train_one(config: Config) -> int:
         if config.numerics.name == PORTABLE:
             relaunch()
         # here, so that a sweep's parent does without torch, and a finished run, too
-        with unswept() if is_own() else nullcontext():
+        with unswept():
             from rlloss.train.loop import train
 
         total = config.num_iterations * config.num_samples

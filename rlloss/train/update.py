@@ -335,7 +335,7 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
     policy_loss, value_loss, entropy, grad_norm = of_steps.to(logp.dtype).mean(1)
     logratio = logp - old_logp
     ratio = logratio.exp()
-    known, positive, negative = ~ratio.isnan(), advantages > 0, advantages < 0
+    known = ~ratio.isnan()
     active = clip_active(ratio, advantages, clip_coef=config.clip_coef)
 
     def value_of(name: str) -> Tensor:
@@ -344,6 +344,7 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
     def farthest(chosen: Tensor) -> tuple[Tensor, Tensor]:
         return torch.aminmax(torch.where(chosen & known, ratio, 1.0))
 
+    positive, negative = farthest(advantages > 0), farthest(advantages < 0)
     named = {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
@@ -357,8 +358,10 @@ def metrics(steps: list[Step], config: Config) -> dict[str, float]:
         "clip_active_frac": active.to(ratio.dtype).mean(),
         "clip_active_steps": active.any(1).sum(),
         "clip_active_epochs": active.view(-1, config.num_minibatches * active.shape[1]).any(1).sum(),
-        **dict(zip(("positive_ratio_min", "positive_ratio_max"), farthest(positive), strict=True)),
-        **dict(zip(("negative_ratio_min", "negative_ratio_max"), farthest(negative), strict=True)),
+        "positive_ratio_min": positive[0],
+        "positive_ratio_max": positive[1],
+        "negative_ratio_min": negative[0],
+        "negative_ratio_max": negative[1],
         "grad_norm": grad_norm,
     }
     means = {name: value.item() for name, value in named.items()}
