@@ -4,7 +4,8 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ class Clock:
                 self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - start
 
         return timed
+
+    @contextmanager
+    def within(self, parts: Mapping[str, tuple[Any, str]]) -> Iterator[None]:
+        """Within, these functions are timed: by name, the attribute of an owner."""
+        originals = {name: getattr(owner, attribute) for name, (owner, attribute) in parts.items()}
+        try:
+            for name, (owner, attribute) in parts.items():
+                setattr(owner, attribute, self.around(name, originals[name]))
+            yield
+        finally:
+            for name, (owner, attribute) in parts.items():
+                setattr(owner, attribute, originals[name])
 
 
 PARTS: dict[str, tuple[Any, str]] = {  # name -> what is timed
@@ -92,25 +105,17 @@ def benchmark_parts(rounds: int) -> pd.DataFrame:
 def _round() -> dict[tuple[str, str], float]:
     config = Config(total_timesteps=512 * (ITERATIONS + 2))
     clock = Clock()
-    originals = {name: getattr(owner, attribute) for name, (owner, attribute) in PARTS.items()}
-    with tempfile.TemporaryDirectory() as home, deterministic(config), prepared(config) as state:
-        classic = type(state.experience.envs)
-        original_step = classic.step
-        with recorder(Path(home) / "run", state) as record:
-            loop.iterate(state, record.step)  # caches are warm before anything counts
-            try:
-                for name, (owner, attribute) in PARTS.items():
-                    setattr(owner, attribute, clock.around(name, originals[name]))
-                classic.step = clock.around("environments", original_step)  # type: ignore[method-assign]
-                after_step = clock.around("digest and record", record.step)
-                optimizer = state.stepper._step  # type: ignore[attr-defined]
-                state.stepper._step = clock.around("Adam", optimizer)  # type: ignore[attr-defined]
-                for _ in range(ITERATIONS):
-                    loop.iterate(state, after_step)
-            finally:
-                for name, (owner, attribute) in PARTS.items():
-                    setattr(owner, attribute, originals[name])
-                classic.step = original_step  # type: ignore[method-assign]
+    with (
+        tempfile.TemporaryDirectory() as home,
+        deterministic(config),
+        prepared(config) as state,
+        recorder(Path(home) / "run", state) as record,
+    ):
+        loop.iterate(state, record.step)  # caches are warm before anything counts
+        after_step = clock.around("digest and record", record.step)
+        with clock.within(PARTS | {"Adam": (state.stepper, "_step")}):
+            for _ in range(ITERATIONS):
+                loop.iterate(state, after_step)
     steps, minibatches = ITERATIONS * config.num_steps, ITERATIONS * config.update_epochs * config.num_minibatches
     spent = clock.spent
     of_step = {name: spent[name] for name in ("environments", "actor")}

@@ -1,15 +1,13 @@
 """What a paired experiment costs: two losses, a number of seeds, on one worker and on two."""
 
 import statistics
-import sys
 import tempfile
-from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from rlloss.benchmark.processes import Taken, measured
-from rlloss.runs.reader import RunFolder
+from rlloss.benchmark.processes import Taken
+from rlloss.benchmark.sweeps import swept, training_seconds
 
 LOSSES = ("ppo_clip", "reinforce")
 SEEDS = (1, 4, 16)
@@ -55,8 +53,5 @@ def benchmark_seeds(rounds: int, timesteps: int) -> pd.DataFrame:
 
 def _sweep(seeds: int, workers: int, timesteps: int) -> tuple[Taken, float]:
     with tempfile.TemporaryDirectory() as folder:
-        swept = [f"loss={','.join(LOSSES)}", f"seed={','.join(map(str, range(1, seeds + 1)))}"]
-        overrides = [*swept, f"total_timesteps={timesteps}", "run_root=runs", f"hydra.launcher.n_jobs={workers}"]
-        taken = measured([sys.executable, "-m", "rlloss", "train", "--multirun", *overrides], Path(folder))
-        runs = [RunFolder(path.parent).info for path in Path(folder).rglob("run.json")]
-    return taken, statistics.mean(run["env_steps"] / run["steps_per_second"] for run in runs)
+        taken = swept(seeds, workers, timesteps, folder, f"loss={','.join(LOSSES)}")
+        return taken, statistics.mean(training_seconds(folder))

@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rlloss.benchmark.parts import Clock
+from rlloss.benchmark.parts import PARTS, Clock
 from rlloss.config.schema import Config
 from rlloss.losses.samples import LOSSES
 from rlloss.train.by_hand import HandStepper
 from rlloss.train.loop import train
-from rlloss.train.policy import NumpyActor
 from rlloss.train.switches import deterministic
-from rlloss.train.vector import Environments
 
 STACKED = (1, 2, 4, 8, 16)
 ITERATIONS, STEPS = 40, 300  # that are timed per round
@@ -74,21 +72,15 @@ def benchmark_stacking(rounds: int) -> pd.DataFrame:
 
 def _alone() -> tuple[float, float, float]:
     """Microseconds of an iteration of a recorded run, of its environments, and of the rest."""
-    clock, parts = Clock(), ((Environments, "step"), (NumpyActor, "act"), (HandStepper, "epoch"))
-    originals = [(owner, name, getattr(owner, name)) for owner, name in parts]
+    clock, parts = Clock(), {name: PARTS[name] for name in ("environments", "actor")}
     ends: list[tuple[float, float, float]] = []
 
     def ended(row: dict[str, Any]) -> None:
-        ends.append((time.perf_counter(), clock.spent["step"], sum(clock.spent.values())))
+        ends.append((time.perf_counter(), clock.spent["environments"], sum(clock.spent.values())))
 
-    try:
-        for owner, name, function in originals:
-            setattr(owner, name, clock.around(name, function))
-        with tempfile.TemporaryDirectory() as home, torch.enable_grad():
-            train(Config(total_timesteps=ITERATIONS * Config().num_samples), Path(home) / "run", ended)
-    finally:
-        for owner, name, function in originals:
-            setattr(owner, name, function)
+    steps = {"optimiser steps": (HandStepper, "epoch")}
+    with tempfile.TemporaryDirectory() as home, torch.enable_grad(), clock.within(parts | steps):
+        train(Config(total_timesteps=ITERATIONS * Config().num_samples), Path(home) / "run", ended)
     times = 1e6 / (MINIBATCHES * (ITERATIONS - 1))
     whole, environments, spent = (times * (last - first) for first, last in zip(ends[0], ends[-1], strict=True))
     return whole, environments, whole - spent

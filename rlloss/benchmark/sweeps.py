@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from rlloss.benchmark.processes import Taken, measured
 from rlloss.runs.reader import RunFolder
 
 SWEPT = 8  # runs of the sweep that is timed
@@ -50,7 +51,7 @@ def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
                 time_it = _sweep_seconds if name == SWEEP else _bare_seconds
                 wall = time_it(workers, timesteps, folder)
                 seconds[name, workers].append(wall)
-                overheads[name, workers].append(workers * wall / _training_seconds(folder) - 1)
+                overheads[name, workers].append(workers * wall / sum(training_seconds(folder)) - 1)
             bar.update()
 
     def own(name: str, workers: int) -> float:
@@ -78,18 +79,20 @@ def benchmark_sweep(rounds: int, timesteps: int) -> pd.DataFrame:
 
 
 def _sweep_seconds(workers: int, timesteps: int, folder: str) -> float:
-    seeds = ",".join(map(str, range(1, SWEPT + 1)))
-    overrides = [f"seed={seeds}", f"total_timesteps={timesteps}", f"run_root={folder}"]
+    return swept(SWEPT, workers, timesteps, folder).seconds
+
+
+def swept(seeds: int, workers: int, timesteps: int, folder: str, *overrides: str) -> Taken:
+    """``rlloss train --multirun`` of so many seeds, into ``folder``."""
+    overrides += (f"seed={','.join(map(str, range(1, seeds + 1)))}", f"total_timesteps={timesteps}", "run_root=.")
     command = [sys.executable, "-m", "rlloss", "train", "--multirun", *overrides, f"hydra.launcher.n_jobs={workers}"]
-    start = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - start
+    return measured(command, Path(folder))
 
 
-def _training_seconds(folder: str) -> float:
-    """Of all runs below ``folder`` together, as each took its own time."""
+def training_seconds(folder: str) -> list[float]:
+    """Of every run below ``folder``, as each took its own time."""
     runs = [RunFolder(path.parent).info for path in Path(folder).rglob("run.json")]
-    return float(sum(run["env_steps"] / run["steps_per_second"] for run in runs))
+    return [run["env_steps"] / run["steps_per_second"] for run in runs]
 
 
 def _bare_seconds(workers: int, timesteps: int, folder: str) -> float:
