@@ -184,8 +184,8 @@ def figure(table: pd.DataFrame) -> Figure:
         panel.barh(range(len(parts)), parts, color=figures.BLUE, height=0.62)
         panel.set_yticks(range(len(parts)), parts.index, fontsize=6)
         panel.invert_yaxis()
-        panel.axvline(mine[BARE[of]], color=figures.VERMILION, linewidth=0.9, label=BARE[of])
-        panel.set_xlabel("µs")
+        panel.axvline(mine[BARE[of]], color=figures.VERMILION, linewidth=0.9)
+        panel.set_xlabel(f"µs (line: {BARE[of]})", fontsize=7)
         panel.set_title(f"{of}: {parts.sum():,.0f} µs", loc="left")
-        panel.legend(loc="lower right", fontsize=6)
+        panel.set_axisbelow(True)
     return drawing

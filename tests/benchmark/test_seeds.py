@@ -79,5 +79,5 @@ def test_a_bound_for_stacking_is_measured(tmp_path, monkeypatch):
     assert main(["benchmark", "--of", "stacking", "--rounds", "1", "-o", str(tmp_path / "stacking.csv")]) == 0
     table = pd.read_csv(tmp_path / "stacking.csv")
     assert table["seeds"].tolist() == [1, 8]
-    assert (table[["environments", "rest", "update", "actor"]] > 0).all(None)
+    assert (table[["environments", "rest", "update", "actor"]] > 0).to_numpy().all()
     assert (table[["environments", "rest"]].sum(axis=1) < table["by itself"]).all(), "they are parts of it"
