@@ -9,7 +9,8 @@ from rlloss.errors import RunFailed
 from rlloss.runs.reader import CHECKPOINTS, RunFolder
 from rlloss.train.confirm import load_checkpoint, quiet
 from rlloss.train.loop import iterate, watched
-from rlloss.train.state import prepared
+from rlloss.train.state import State, prepared
+from rlloss.train.steppers import make_stepper
 from rlloss.train.switches import deterministic
 from rlloss.watch.tape import Tape, names_of
 
@@ -36,9 +37,9 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
             f"{run.path.name} is compiled: an epoch of it is one graph, within which nothing can be listened to",
             "train both with update=auto: if those are one, the compiler parts them",
         )
-    # By autograd alone, which has the same bits, and a gradient of every tensor to listen to.
-    config = replace(quiet(config_of(run.config_tree())), update="autograd")
+    config = quiet(config_of(run.config_tree()))
     config.validate()
+    before = int((run.metrics.optimizer_steps < step).sum())  # whole iterations
     tape = Tape()
     with deterministic(config), prepared(config) as state, watched(state):
         tape.names = names_of(state.policy.named.items(), [state.optimizer])
@@ -62,6 +63,8 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
             tape.__enter__()
         try:
             while state.iteration < config.num_iterations and not state.stopped:
+                if state.iteration == before:
+                    listenable(state)
                 state.stopped = iterate(state, after_step).stopped
                 progress(state.optimizer_steps)
         except Reached:
@@ -74,3 +77,9 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
         finally:
             tape.__exit__()
     raise Other(f"{run.path.name}, executed again, ends before optimiser step {step:,}")
+
+
+def listenable(state: State) -> None:
+    """From here on by autograd alone, which has the same bits, and a gradient of every tensor to listen to."""
+    config = replace(state.config, update="autograd")
+    state.stepper = make_stepper(config, state.policy, state.optimizer, state.precision, state.scaler)

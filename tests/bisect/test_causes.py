@@ -8,6 +8,7 @@ import torch
 
 from rlloss.bisect.bisect import bisect
 from rlloss.cli.main import main
+from rlloss.config.schema import Config
 from rlloss.runs import RunFolder
 from tests.bisect import trainings
 from tests.bisect.trainings import train
@@ -149,6 +150,14 @@ def test_a_cause_in_our_own_runs_is_named(make_run, cause):
     found = bisect(a, b)
     assert found.decided
     assert re.search(words, found.cause), found.cause
+
+
+def test_a_cause_in_a_later_iteration_is_named(make_run):
+    """What comes before its iteration is executed again as it was, by hand; the iteration itself by autograd."""
+    later = ("clip_coef=0.4", "total_timesteps=1200")
+    found = bisect(make_run("loss=ppo_clip", *later), make_run("loss=two_sided_mask", *later))
+    assert found.step > Config().num_minibatches * Config().update_epochs
+    assert re.search(r"b has no gradient for \d+ of \d+ numbers", found.cause), found.cause
 
 
 def test_twins_of_ours_have_no_cause(make_run, capsys):
