@@ -57,6 +57,8 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
                 tape.__enter__()
             if done == step:
                 tape.__exit__()
+                if tape.failure:
+                    raise Other(f"{run.path.name}: step {step:,} cannot be listened to: {tape.failure}")
                 raise Reached
 
         if state.optimizer_steps == step - 1:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import random
 import sys
@@ -26,6 +27,8 @@ from rlloss.version import __version__
 from rlloss.watch.steps import options, options_digest
 from rlloss.watch.tape import Tape, names_of
 from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, tensors
+
+log = logging.getLogger("rlloss")
 
 FLUSH_SECONDS = 30
 FILE_BYTES = 1 << 26  # of snapshots, above which a file is full
@@ -115,7 +118,10 @@ class Recorder:
         """After it."""
         if self._listens:
             self.stop_listening()
-            self._tape.save(self.folder, self.writer.optimizer_steps + 1)
+            if self._tape.failure:
+                log.warning("%s: step %s was not traced: %s", self.folder, self._trace, self._tape.failure)
+            else:
+                self._tape.save(self.folder, self.writer.optimizer_steps + 1)
             self._tape = Tape()
         self._record(optimizer, skipped)
         self.listen_if_due()

@@ -2,6 +2,7 @@
 
 A TorchDispatchMode sees what is computed below autograd, the sums included by which autograd accumulates gradients.
 Just before a backward pass every node of its graph gets a hook, which sees the whole gradient of the tensor it made.
+What cannot be heard ends the listening, and not the training that is listened to.
 """
 
 import json
@@ -14,14 +15,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, overrides
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,6 +42,9 @@ SILENT = (  # that compute no number
 
 
 BLANK = ("empty", "new_empty")  # that make memory with whatever is in it
+FETCHED = ("set_.source_Storage",)  # that bring numbers in, as another process of a data loader made them
+AUTOGRAD: Any = torch.autograd
+T = TypeVar("T")
 Consumer = tuple[str, int, str]  # a node of autograd: its name, its sequence number, the author's line
 
 
@@ -54,6 +57,7 @@ class Number(NamedTuple):
 
 
 NOTHING = Number("uninitialised", (), "")
+UNREADABLE = "unreadable"  # the digest of what has no numbers in one row, as a sparse tensor
 
 
 @dataclass
@@ -91,6 +95,7 @@ class Tape:
     joints: list[Joint] = field(default_factory=list)
     values: dict[str, Tensor] = field(default_factory=dict, repr=False)
     given: dict[str, str] = field(default_factory=dict)  # numbers that no operation made: digest to parameter's name
+    read: list[str] = field(default_factory=list)  # the names that the forward pass read
 
     def __post_init__(self) -> None:
         self._bytes = 0
@@ -100,22 +105,37 @@ class Tape:
         self._made: dict[int, tuple[str, str]] = {}  # by sequence number: digest of what was made, and where
         self._known: set[str] = set()
         self._blank: dict[int, Tensor] = {}  # memory that nothing has been written to
-        self._modes: list[Any] = []
+        self._operations = _Operations(self)
+        self._listens = False
+        self.failure = ""  # why no more was heard, if something could not be
 
     def __enter__(self) -> Self:
         """Begin to listen: below all modes that others have entered, and may leave before this."""
         self._last_sequence = _next_sequence()
-        self._modes = [_Backwards(self), _Operations(self)]
-        for mode in self._modes:
-            with _without_modes(mode) as others:
-                others.insert(0, mode)
+        with _without_modes() as others:
+            others.insert(0, self._operations)
+        # By which every backward pass goes to autograd's engine, however it was called: a nested one, too.
+        self._run, self._heard = AUTOGRAD._engine_run_backward, self._run_backward
+        AUTOGRAD._engine_run_backward = self._heard
+        self._listens = True
         return self
 
     def __exit__(self, *exc: object) -> None:
-        while self._modes:
-            mode = self._modes.pop()
-            with _without_modes(mode) as others:
-                others[:] = [other for other in others if other is not mode]
+        if not self._listens:
+            return
+        self._listens = False
+        with _without_modes() as others:
+            others[:] = [other for other in others if other is not self._operations]
+        if AUTOGRAD._engine_run_backward is self._heard:  # or else somebody has wrapped it, and calls the engine
+            AUTOGRAD._engine_run_backward = self._run
+
+    def _safely(self, do: Callable[[], T]) -> T | None:
+        """None if it fails, or something has before."""
+        try:
+            return None if self.failure else do()
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -133,6 +153,7 @@ class Tape:
         document = {
             "step": step,
             "given": self.given,
+            "read": self.read,
             "entries": [asdict(entry) for entry in self.entries],
             "joints": [asdict(joint) for joint in self.joints],
         }
@@ -145,9 +166,15 @@ class Tape:
         """Do it, and write it down."""
         if self._quiet:
             return call()
-        op = str(func).removeprefix("aten.").removesuffix(".default")
-        inputs = [self._input(x) if isinstance(x, Tensor) else _text(x) for x in _flat([*args, *kwargs.values()])]
+        inputs = self._safely(
+            lambda: [self._input(x) if isinstance(x, Tensor) else _text(x) for x in _flat([*args, *kwargs.values()])]
+        )
         result = call()
+        op = str(func).removeprefix("aten.").removesuffix(".default")
+        self._safely(lambda: self._write_down(op, inputs or [], result))
+        return result
+
+    def _write_down(self, op: str, inputs: list[Number | str], result: Any) -> None:
         made = [x for x in _flat([result]) if isinstance(x, Tensor)]
         blank = op.startswith(BLANK)
         for x in made:
@@ -156,17 +183,29 @@ class Tape:
             else:
                 self._blank.pop(id(x), None)
         outputs = [NOTHING if blank else self._number(x) for x in made]
-        self._known.update(number.digest for number in outputs)
+        if not op.startswith(FETCHED):
+            self._known.update(number.digest for number in outputs)
         node, sequence, where = torch._C._current_autograd_node(), -1, ""
         if node is not None:
             sequence, where = node._sequence_nr(), self._made.get(node._sequence_nr(), ("", ""))[1]
         else:
-            where, now = author(sys._getframe(2)), _next_sequence()
+            where, now = author(sys._getframe(1)), _next_sequence()
             if now > self._last_sequence and outputs:
                 sequence, self._made[now - 1] = now - 1, (outputs[0].digest, where)
             self._last_sequence = now
         self.entries.append(Entry(op, inputs, outputs, _short(node) if node else "", sequence, where))
-        return result
+
+    def _run_backward(self, roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        """A backward pass, by autograd's engine."""
+        handles: list[Any] = []
+        if self._listens and not self._quiet:
+            graphs = (getattr(root, "grad_fn", root) for root in roots)  # or autograd's edges
+            handles = self._safely(lambda: self.begin_backward(getattr(x, "node", x) for x in graphs)) or []
+        try:
+            return self._run(roots, *args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def begin_backward(self, roots: Iterable[Any]) -> list[Any]:
         """Hook every node of the graph. Returns: what removes the hooks."""
@@ -180,7 +219,7 @@ class Tape:
 
         def hook(node: Any) -> Callable[[Any], None]:
             users = [(_short(user), user._sequence_nr(), self._where(user)) for user in consumers[node]]
-            return lambda gradients: self._joint(node, gradients, which, users)
+            return lambda gradients: self._safely(lambda: self._joint(node, gradients, which, users))
 
         return [node.register_prehook(hook(node)) for node in consumers]
 
@@ -203,24 +242,26 @@ class Tape:
     def _input(self, tensor: Tensor) -> Number:
         if id(tensor) in self._blank:
             return NOTHING
-        found = self._number(tensor)
+        found, name = self._number(tensor), self.names.get(id(tensor), "")
         if found.digest not in self._known:
-            self.given.setdefault(found.digest, self.names.get(id(tensor), ""))
+            self.given.setdefault(found.digest, name)
+        if name and name not in self.read and torch._C._current_autograd_node() is None:
+            self.read.append(name)
         return found
 
     def _number(self, tensor: Tensor) -> Number:
         with self.paused():
-            plain = tensor.detach()
-            if plain.is_floating_point() and plain.dtype.itemsize > 1:
-                plain = plain + 0.0
+            plain, kind = tensor.detach(), (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             try:
+                if plain.is_floating_point() and plain.dtype.itemsize > 1:
+                    plain = plain + 0.0
                 digest = xxhash.xxh3_128_hexdigest(raw(plain), seed=zlib.crc32(str(plain.dtype).encode()))
             except (RuntimeError, TypeError, NotImplementedError):
-                digest = "unreadable"
-            if digest not in (*self.values, "unreadable") and self._bytes + plain.nbytes < BUDGET:
+                return Number(UNREADABLE, *kind)
+            if digest not in self.values and self._bytes + plain.nbytes < BUDGET:
                 self._bytes += plain.nbytes
                 self.values[digest] = plain.to("cpu").contiguous().clone()
-            return Number(digest, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            return Number(digest, *kind)
 
 
 def read_tape(folder: Path) -> tuple[int, Tape]:
@@ -243,7 +284,8 @@ def read_tape(folder: Path) -> tuple[int, Tape]:
             for joint in document["joints"]
         ]  # fmt: skip
         values = load((folder / VALUES).read_bytes())
-        return int(document["step"]), Tape({}, entries, joints, values, dict(document["given"]))
+        given, read = dict(document["given"]), list(document["read"])
+        return int(document["step"]), Tape({}, entries, joints, values, given, read)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError) as error:
         raise ConfigError(f"{folder / TRACE}: cannot be read ({' '.join(str(error).split())})") from error
 
@@ -263,37 +305,17 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.tape.operation(func, args, kwargs, lambda: func(*args, **kwargs))
 
 
-class _Backwards(TorchFunctionMode):
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self.tape = tape
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        handles = []
-        if getattr(func, "__name__", "") in ("backward", "grad") and args:
-            roots = args[0] if isinstance(args[0], list | tuple) else [args[0]]
-            with self.tape.paused():
-                handles = self.tape.begin_backward(root.grad_fn for root in roots if isinstance(root, Tensor))
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
 @contextmanager
-def _without_modes(like: Any) -> Iterator[list[Any]]:
-    """The modes of this kind that are entered, from the outermost on; what is left in the list is entered again."""
-    module = _python_dispatch if isinstance(like, TorchDispatchMode) else overrides
-    name = "_get_current_dispatch_mode_stack" if module is _python_dispatch else "_get_current_function_mode_stack"
-    modes = list(getattr(module, name)())
+def _without_modes() -> Iterator[list[Any]]:
+    """The dispatch modes that are entered, from the outermost on; what is left in the list is entered again."""
+    modes = list(_python_dispatch._get_current_dispatch_mode_stack())
     for _ in modes:
-        module._pop_mode()
+        _python_dispatch._pop_mode()
     try:
         yield modes
     finally:
         for mode in modes:
-            module._push_mode(mode)
+            _python_dispatch._push_mode(mode)
 
 
 def nodes(roots: Iterable[Any]) -> list[Any]:
