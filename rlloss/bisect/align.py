@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlloss.watch.tape import SILENT, Entry, Joint, Number, Tape, written
+from rlloss.watch.tape import SILENT, UNREADABLE, Entry, Joint, Number, Tape, written
 
 LEAF = "AccumulateGrad"  # autograd's node of a parameter
 Kind = Literal["operation", "input", "option", "gradient", "program", "none"]
@@ -61,7 +61,9 @@ def kind_of(entry: Entry) -> tuple[object, ...]:
 def _lockstep(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
     last = None
     for x, y in zip(ours, theirs, strict=False):
-        for place, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)):
+        if len(x.inputs) != len(y.inputs):  # lists of tensors: none is the counterpart of another
+            return Split("option", x, y, min(len(x.inputs), len(y.inputs)), last=last)
+        for place, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=True)):
             if isinstance(one, Number) and isinstance(other, Number):
                 if one.digest != other.digest:
                     return Split("input", x, y, place, last=last, a=one.digest, b=other.digest)
@@ -69,7 +71,9 @@ def _lockstep(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
                 return Split("option", x, y, place, last=last)
         for place, (one, other) in enumerate(zip(x.outputs, y.outputs, strict=False)):
             if one.digest != other.digest:
-                return Split("operation", x, y, place, last=last, a=one.digest, b=other.digest)
+                known = all(number.digest != UNREADABLE for number in numbers_in(x))
+                kind: Kind = "operation" if known else "input"
+                return Split(kind, x, y, place, last=last, a=one.digest, b=other.digest)
         last = last if x.node else x
     return Split("none")
 
@@ -132,7 +136,7 @@ def _first_alone(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[Entry 
     """The first operation of the forward pass that makes a number which the other never has, and the one before it."""
     there = {number.digest for entry in theirs if not entry.node for number in (*entry.outputs, *numbers_in(entry))}
     last = None
-    for entry in ours:
+    for entry in ours[: len(ours) - len(behind(ours))]:
         if not entry.node and entry.outputs:
             if any(number.digest not in there for number in entry.outputs):
                 return entry, last

@@ -15,6 +15,9 @@ from rlloss.watch.tape import TRACE, Tape, read_tape
 GENERATORS = ("PyTorch", "NumPy", "Python")
 AFTER = "something else than an optimiser changed the parameters of one run after its last step"
 REMEDY = "watch both with trace={step}, which records each operation of that step"
+BETWEEN = (
+    "look at what else either training does before step {step}: nothing that was computed in it reads what differs"
+)
 
 
 def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
@@ -47,17 +50,18 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
     if not decided and (heard := _heard(a, b, step)):
         found = split(*heard)
         why = explain(found, *heard)
-        if found.kind != "none":
-            words = why.words + (_recorded(a, b) if found.kind in ("program", "operation") else "")
-            said |= {"evidence": why.evidence, **located(found)}
-            return finding(step, words, decided=why.decided, **said)
+        if found.kind == "none":
+            return finding(step, f"{cause}; {why.words}", decided=False, remedy=BETWEEN.format(step=step), **said)
+        words = why.words + (_recorded(a, b) if found.kind != "gradient" else "")
+        said |= {"evidence": why.evidence, **located(found)}
+        return finding(step, words, decided=why.decided, **said)
     remedy = "" if decided else REMEDY.format(step=step)
     return finding(step, cause, decided=decided, remedy=remedy, **said)
 
 
 def _recorded(a: RunFolder, b: RunFolder) -> str:
     """What may part two runs and is another in their records: options, versions, machine, threads; or nothing."""
-    known = "; ".join(filter(None, (other_options(a, b), other_machine(a, b))))
+    known = "; ".join(filter(None, (other_options(a, b, rates=False), other_machine(a, b))))
     return f"; recorded: {known}" if known else ""
 
 
@@ -78,12 +82,14 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
     buffers = {entry[0] for entry in (*a.tensors(step), *b.tensors(step)) if entry[3]}
     if a.tensors(step) != b.tensors(step):
         return f"other tensors from step {step:,} on: {first.names[0]} is in one run alone", True
+    if since := _since(a, b, "optimizer", step):
+        return f"another optimiser makes step {since:,}", True
     if outside := [name for name in first.names if name not in buffers] if first.when == "before" else []:
         more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
         return f"something else than the optimiser changed {outside[0]}{more}, before step {step:,}", True
     if words := _rows(a, b, step):
         return words, True
-    drew = _draws(a, b, step)
+    drew = _draws(a, b, step) + _groups(a, b, step)
     drew += _recorded(a.run, b.run)
     one, other = a.gradients(step), b.gradients(step)
     if one and other:
@@ -97,19 +103,28 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
 
 
 def _rows(a: Record, b: Record, step: int) -> str:
-    """What the rows of metrics say, up to a step: an optimiser, a learning rate, a skipped step."""
-    if since := _since(a, b, "optimizer", step):
-        return f"another optimiser makes step {since:,}"
+    """What the rows of metrics say, up to a step: a learning rate, an option, a skipped step."""
+    rates = [_rates(record, step) for record in (a, b)]
+    alike = len(rates[0]) == len(rates[1])  # or else other groups of parameters, which need not make another step
     since = _since(a, b, "learning_rates", step)
-    if since == step:  # one that differed before, and changed nothing, need not be the cause
-        rates = " | ".join(str(record.run.metrics["learning_rates"].iloc[since - 1]) for record in (a, b))
-        return f"another learning rate from step {since:,} on: {rates}"
-    if _since(a, b, "options_digest", step) == step > 1:  # from the first step on, the options themselves are recorded
+    if since == step and (alike or set(rates[0]) != set(rates[1])):  # what differed before has changed nothing
+        return f"another learning rate from step {since:,} on: {' | '.join(map(' '.join, rates))}"
+    if alike and _since(a, b, "options_digest", step) == step > 1:  # those of the first step are recorded themselves
         return f"other options of an optimiser from step {step:,} on, as its momentum or weight decay"
     if since := _since(a, b, "skipped_steps", step):
         which = "a" if a.run.metrics["skipped_steps"].iloc[since - 1] else "b"
         return f"{which} skips step {since:,}: GradScaler found a gradient that is not finite"
     return ""
+
+
+def _rates(record: Record, step: int) -> list[str]:
+    """The learning rates of a step, one for each group of parameters."""
+    return str(record.run.metrics["learning_rates"].iloc[step - 1]).split()
+
+
+def _groups(a: Record, b: Record, step: int) -> str:
+    one, other = (len(_rates(record, step)) for record in (a, b))
+    return f"; other groups of parameters in the optimiser: {one} | {other}" if one != other else ""
 
 
 def _draws(a: Record, b: Record, until: int) -> str:

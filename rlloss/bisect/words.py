@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps, used
+from rlloss.bisect.align import LEAF, Split, behind, computing, kind_of, numbers_in, paired, ulps, used
 from rlloss.bisect.exact import same_exactly
 from rlloss.bisect.masks import masked
 from rlloss.bisect.saying import difference, expression, gap, maker, name_of, place_of, plain, subject
@@ -87,11 +88,26 @@ def _unlike_passes(a: Tape, b: Tape) -> Cause | None:
     if passes[0] == passes[1] or not all(passes) or set(ours) != set(theirs):
         return None
     said = f"another accumulation: {passes[0]} | {passes[1]} backward passes in the step"
+    for which, tape, gradients in (("a", a, ours), ("b", b, theirs)):
+        if lost := _not_handed_on(tape, gradients):
+            return Cause(f"{said}, and what the optimiser of {which} is given for {lost} is not their sum: something "
+                         "changes a gradient between the passes, as zero_grad() or clipping")  # fmt: skip
     for name, (one, dtype) in ours.items():
         off = float((one - theirs[name][0]).abs().max())
         if off > NEAR_ULPS * torch.finfo(dtype).eps * float(one.abs().max()):
             return Cause(f"{said}, and those of {name} do not add up to the same, by {off:.2g}", decided=False)
     return Cause(f"{said}, whose gradients add up to the same but for rounding, or a term that small")
+
+
+def _not_handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) -> str:
+    """A parameter of which no operation after the last backward pass reads the sum of the gradients; empty if none."""
+    read = [tape.values.get(number.digest) for entry in behind(computing(tape.entries)) for number in numbers_in(entry)]
+    for name, (total, _) in gradients.items():
+        most = 1e-3 * float(total.abs().max())
+        alike = (value.double() for value in read if value is not None and value.shape == total.shape)
+        if read and not any(float((value - total).abs().max()) <= most for value in alike):
+            return name
+    return ""
 
 
 def _gradients(tape: Tape) -> dict[str, tuple[Tensor, torch.dtype]]:
@@ -106,14 +122,53 @@ def _gradients(tape: Tape) -> dict[str, tuple[Tensor, torch.dtype]]:
 
 
 def _without_gradient(a: Tape, b: Tape) -> Cause | None:
-    """A parameter gets a gradient in one run alone."""
+    """A parameter gets a gradient in one run alone: by what comes in, or by what is computed of the same."""
     ours, theirs = ({j.name for j in tape.joints if j.node == LEAF and j.name} for tape in (a, b))
-    for which, other, missing in (("b", "a", ours - theirs), ("a", "b", theirs - ours)):
-        if missing and (ours & theirs):
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            return Cause(f"{which} has no gradient for {min(missing)}{more}, for which {other} has one: a frozen "
-                         "parameter, torch.no_grad() or detach()")  # fmt: skip
+    for which, other, tape, missing in (("b", "a", b, ours - theirs), ("a", "b", a, theirs - ours)):
+        if not missing or not ours & theirs:
+            continue
+        if came := _came_in(a, b):
+            return came
+        unread = missing - set(tape.read)
+        name, more = min(unread or missing), f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        if unread:
+            return Cause(f"the forward pass of {which} does not use {name}{more}, with which {other} computes its loss")
+        return Cause(f"{which} has no gradient for {name}{more}, for which {other} has one: a frozen parameter, "
+                     "torch.no_grad(), detach(), or a loss that does not hang on it")  # fmt: skip
     return None
+
+
+def _came_in(a: Tape, b: Tape) -> Cause | None:
+    """Whether other data came in from outside, or other random numbers were drawn of the same."""
+    if readers := _data_differ(a, b):
+        return _other_data(Split("input", *readers), a, b)
+    for x, y in zip(_taken(a), _taken(b), strict=False):
+        if kind_of(x) != kind_of(y) or numbers_in(x) != numbers_in(y):
+            break
+        if x.inputs != y.inputs:
+            place = next(i for i, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)) if one != other)
+            return _option(Split("option", x, y, place))
+    ours, theirs = (
+        [entry for entry in computing(tape.entries) if not entry.node and entry.op.startswith(DRAWS)] for tape in (a, b)
+    )
+    for x, y in zip(ours, theirs, strict=False):
+        if kind_of(x) != kind_of(y) or x.inputs != y.inputs:
+            return None
+        if x.outputs != y.outputs:
+            return _operation(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b)
+    return None
+
+
+def _taken(tape: Tape) -> list[Entry]:
+    """The operations that take a part of what came in from outside."""
+    return [
+        entry
+        for entry in tape.entries
+        if not entry.node
+        and entry.op.startswith(LOADS)
+        and numbers_in(entry)
+        and all(tape.given.get(number.digest) == "" for number in numbers_in(entry))
+    ]
 
 
 def _operation(found: Split, a: Tape, b: Tape) -> Cause:
@@ -129,6 +184,9 @@ def _operation(found: Split, a: Tape, b: Tape) -> Cause:
 def _option(found: Split) -> Cause:
     assert found.ours is not None
     assert found.theirs is not None
+    if len(found.ours.inputs) != len(found.theirs.inputs):
+        return Cause(f"{found.ours.op} at {place_of(found.ours)} is given {len(found.ours.inputs)} | "
+                     f"{len(found.theirs.inputs)} tensors and numbers")  # fmt: skip
     one, other = found.ours.inputs[found.place], found.theirs.inputs[found.place]
     return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
 
@@ -151,13 +209,27 @@ def _input(found: Split, a: Tape, b: Tape) -> Cause:
     """Something came in from outside, or was left from a step before."""
     assert found.ours is not None
     evidence = difference(a.values.get(found.a), b.values.get(found.b))
-    if name := a.given.get(found.a) or b.given.get(found.b):
-        return Cause(f"{name} was another before the step began", evidence)
+    one, other = a.given.get(found.a, ""), b.given.get(found.b, "")
+    if one and one == other:
+        return Cause(f"{one} was another before the step began", evidence)
     if stale := _stale_gradients(a, b):
         return stale
+    if (one and other) or (_is_known(found.a, b) and _is_known(found.b, a)):
+        return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another tensor: {_called(found.a, a)} | "
+                     f"{_called(found.b, b)}", evidence)  # fmt: skip
     if found.a in a.given and found.b in b.given:
         return _other_data(found, a, b)
     return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another number", evidence, decided=False)
+
+
+def _is_known(digest: str, tape: Tape) -> bool:
+    """Whether a run has a number, from somewhere."""
+    return digest in tape.given or maker(tape, digest) is not None
+
+
+def _called(digest: str, tape: Tape) -> str:
+    made = maker(tape, digest)
+    return tape.given.get(digest) or (f"{name_of(made, tape)} of {place_of(made)}" if made else "data")
 
 
 def _stale_gradients(a: Tape, b: Tape) -> Cause | None:
@@ -191,6 +263,8 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     one, two = found.ours, found.theirs
     assert one is not None
     read = f"{name_of(one, a)} at {place_of(one)}"
+    if not one.op.startswith(LOADS) and (told := _handed_in(a, b)):
+        return Cause(f"{told[0]}, first seen in {read}", told[1])
     rows = [_samples(tape, one) for tape in (a, b)]
     if moved := _moved(rows[0], rows[1], a, one):
         return moved
@@ -202,6 +276,55 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
         what = f"other data: {len(made[0]) - same} of the {len(made[0])} tensors that one line makes"
     numbers = [tape.values.get(e.outputs[0].digest) if e and e.outputs else None for tape, e in ((a, one), (b, two))]
     return Cause(f"{what}, first seen in {read}", difference(*numbers))
+
+
+def _handed_in(a: Tape, b: Tape) -> tuple[str, list[str]] | None:
+    """In which way the tensors that came in from outside differ, row by row, with the first number that does."""
+    pairs = list(zip(_from_outside(a), _from_outside(b), strict=False))
+    pairs = [(x, y) for x, y in pairs if x.shape[1:] == y.shape[1:] and x.dtype == y.dtype]
+    differing = [(x, y) for x, y in pairs if not torch.equal(x, y)]
+    if not differing:
+        return None
+    one, other = differing[0]
+    if len(one) != len(other):
+        return f"another minibatch: {len(one)} | {len(other)} samples", []
+    beside = [pair for pair in pairs if len(pair[0]) == len(pair[1]) == len(one)]
+    ours, theirs = (_rows([pair[i] for pair in beside]) for i in (0, 1))
+    alone = len(beside) == 1 and any(torch.equal(x, y) for x, y in pairs)
+    if alone:
+        off = len(one) - (Counter(ours) & Counter(theirs)).total()
+        what = f"{off} of {len(one)} rows of one tensor" if off else "the rows of one tensor in another order"
+        return f"other data: {what}, beside equal ones", difference(one, other)
+    if Counter(ours) == Counter(theirs):
+        return "the same samples in another order", difference(one, other)
+    if all(Counter(_rows([x])) == Counter(_rows([y])) for x, y in beside):
+        return "the same rows, put together otherwise: samples with other labels or weights", difference(one, other)
+    if any(torch.equal(x, y) for x, y in beside):
+        off = len(one) - (Counter(_rows([one])) & Counter(_rows([other]))).total()
+        return f"other data: {off} of {len(one)} rows of one tensor, beside others that are equal", difference(
+            one, other
+        )
+    shared = (Counter(ours) & Counter(theirs)).total()
+    what = f"another minibatch, with {shared} of {len(one)} samples in common" if shared else "other data"
+    return what, difference(one, other)
+
+
+def _from_outside(tape: Tape) -> list[Tensor]:
+    """What came in and is no tensor of the model, in the order in which it is read."""
+    found: dict[str, Tensor] = {}
+    entries = computing(tape.entries)
+    for entry in entries[: len(entries) - len(behind(entries))]:
+        for number in numbers_in(entry) if not entry.node else ():
+            value = tape.values.get(number.digest)
+            if value is not None and number.shape and tape.given.get(number.digest) == "":
+                found.setdefault(number.digest, value.reshape(number.shape))
+    return list(found.values())
+
+
+def _rows(tensors: Sequence[Tensor]) -> Rows:
+    """One for each sample: all numbers of it in all tensors."""
+    flat = [value.reshape(len(value), -1).double() for value in tensors]
+    return [tuple(row) for row in torch.cat(flat, 1).tolist()]
 
 
 def _moved(ours: Rows, theirs: Rows, tape: Tape, line: Entry) -> Cause | None:
@@ -255,7 +378,9 @@ def _data_differ(a: Tape, b: Tape) -> tuple[Entry, Entry] | None:
     there = [{*tape.given, *(n.digest for e in tape.entries for n in e.outputs)} for tape in (a, b)]
     alone = [_first_reader(tape, other) for tape, other in ((a, there[1]), (b, there[0]))]
     (one, x), (two, y) = alone
-    return (x, y) if x is not None and y is not None and one == two else None
+    if x is None or y is None:
+        return None
+    return (x, y) if one == two or (x.op, written(x.where)) == (y.op, written(y.where)) else None
 
 
 def _first_reader(tape: Tape, known: set[str]) -> tuple[object, Entry | None]:
@@ -281,8 +406,8 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         evidence.append(f"forward, the last number before they part: {name_of(found.last, a)}, {place_of(found.last)}")
     if order := _order_of_gradients(joint, a, b):
         return Cause(order, evidence)
-    if readers := _data_differ(a, b):
-        return _other_data(replace(found, ours=readers[0], theirs=readers[1]), a, b)
+    if came := _came_in(a, b):
+        return came
     if joint.node == LEAF and used(joint) == used(other) and found.ours is not None and found.theirs is not None:
         return _forward(found, a, b)
     alike = len(joint.consumers) == len(other.consumers)
@@ -305,6 +430,11 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
         return _operation(found, a, b)
     if moved := _moved(_samples(a, found.ours), _samples(b, found.ours), a, found.ours):
         return moved
+    if (found.ours.op, found.ours.where) == (found.theirs.op, found.theirs.where):
+        if found.ours.inputs == found.theirs.inputs:
+            return _operation(found, a, b)
+        where = f"{found.ours.op} at {place_of(found.ours)}"
+        return Cause(f"the forward passes part: {where} is the first to make other numbers", decided=False)
     return Cause(f"the forward passes part: a computes {found.ours.op} at {place_of(found.ours)}, b computes "
                  f"{found.theirs.op} at {place_of(found.theirs)}")  # fmt: skip
 

@@ -90,7 +90,8 @@ def ratio_bounds(numbers: Sequence[float], clip_coef: float) -> list[float]:
     """Ratios at which a loss with these numbers may bend, ascending: the numbers, 1 beside them, their exponentials."""
     near = [1 - clip_coef, 1 + clip_coef]
     for x in numbers:
-        near += [abs(x), 1 + x, 1 - x, math.exp(min(x, 20.0)), math.exp(-min(x, 20.0))]
+        size = min(abs(x), 20.0)  # beyond which an exponential is no ratio; -1e9 is what masks are filled with
+        near += [abs(x), 1 + x, 1 - x, math.exp(size), math.exp(-size)]
         near += [b * abs(x) for b in (1 - clip_coef, 1 + clip_coef)] + [1 + clip_coef * x, 1 - clip_coef * x]
         near += [1 + clip_coef + x, 1 - clip_coef - x]
     # Bounds nearer to one another than a rounding are one.

@@ -204,10 +204,15 @@ class FirstTensors:
         return f"{self.names[0]} first ({len(self.names)} of {self.tensors} tensors), {where}"
 
 
-def other_options(a: RunFolder, b: RunFolder) -> str:
-    """In which options the optimisers of two watched runs differ; empty if in none."""
+def other_options(a: RunFolder, b: RunFolder, *, rates: bool = True) -> str:
+    """In which options the optimisers of two watched runs differ; empty if in none.
+
+    Without ``rates``: of those that both have, but for learning rates, which every step has a row of.
+    """
     left, right = (flatten(run.info.get("optimizers")) for run in (a, b))
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+    if not rates:
+        keys = [key for key in keys if key.rpartition(".")[2] not in ("lr", "initial_lr")]
     return ", ".join(f"another {_option(key)}: {left.get(key)} | {right.get(key)}" for key in keys)
 
 

@@ -13,6 +13,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 
 from rlloss.errors import ConfigError
 
+RATES = ("lr", "initial_lr")
+FORMS = ("foreach", "fused", "capturable", "differentiable")  # by which the same step is computed
+
 _LISTENING: "list[Steps]" = []
 _SCALED_STEP = GradScaler.step
 
@@ -157,11 +160,15 @@ def options(optimizers: Iterable[Optimizer]) -> dict[str, Any]:
 
 
 def options_digest(optimizer: Optimizer) -> str:
-    """Of all options but the learning rates, which change with schedules."""
-    groups = [{key: value for key, value in _plain(group).items() if key != "lr"} for group in optimizer.param_groups]
+    """Of the options that decide what a step computes, but for the learning rates, which change with schedules."""
+    groups = [
+        {key: value for key, value in _plain(group).items() if key not in RATES + FORMS}
+        for group in optimizer.param_groups
+    ]
     return hashlib.sha256(repr(groups).encode()).hexdigest()[:8]
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in group.items() if key != "params"}
+    kept |= {key: tuple(value) for key, value in kept.items() if isinstance(value, list)}  # as JSON has made of one
     return {key: value if isinstance(value, bool | int | float | None) else str(value) for key, value in kept.items()}

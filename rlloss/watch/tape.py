@@ -250,9 +250,13 @@ class Tape:
         return found
 
     def _number(self, tensor: Tensor) -> Number:
+        kind = (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        if tensor._is_zerotensor():  # of forward-mode derivatives: it has no memory
+            return Number(UNREADABLE, *kind)
         with self.paused():
-            plain, kind = tensor.detach(), (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            plain = tensor.detach()
             try:
+                plain = plain.to_dense() if plain.layout != torch.strided else plain  # a sparse gradient, say
                 if plain.is_floating_point() and plain.dtype.itemsize > 1:
                     plain = plain + 0.0
                 digest = xxhash.xxh3_128_hexdigest(raw(plain), seed=zlib.crc32(str(plain.dtype).encode()))
@@ -286,7 +290,9 @@ def read_tape(folder: Path) -> tuple[int, Tape]:
         values = load((folder / VALUES).read_bytes())
         given, read = dict(document["given"]), list(document["read"])
         return int(document["step"]), Tape({}, entries, joints, values, given, read)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError) as error:
+    except KeyError as error:
+        raise ConfigError(f"{folder / TRACE}: has no {error}, as of another version; trace the step again") from error
+    except (OSError, ValueError, TypeError, SafetensorError, RecursionError) as error:
         raise ConfigError(f"{folder / TRACE}: cannot be read ({' '.join(str(error).split())})") from error
 
 
