@@ -15,8 +15,8 @@ from rlloss.bisect.saying import difference, expression, gap, maker, name_of, pl
 from rlloss.watch.tape import Entry, Joint, Number, Tape, written
 
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
-# that take samples, and compute nothing
-LOADS = ("index", "slice", "select", "gather", "take", "lift_fresh", "_to_copy")
+TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
+LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
 DRAWS = (
     "rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random", "poisson",
     "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
@@ -101,11 +101,15 @@ def _unlike_passes(a: Tape, b: Tape) -> Cause | None:
 
 def _not_handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) -> str:
     """A parameter of which no operation after the last backward pass reads the sum of the gradients; empty if none."""
-    read = [tape.values.get(number.digest) for entry in behind(computing(tape.entries)) for number in numbers_in(entry)]
+    read = [number for entry in behind(computing(tape.entries)) for number in numbers_in(entry)]
+    if any(number.digest not in tape.values for number in read):
+        return ""
     for name, (total, _) in gradients.items():
         most = 1e-3 * float(total.abs().max())
-        alike = (value.double() for value in read if value is not None and value.shape == total.shape)
-        if read and not any(float((value - total).abs().max()) <= most for value in alike):
+        flat = total.flatten()  # a value is kept once, in whichever shape it came first
+        values = (tape.values[number.digest] for number in read)
+        alike = (x.double().flatten() for x in values if x.numel() == total.numel())
+        if not any(float((x - flat).abs().max()) <= most for x in alike):
             return name
     return ""
 
@@ -263,7 +267,7 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     one, two = found.ours, found.theirs
     assert one is not None
     read = f"{name_of(one, a)} at {place_of(one)}"
-    if not one.op.startswith(LOADS) and (told := _handed_in(a, b)):
+    if not one.op.startswith(TAKES) and (told := _handed_in(a, b)):
         return Cause(f"{told[0]}, first seen in {read}", told[1])
     rows = [_samples(tape, one) for tape in (a, b)]
     if moved := _moved(rows[0], rows[1], a, one):
@@ -301,9 +305,7 @@ def _handed_in(a: Tape, b: Tape) -> tuple[str, list[str]] | None:
         return "the same rows, put together otherwise: samples with other labels or weights", difference(one, other)
     if any(torch.equal(x, y) for x, y in beside):
         off = len(one) - (Counter(_rows([one])) & Counter(_rows([other]))).total()
-        return f"other data: {off} of {len(one)} rows of one tensor, beside others that are equal", difference(
-            one, other
-        )
+        return f"other data: {off} of {len(one)} rows of one tensor, beside equal ones", difference(one, other)
     shared = (Counter(ours) & Counter(theirs)).total()
     what = f"another minibatch, with {shared} of {len(one)} samples in common" if shared else "other data"
     return what, difference(one, other)

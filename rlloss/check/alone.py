@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlloss.check.comparison import CLIP_COEF, AnyLoss, check_settings
 from rlloss.check.derivatives import Derivatives, derivatives_of, reason
-from rlloss.check.measure import Array, measure
+from rlloss.check.measure import Array, measure, refuse_outer
 from rlloss.check.padding import UNDER_MASK, under_mask
 from rlloss.check.probes import Probe, random_batch
 from rlloss.check.text import LABEL, WIDTH
@@ -80,6 +80,7 @@ def examine(
     with warnings.catch_warnings():  # of the user's function: they are about batches that nobody trains on
         warnings.simplefilter("ignore")
         formulation = resolve(loss)
+        refuse_outer(formulation, clip_coef)
         taken, left_out = _taken(formulation, fine, clip_coef)
         probes = [p for dtype in taken for p in batches(dtype, seed, sequence=formulation.sequence)]
         finite = _finite(formulation, probes, clip_coef, left_out)

@@ -12,13 +12,24 @@ from torch import Tensor
 
 from rlloss.check import counterexample, regions, sizes
 from rlloss.check.derivatives import is_true_loss
-from rlloss.check.measure import USUAL, Contrast, Margin, Measurement, array, contrast, describe, measure, shrinking
+from rlloss.check.measure import (
+    USUAL,
+    Contrast,
+    Margin,
+    Measurement,
+    array,
+    contrast,
+    describe,
+    measure,
+    refuse_outer,
+    shrinking,
+)
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import Probe, random_batch, random_sequences, sample_probes, sequence_probes
 from rlloss.check.result import Comparison, Part, Proof, Values
 from rlloss.errors import LossError
-from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name, resolve
+from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name, per_token, resolve
 from rlloss.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -47,7 +58,8 @@ def survey(
 
     Raises: LossError; also for NaN on ordinary samples, and for random results.
     """
-    probes = [p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, numbers, sequence=loss.sequence)]
+    refuse_outer(loss, clip_coef)
+    probes = [p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, numbers, loss)]
     measurements = [measure(loss, probe, clip_coef) for probe in probes]
     for probe, measured in zip(probes, measurements, strict=True):
         # One sample or answer alone has no deviation: losses that normalise advantages themselves are NaN there.
@@ -60,9 +72,12 @@ def survey(
 
 
 def probes_of(
-    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = (), *, sequence: bool
+    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float], loss: Formulation
 ) -> Iterator[Probe]:
-    return (sequence_probes if sequence else sample_probes)(dtype, clip_coef, seed, numbers)
+    """Those that a loss can take."""
+    if loss.sequence:
+        return sequence_probes(dtype, clip_coef, seed, numbers, tokens=loss.per_token)
+    return sample_probes(dtype, clip_coef, seed, numbers)
 
 
 def usable(
@@ -76,7 +91,7 @@ def usable(
     for dtype in dtypes:
         try:
             for loss in losses:
-                measure(loss, next(probes_of(dtype, clip_coef, seed, sequence=loss.sequence)), clip_coef)
+                measure(loss, next(probes_of(dtype, clip_coef, seed, (), loss)), clip_coef)
             taken.append(dtype)
         except LossError as error:
             refused.append((dtype, error))
@@ -146,7 +161,7 @@ def compare(
         decides the regions; the seed of the random batches; ``prove``, whether to prove at all.
     Raises: LossError (a ValueError) for a loss that cannot be used, in one line that names it.
     """
-    left, right = resolve(f), resolve(g)
+    left, right = per_token(resolve(f), resolve(g))
     check_kinds(left, right)
     prover = _prover(clip_coef) if prove else None
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
@@ -178,7 +193,20 @@ def compare(
         padding=compare_padding(left, right, clip_coef),
         left_out=left_out,
         rounding=rounding_in_words(known.margin),
+        called=tuple(called(loss, clip_coef) for loss in (left, right) if called(loss, clip_coef)),
+        per_token=_only_per_token(tried_at),
     )
+
+
+def called(loss: Formulation, clip_coef: float) -> str:
+    """In words: the half-width that a loss has by default, and was not called with; "" if it was."""
+    other = [f"{name}={clip_coef:g}, whose default is {its:g}" for name, its in loss.widths() if its != clip_coef]
+    return f"{loss.name} with {' and '.join(other)}: --clip-coef is handed to both losses" if other else ""
+
+
+def _only_per_token(contrasts: Sequence[Contrast]) -> bool:
+    differing = [c for c in contrasts if c.real.any()]
+    return bool(differing) and all(c.probe.advantages.shape == c.probe.logp.shape for c in differing)
 
 
 def _prover(clip_coef: float | None) -> "Prover":

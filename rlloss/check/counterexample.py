@@ -173,7 +173,8 @@ def smaller(probe: Probe, i: int) -> Iterator[Probe]:
         (slice(max(row - 1, 0), row + 1), slice(0, longest)),
     ):
         logp, old_logp, mask = (x[rows, columns] for x in (probe.logp, probe.old_logp, probe.mask))
-        yield Probe("example", bool(((logp == old_logp) | ~mask).all()), logp, old_logp, probe.advantages[rows], mask)
+        A = probe.advantages[rows] if probe.advantages.dim() == 1 else probe.advantages[rows, columns]
+        yield Probe("example", bool(((logp == old_logp) | ~mask).all()), logp, old_logp, A, mask)
 
 
 def worst(c: Contrast) -> int:

@@ -6,6 +6,7 @@ absolute values (``Measurement.terms``), not what was left of them. Where terms 
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlloss.check.probes import Probe, ulps_from
 from rlloss.errors import LossError
@@ -42,6 +44,42 @@ class Margin(NamedTuple):
 
 
 USUAL = Margin()
+OUTER_AT = 48  # samples
+
+
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within: of how many numbers the largest tensor is that is made."""
+
+    numbers = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the first operation within would load torch's compiler, which takes a second
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else [result]
+        self.numbers = max([self.numbers, *(x.numel() for x in made if isinstance(x, Tensor))])
+        return result
+
+
+def refuse_outer(loss: Formulation, clip_coef: float) -> None:
+    """Raises: LossError for a per-sample loss that makes N × N numbers of N samples: far too many for large batches.
+
+    That is what [N] and [N, 1] come to together.
+    """
+    sizes = () if loss.sequence else (OUTER_AT, 2 * OUTER_AT)
+    found = []
+    for n in sizes:
+        logp = torch.linspace(-2, -0.1, n, requires_grad=True)
+        with suppress(LossError), _Largest() as made:  # type: ignore[no-untyped-call]
+            loss(logp, logp.detach() - 0.1, torch.linspace(-1, 1, n), clip_coef=clip_coef)
+        found.append(made.numbers)
+    if sizes and all(numbers >= n * n for numbers, n in zip(found, sizes, strict=True)) and found[1] > 3 * found[0]:
+        raise LossError(
+            f"{loss.name} makes N × N numbers of a batch of N, too many for the batches that are tried: [N] and [N, 1] "
+            "do so together, every sample with every other; squeeze one of them"
+        )
 
 
 @dataclass(frozen=True)

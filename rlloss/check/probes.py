@@ -28,7 +28,9 @@ LONG = 3_000  # tokens of an answer that is tried in any case
 
 @dataclass(frozen=True)
 class Probe:
-    """A batch on which two losses are compared. Tensors are [N]; for sequences [batch, tokens], advantages [batch]."""
+    """A batch on which two losses are compared. Tensors are [N]; for sequences [batch, tokens], advantages [batch] or,
+    for losses that take one of each token, as the others.
+    """
 
     name: str
     on_policy: bool  # logp equals old_logp: the first minibatch
@@ -50,7 +52,8 @@ class Probe:
     @property
     def sample_advantages(self) -> Tensor:
         """The advantages in the shape of logp."""
-        return self.advantages if self.mask is None else self.advantages.unsqueeze(1).expand_as(self.logp)
+        alike = self.advantages.shape == self.logp.shape
+        return self.advantages if alike else self.advantages.unsqueeze(1).expand_as(self.logp)
 
     def loss(self, formulation: Formulation, logp: Tensor, clip_coef: float) -> Tensor:
         """A loss of this batch, with ``logp`` in the place of the batch's own. Raises: LossError."""
@@ -318,13 +321,27 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequ
     yield extremes(dtype)
 
 
-def sequence_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = ()) -> Iterator[Probe]:
-    """All probes of sequence losses, an ordinary batch first."""
+def per_token(probe: Probe, generator: torch.Generator) -> Probe:
+    """A batch of sequences with an advantage of each token."""
+    A = torch.randn(probe.logp.shape, generator=generator, dtype=torch.float64).to(probe.dtype)
+    return replace(probe, name=f"{probe.name}, an advantage a token", advantages=A)
+
+
+def sequence_probes(
+    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = (), *, tokens: bool = False
+) -> Iterator[Probe]:
+    """All probes of sequence losses, an ordinary batch first; ``tokens``: also with an advantage of each token."""
     generator = torch.Generator().manual_seed(seed)
     for spread in (0.3, 0.0, 1.0):
         for shape in SHAPES:
             for ragged in (False, True):
                 yield random_sequences(shape, dtype, generator, spread, ragged=ragged)
-    for tokens in (1, 2):
-        yield sequence_grid(dtype, clip_coef, tokens, numbers)
+    for length in (1, 2):
+        yield sequence_grid(dtype, clip_coef, length, numbers)
     yield from hostile_sequences(dtype, clip_coef, generator, numbers)
+    if tokens:
+        for spread in (0.3, 0.0, 1.0):
+            for ragged in (False, True):
+                batch = random_sequences(SHAPES[3], dtype, generator, spread, ragged=ragged)
+                yield per_token(batch, generator)
+                yield per_token(with_mask(batch, "holes", _holes), generator)

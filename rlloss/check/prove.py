@@ -43,7 +43,7 @@ class Prover:
     seconds: float = SECONDS
     on: Exact = field(default_factory=Exact)
     rounded: Rounded = field(default_factory=Rounded)
-    subjects: dict[tuple[str, int], Subject] = field(default_factory=dict)
+    subjects: dict[tuple[str, int, bool], Subject] = field(default_factory=dict)
     _answers: dict[str, bool] = field(default_factory=dict)
 
     @property
@@ -51,7 +51,8 @@ class Prover:
         return TRACED_AT if self.clip_coef is None else self.clip_coef
 
     def subject(self, loss: Formulation) -> Subject:
-        key = loss.name, id(loss.function)  # two functions may have one name; the subject keeps the function
+        # Two functions may have one name; the subject keeps the function.
+        key = loss.name, id(loss.function), loss.per_token
         if key not in self.subjects:
             self.subjects[key] = Subject(loss, self.on, self.rounded, self.traced_at)
         return self.subjects[key]

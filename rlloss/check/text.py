@@ -112,6 +112,8 @@ def details(c: Comparison) -> dict[str, list[str]]:
     """The whole report's labelled lines; a label without entries is left out."""
     return {
         "proof": proof_lines(c.proof) if c.proof else [],
+        "called": list(c.called),
+        "advantages": [PER_TOKEN] if c.per_token else [],
         "differ at": list(c.regions),
         "size": _size(c),
         "network": _network(c),
@@ -218,6 +220,9 @@ def _example(c: Comparison, e: Example) -> list[str]:
     return [where, f"{e.why}: {gradients}"]
 
 
+PER_TOKEN = (
+    "they differ where the tokens of an answer have advantages of their own; of one advantage an answer they are one"
+)
 SINGLE = 2**-22  # relative: a few roundings of float32
 MOST_SHOWN = 6  # numbers of an answer, answers of a batch
 

@@ -128,10 +128,12 @@ def _batch(
     draw = random.Random(1)
     inputs = [Input(f"logp{at}", f"logp{at}", draw.uniform(-1.5, -0.5), -5.0, 0.0, grad=True) for at in names]
     inputs += [Input(f"old_logp{at}", f"old{at}", draw.uniform(-1.5, -0.5), -5.0, 0.0) for at in names]
+    of_advantages = shape if loss.per_token else shape[:1]
     inputs += [
-        Input(f"advantages[{i}]", f"A[{i}]", draw.uniform(0.5, 2) * (-1) ** i, -3.0, 3.0) for i in range(shape[0])
+        Input(f"advantages[{at}]", f"A[{at}]", draw.uniform(0.5, 2) * (-1) ** i, -3.0, 3.0)
+        for i, at in enumerate(",".join(map(str, p)) for p in itertools.product(*map(range, of_advantages)))
     ]
-    groups: list[tuple[int, ...]] = [shape, shape, shape[:1]]
+    groups: list[tuple[int, ...]] = [shape, shape, of_advantages]
     if mask is not None:
         flat = [float(mask[i][j]) for i, j in places]
         inputs += [Input(f"mask{at}", f"mask{at}", x, x, x) for at, x in zip(names, flat, strict=True)]

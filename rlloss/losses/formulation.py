@@ -19,7 +19,7 @@ from rlloss import lazy
 from rlloss.errors import ConfigError, LossError, lookup
 from rlloss.losses.samples import LOSSES, Loss
 from rlloss.losses.sequences import SEQUENCE_LOSSES
-from rlloss.losses.signature import BY_POSITION, Binding, bind, refuse_parts
+from rlloss.losses.signature import BY_POSITION, Binding, bind, refuse_parts, signature_of
 
 # What a sequence loss may take in place of the contract's mask and advantages, in the order in which it is tried.
 MASK_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -32,6 +32,7 @@ ADVANTAGE_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "[batch, 1]": lambda advantages, logp: advantages.unsqueeze(1).clone(),
     "[batch, tokens]": lambda advantages, logp: advantages.unsqueeze(1).expand_as(logp).clone(),
 }
+"""Of one advantage an answer. One a token is handed over as it is, to a loss that is ``per_token``."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Formulation:
     """A loss with the name by which its messages call it. ``sequence``: it takes a mask, on [batch, tokens].
 
     ``binding``: which of its parameters takes what. ``mask_form`` and ``advantage_form``: what a sequence loss is given
-    (``MASK_FORMS``, ``ADVANTAGE_FORMS``).
+    (``MASK_FORMS``, ``ADVANTAGE_FORMS``). ``per_token``: it is asked with an advantage of each token, too.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Formulation:
     binding: Binding = BY_POSITION
     mask_form: str = "bool"
     advantage_form: str = "[batch]"
+    per_token: bool = False
 
     def __call__(
         self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor | None = None, *, clip_coef: float
@@ -62,11 +64,19 @@ class Formulation:
         if self.sequence:
             assert mask is not None, f"{self.name} is a sequence loss"
             inputs["mask"] = MASK_FORMS[self.mask_form](mask, logp)
-            inputs["advantages"] = ADVANTAGE_FORMS[self.advantage_form](advantages, logp)
+            form = ADVANTAGE_FORMS[self.advantage_form] if advantages.dim() == 1 else lambda A, logp: A.clone()
+            inputs["advantages"] = form(advantages, logp)
         result = self._call(inputs, clip_coef)
         self._check(result, inputs, clip_coef)
         loss: Tensor = result
         return loss
+
+    def widths(self) -> list[tuple[str, float]]:
+        """The parameters that ``clip_coef`` is handed to and that have a number by default, with that number."""
+        signature = signature_of(self.function)
+        mine = [] if signature is None else [(p, signature.parameters[p].default) for p, role in self.binding.roles
+                                             if role == "clip_coef"]  # fmt: skip
+        return [(name, its) for name, its in mine if isinstance(its, int | float)]
 
     def unchecked(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
         """The per-sample function's own result, for torch's compiler, which cannot check every result."""
@@ -175,12 +185,27 @@ def _fitted(formulation: Formulation) -> Formulation:
     raise first
 
 
-def _try(formulation: Formulation, dtype: torch.dtype) -> None:
-    """One call: three sequences of five tokens, so that no [batch] passes for [tokens], with a hole in the mask."""
+def per_token(*losses: Formulation) -> list[Formulation]:
+    """The losses, asked with an advantage of each token, too, if all take that: GAE's, where rewards are dense."""
+    try:
+        for loss in losses:
+            if not loss.sequence or loss.advantage_form == "[batch]":
+                return list(losses)
+            _try(loss, torch.float32, tokens=True)
+    except LossError:
+        return list(losses)
+    return [replace(loss, per_token=True) for loss in losses]
+
+
+def _try(formulation: Formulation, dtype: torch.dtype, *, tokens: bool = False) -> None:
+    """One call: three sequences of five tokens, so that no [batch] passes for [tokens], with a hole in the mask.
+
+    ``tokens``: with an advantage of each token.
+    """
     logp = torch.linspace(-2, -0.1, 15, dtype=dtype).view(3, 5)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
-    advantages = torch.tensor([1, -0.5, 0.25], dtype=dtype)
-    formulation(logp.clone().requires_grad_(), logp - 0.1, advantages, mask, clip_coef=0.2)
+    advantages = torch.linspace(-1, 1, 15).view(3, 5) if tokens else torch.tensor([1, -0.5, 0.25])
+    formulation(logp.clone().requires_grad_(), logp - 0.1, advantages.to(dtype), mask, clip_coef=0.2)
 
 
 def trainable(name: str) -> Loss:

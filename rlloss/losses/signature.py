@@ -203,7 +203,7 @@ def _by_name(parameters: Sequence[inspect.Parameter]) -> dict[str, str]:
             _needed(said.get("advantages") or said.get("returns", [])), key=lambda p: not is_bare(p.name)
         )[:1],
         "mask": _needed(said.get("mask", [])),
-        "clip_coef": said.get("clip_coef", []),
+        "clip_coef": _of_one_width(said.get("clip_coef", [])),
     }
     return {p.name: role for role, those in chosen.items() for p in those}
 
@@ -220,6 +220,12 @@ def _is_half_width(p: inspect.Parameter) -> bool:
     if isinstance(p.default, bool) or not isinstance(p.default, int | float):
         return _is_open(p.default)
     return ("clip" in words(p.name) or not 0 < p.default < TINY) and p.default <= WIDE
+
+
+def _of_one_width(candidates: Sequence[inspect.Parameter]) -> list[inspect.Parameter]:
+    """All half-widths of a clip; but those that are several by default, as DAPO's 0.2 and 0.28, are the loss's own."""
+    several = {p.default for p in candidates if p.name != "clip_coef" and isinstance(p.default, int | float)}
+    return [p for p in candidates if len(several) < 2 or p.default not in several]
 
 
 def _needed(candidates: Sequence[inspect.Parameter]) -> list[inspect.Parameter]:

@@ -88,9 +88,11 @@ class Joint:
 
 @dataclass
 class Tape:
-    """What was heard. ``names``: parameters by identity. ``values``: numbers by digest, as far as they are kept."""
+    """What was heard. ``names``: by identity, of tensors that are held, lest others get theirs. ``values``: numbers by
+    digest, as far as they are kept.
+    """
 
-    names: dict[int, str] = field(default_factory=dict, repr=False)
+    names: dict[int, tuple[Tensor, str]] = field(default_factory=dict, repr=False)
     entries: list[Entry] = field(default_factory=list)
     joints: list[Joint] = field(default_factory=list)
     values: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -233,7 +235,7 @@ class Tape:
         made, where = self._made.get(node._sequence_nr(), ("", ""))
         name, sequence = "", node._sequence_nr()
         if variable is not None:
-            made, name, sequence = self._number(variable).digest, self.names.get(id(variable), ""), -1
+            made, name, sequence = self._number(variable).digest, self._name(variable), -1
         self.joints.append(Joint(_short(node), name, made, self._number(gradient), where, sequence, which, users))
 
     def _where(self, node: Any) -> str:
@@ -242,12 +244,15 @@ class Tape:
     def _input(self, tensor: Tensor) -> Number:
         if id(tensor) in self._blank:
             return NOTHING
-        found, name = self._number(tensor), self.names.get(id(tensor), "")
+        found, name = self._number(tensor), self._name(tensor)
         if found.digest not in self._known:
             self.given.setdefault(found.digest, name)
         if name and name not in self.read and torch._C._current_autograd_node() is None:
             self.read.append(name)
         return found
+
+    def _name(self, tensor: Tensor) -> str:
+        return self.names[id(tensor)][1] if id(tensor) in self.names else ""
 
     def _number(self, tensor: Tensor) -> Number:
         kind = (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -342,19 +347,21 @@ def _modes() -> int:
     return torch._C._len_torch_dispatch_stack() + before
 
 
-def names_of(named: Iterable[tuple[str, Tensor]], optimizers: Iterable[torch.optim.Optimizer]) -> dict[int, str]:
+def names_of(
+    named: Iterable[tuple[str, Tensor]], optimizers: Iterable[torch.optim.Optimizer]
+) -> dict[int, tuple[Tensor, str]]:
     """By identity: parameters, the gradients that they have already, and what the optimisers keep of each."""
     parameters = dict(named)
-    names = {id(tensor): name for name, tensor in parameters.items()}
-    known = dict(names)
+    names = {id(tensor): (tensor, name) for name, tensor in parameters.items()}
+    known = {id(tensor): name for name, tensor in parameters.items()}
     for name, tensor in parameters.items():
         if tensor.grad is not None:
-            names[id(tensor.grad)] = f"the gradient of {name}, left from a step before,"
+            names[id(tensor.grad)] = tensor.grad, f"the gradient of {name}, left from a step before,"
     for optimizer in optimizers:
         for tensor, state in optimizer.state.items():
             for key, value in state.items():
                 if isinstance(value, Tensor):
-                    names[id(value)] = f"{key} of {known.get(id(tensor), 'a parameter')} in the optimiser"
+                    names[id(value)] = value, f"{key} of {known.get(id(tensor), 'a parameter')} in the optimiser"
     return names
 
 

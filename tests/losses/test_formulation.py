@@ -279,7 +279,7 @@ SIGNATURES = {
                "clip_ratio_dual=3.0",
                "log_probs old_log_probs advantages clip_ratio_low clip_ratio_high response_mask"),
     "TRL, GRPO": ("per_token_logps, old_per_token_logps, advantages, completion_mask, epsilon_low=0.2, "
-                  "epsilon_high=0.28, ref_per_token_logps=None, beta=0.0, delta=None",
+                  "epsilon_high=0.2, ref_per_token_logps=None, beta=0.0, delta=None",
                   "per_token_logps old_per_token_logps advantages epsilon_low epsilon_high completion_mask"),
     "TRL, PPO": ("new_logprobs, mb_logprobs, mb_advantage, cliprange=0.2, *, padding_mask=None",
                  "new_logprobs mb_logprobs mb_advantage cliprange cliprange"),
@@ -336,7 +336,7 @@ SIGNATURES = {
                    "newLogProbs oldLogProbs Advantages clipEps clipEps"),
     "glued": ("oldlogps, actionlogprobs, advs, epsclip", "actionlogprobs oldlogps advs epsclip epsclip"),
     "numbered": ("logp0, logp_a, A_t, ε=0.1", "logp_a logp0 A_t ε ε"),
-    "lp": ("old_lp, lp, returns, clip_low=0.2, clip_high=0.28", "lp old_lp returns clip_low clip_high"),
+    "lp": ("old_lp, lp, returns, clip_low=0.2, clip_high=0.2", "lp old_lp returns clip_low clip_high"),
     "mu": ("log_mu, log_pi, advantages", "log_pi log_mu advantages 0.2 0.2"),
     "bounds": ("logp, old, adv, clip_low=0.8, clip_high=1.2", "logp old adv 0.2 0.2"),
     "GSPO": ("log_probs, old_log_probs, advantages, response_mask, epsilon=3e-4, eps=1e-6",
@@ -410,6 +410,25 @@ def test_parameters_are_known_by_the_names_that_libraries_give_them(library, see
         given = (leaf, old_logp, advantages, *([where] if mask else []))
         gradients.append(torch.autograd.grad(loss(*given, clip_coef=clip_coef).mean(), leaf)[0])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=0)
+
+
+def test_half_widths_of_two_sizes_are_the_losss_own():
+    """DAPO's 0.2 and 0.28: with one number in the place of both it would be another loss."""
+    both = "logp, old_logp, advantages, clip_low=0.2, clip_high=0.28"
+    own = loss_of(both, "logp old_logp advantages clip_low clip_high")
+    assert [role for _, role in resolve(own).binding.roles] == ["logp", "old_logp", "advantages"]
+    assert compare(own, "clip_higher", dtypes=F32).verdict == Verdict.IDENTICAL
+    result = compare(own, "ppo_clip", dtypes=F32)
+    assert result.verdict == Verdict.DIFFERENT
+    assert result.called == ()
+
+
+def test_a_half_width_in_the_place_of_a_default_is_said():
+    narrow = loss_of("logp, old_logp, advantages, clip_range=0.1", "logp old_logp advantages clip_range clip_range")
+    said = "loss with clip_range=0.2, whose default is 0.1: --clip-coef is handed to both losses"
+    assert compare(narrow, "ppo_clip", dtypes=F32).called == (said,)
+    assert compare(narrow, "ppo_clip", dtypes=F32, clip_coef=0.1).called == ()
+    assert compare("reinforce", "ppo_clip", dtypes=F32).called == ()
 
 
 def test_a_wrapper_without_names_is_taken_for_the_contract():
