@@ -9,7 +9,7 @@ from rlloss.errors import RunFailed
 from rlloss.runs.reader import CHECKPOINTS, RunFolder
 from rlloss.train.confirm import load_checkpoint, quiet
 from rlloss.train.loop import iterate, watched
-from rlloss.train.state import State, prepared
+from rlloss.train.state import prepared
 from rlloss.train.steppers import make_stepper
 from rlloss.train.switches import deterministic
 from rlloss.watch.tape import Tape, names_of
@@ -42,6 +42,10 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
     before = int((run.metrics.optimizer_steps < step).sum())  # whole iterations
     tape = Tape()
     with deterministic(config), prepared(config) as state, watched(state):
+        # The iteration that is listened to is made by autograd alone: the same bits, and a gradient of every tensor.
+        by_autograd = make_stepper(
+            replace(config, update="autograd"), state.policy, state.optimizer, state.precision, state.scaler
+        )
         tape.names = names_of(state.policy.named.items(), [state.optimizer])
         for kept in sorted((run.path / CHECKPOINTS).glob("*.safetensors"), reverse=True):
             if kept.stem.isdecimal() and int(kept.stem) < step:
@@ -66,7 +70,7 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
         try:
             while state.iteration < config.num_iterations and not state.stopped:
                 if state.iteration == before:
-                    listenable(state)
+                    state.stepper = by_autograd
                 state.stopped = iterate(state, after_step).stopped
                 progress(state.optimizer_steps)
         except Reached:
@@ -79,9 +83,3 @@ def listen(run: RunFolder, step: int, progress: Callable[[int], None] = lambda s
         finally:
             tape.__exit__()
     raise Other(f"{run.path.name}, executed again, ends before optimiser step {step:,}")
-
-
-def listenable(state: State) -> None:
-    """From here on by autograd alone, which has the same bits, and a gradient of every tensor to listen to."""
-    config = replace(state.config, update="autograd")
-    state.stepper = make_stepper(config, state.policy, state.optimizer, state.precision, state.scaler)

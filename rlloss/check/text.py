@@ -139,7 +139,7 @@ def proof_lines(p: Proof) -> list[str]:
         return [f"open in exact arithmetic: {p.why}"]
     but = f", but exactly at {' or '.join(p.edges)}, a set of no volume" if p.edges else ""
     left_out = [f"not asked of: {'; '.join(p.left_out[:3])}"] if p.left_out else []
-    exact = f"in exact arithmetic one gradient for {p.scope}{but}"
+    exact = f"in exact arithmetic one gradient for {p.scope}, log π at most 0{but}"
     if p.bitwise == "proved":
         return [
             exact,

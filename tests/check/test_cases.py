@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rlloss.check import compare
+from rlloss.check.alone import examine
 from rlloss.check.text import full_text, text
 from rlloss.cli.main import main
 from rlloss.errors import LossError
@@ -194,3 +195,34 @@ def test_nothing_of_numpy_or_torch_is_warned_of(recwarn):
     found("grpo", users.normalised_inside)
     found(users.less_the_mean, users.leave_one_out)
     assert [str(w.message) for w in recwarn] == []
+
+
+def test_a_fill_far_below_every_number_is_no_bound():
+    """exp(1e9) overflowed where the numbers of a loss were read."""
+    result, _ = found(users.plain, users.filled)
+    assert result.verdict == Verdict.IDENTICAL
+
+
+def test_an_advantage_of_each_token_is_tried_where_both_losses_take_one():
+    result, said = found(users.of_tokens, users.of_last_tokens)
+    assert result.verdict == Verdict.DIFFERENT
+    assert result.proof.exact == "refuted"
+    assert result.per_token
+    assert "of one advantage an answer they are one" in said
+    same, _ = found(users.of_tokens, users.of_tokens_differently)
+    assert same.verdict != Verdict.DIFFERENT
+    assert same.proof.exact in ("proved", "edges")
+    assert not same.per_token
+
+
+def test_one_advantage_an_answer_is_all_that_others_are_given():
+    """``plain`` takes [batch] alone: of tokens with advantages of their own nothing can be asked of it."""
+    result, _ = found(users.plain, users.of_tokens)
+    assert result.verdict != Verdict.DIFFERENT
+    assert not result.per_token
+
+
+def test_a_loss_that_makes_every_pair_of_samples_is_refused_before_it_fills_the_memory():
+    for call in (lambda: compare("ppo_clip", users.outer), lambda: examine(users.outer)):
+        with pytest.raises(LossError, match=r"makes N × N numbers of a batch of N.*\[N\] and \[N, 1\].*squeeze"):
+            call()

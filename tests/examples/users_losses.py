@@ -140,3 +140,34 @@ class Trainer:
     @staticmethod
     def static(logp, old_logp, advantages, *, clip_coef):
         return _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
+
+
+def filled(logp, old_logp, advantages, mask, *, clip_coef):
+    """What does not count is filled as a mask of logits is."""
+    ratio = torch.exp(logp.masked_fill(~mask, -1e9) - old_logp.masked_fill(~mask, -1e9))
+    return _over_all(_surrogate(ratio, advantages[:, None], 1 - clip_coef, 1 + clip_coef), mask)
+
+
+def of_tokens(logp, old_logp, advantages, mask, *, clip_coef):
+    """With an advantage of each token, as GAE's."""
+    assert advantages.shape == logp.shape
+    ratio = torch.exp(logp - old_logp)
+    return _over_all(_surrogate(ratio, advantages, 1 - clip_coef, 1 + clip_coef), mask)
+
+
+def of_last_tokens(logp, old_logp, advantages, mask, *, clip_coef):
+    """Every token with the advantage of its answer's last place."""
+    assert advantages.shape == logp.shape
+    return of_tokens(logp, old_logp, advantages[:, -1:].expand_as(logp), mask, clip_coef=clip_coef)
+
+
+def of_tokens_differently(logp, old_logp, advantages, mask, *, clip_coef):
+    """``of_tokens``, written otherwise."""
+    assert advantages.shape == logp.shape
+    ratio, within = torch.exp(logp - old_logp), torch.exp(logp - old_logp).clamp(1 - clip_coef, 1 + clip_coef)
+    return _over_all(torch.max(-advantages * ratio, -advantages * within), mask)
+
+
+def outer(logp, old_logp, advantages, *, clip_coef):
+    """[N] and [N, 1] are [N, N] together."""
+    return -(torch.exp(logp - old_logp)[:, None] * advantages).mean()
