@@ -206,7 +206,7 @@ def called(loss: Formulation, clip_coef: float) -> str:
 
 def _only_per_token(contrasts: Sequence[Contrast]) -> bool:
     differing = [c for c in contrasts if c.real.any()]
-    return bool(differing) and all(c.probe.advantages.shape == c.probe.logp.shape for c in differing)
+    return bool(differing) and all(c.probe.mask is not None and c.probe.advantages.dim() == 2 for c in differing)
 
 
 def _prover(clip_coef: float | None) -> "Prover":

@@ -200,10 +200,8 @@ def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast
         for left, right in ((a.nearby[0], y), (a.nearby[1], y), (x, b.nearby[0]), (x, b.nearby[1])):
             edge = edge | _rounding(left, right, terms, probe, margin)[0]
         beside = [_rounding(*pair, terms, probe, margin)[0] for pair in zip(a.nearby, b.nearby, strict=True)]
-        alone = (
-            beside[0] & beside[1]
-        )  # both jump there, each to a value of its own, as to half of a gradient and to none
-        edge = edge | (alone & array(probe.logp != probe.old_logp).astype(bool))
+        # Where both jump, each to a value of its own, as to half of a gradient and to none.
+        edge = edge | (beside[0] & beside[1] & array(probe.logp != probe.old_logp).astype(bool))
     if probe.on_policy and probe.dtype == torch.float64:
         edge = none  # not a place that is hit by chance: whole minibatches have the ratio 1
     with np.errstate(invalid="ignore"):

@@ -215,6 +215,18 @@ def test_an_advantage_of_each_token_is_tried_where_both_losses_take_one():
     assert not same.per_token
 
 
+def test_each_tie_may_go_to_another_side():
+    """At a product that rounds to the bound's, torch.min halves the gradient and torch.where has none: an edge."""
+    result, said = found("ppo_clip", users.by_where)
+    assert (result.verdict, result.proof.exact) == (Verdict.EQUAL, "proved")
+    assert result.off_policy.edges > 0
+    assert "edges" in said
+    assert not result.per_token
+    other, _ = found(users.by_where, "two_sided_mask")
+    assert other.verdict == Verdict.DIFFERENT
+    assert not other.per_token
+
+
 def test_one_advantage_an_answer_is_all_that_others_are_given():
     """``plain`` takes [batch] alone: of tokens with advantages of their own nothing can be asked of it."""
     result, _ = found(users.plain, users.of_tokens)

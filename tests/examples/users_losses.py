@@ -171,3 +171,9 @@ def of_tokens_differently(logp, old_logp, advantages, mask, *, clip_coef):
 def outer(logp, old_logp, advantages, *, clip_coef):
     """[N] and [N, 1] are [N, N] together."""
     return -(torch.exp(logp - old_logp)[:, None] * advantages).mean()
+
+
+def by_where(logp, old_logp, advantages, *, clip_coef):
+    ratio = torch.exp(logp - old_logp)
+    one, other = ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages
+    return -torch.where(one < other, one, other)
