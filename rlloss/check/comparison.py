@@ -23,6 +23,7 @@ from rlloss.check.measure import (
     measure,
     refuse_outer,
     shrinking,
+    small,
 )
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
@@ -192,7 +193,7 @@ def compare(
         proof=known.proof,
         padding=compare_padding(left, right, clip_coef),
         left_out=left_out,
-        rounding=rounding_in_words(known.margin),
+        rounding=rounding_in_words(known.margin, shrinks=shrinking(known.tried) > 0),
         called=tuple(called(loss, clip_coef) for loss in (left, right) if called(loss, clip_coef)),
         per_token=_only_per_token(tried_at),
     )
@@ -222,29 +223,34 @@ class Known(NamedTuple):
     found: Contrast | None  # the example
     proof: Proof | None
     margin: Margin  # what more than usual is rounding
+    tried: list[Contrast]  # before that was known
 
 
 def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype], prover: "Prover | None") -> Known:
     """Look for an example, prove or refute, and tell rounding from a difference by what that shows."""
     f, g = a.loss, b.loss
-    contrasts = contrast_all(a, b)
+    tried = contrasts = contrast_all(a, b)
     found = counterexample.search(f, g, clip_coef, dtypes, contrasts)
     proof, refutation, shortest = None, None, None
     if prover is not None:
         proof, refutation = prover.prove_what_was_tried(f, g, [*contrasts, *([found] if found else [])])
         shortest = prover.shortest_format(f, g) if proof.holds else None
-    margin = Margin(shortest, 0.0 if refutation is not None else shrinking(contrasts))
+    one = proof is not None and proof.holds
+    roundings = 0.0 if refutation is not None else shrinking(contrasts) or (small(contrasts) if one else 0.0)
+    margin = Margin(shortest, roundings)
     if margin != USUAL:
         contrasts, found = contrast_all(a, b, margin), again(f, g, found, margin)
-    return Known(contrasts, in_finest(f, g, refutation, dtypes) or found, proof, margin)
+    return Known(contrasts, in_finest(f, g, refutation, dtypes) or found, proof, margin, tried)
 
 
-def rounding_in_words(margin: Margin) -> str:
+def rounding_in_words(margin: Margin, *, shrinks: bool) -> str:
     """Why a difference that is larger than usual is rounding after all; "" if nothing is."""
     if margin.shortest is not None:
         return f"one factor is computed in {dtype_name(margin.shortest)}, whatever the inputs' dtype, and rounded so"
     if margin.roundings:
         many = f"some {margin.roundings:.1g} of its units"
+        if not shrinks:
+            return f"one gradient in exact arithmetic: what differs in float64 is rounding, {many}"
         return f"the difference shrinks from float32 to float64 as rounding does: {many}, in every format"
     return ""
 

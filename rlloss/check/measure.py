@@ -26,6 +26,7 @@ ULPS_OF_ROUNDING = 4  # units in the last place: eight operations that round to 
 LOGP_ROUNDINGS = 16  # times (1 + |logp| + |old_logp|) * eps: exp turns a log-probability's rounding into the ratio's,
 # and a loss that forms the ratio by other operations (of both logs, of sums over a sequence) makes a few of them
 SHRINKS = 2**20  # times, at least, from float32 to float64, which have 29 digits between them: then it is rounding
+SMALL = 2**-40  # of the terms in float64, 4,096 of its units: what is proved to be one gradient differs so by rounding
 COARSE = 1 / 16  # of the terms, where 16 such roundings would be more: bfloat16 and float16 have too few digits for 16
 COARSEST = 1 / 2  # of the terms, where even one would: half of a gradient is never called rounding
 
@@ -241,6 +242,12 @@ def shrinking(contrasts: Sequence[Contrast]) -> float:
     if not 0 < SHRINKS * sizes[torch.float64] <= sizes[torch.float32]:
         return 0.0
     return 2 * max(size / torch.finfo(dtype).eps for dtype, size in sizes.items())
+
+
+def small(contrasts: Sequence[Contrast]) -> float:
+    """How many roundings of float64 explain what differs in it, as in a sum of thousands; 0 if it is more than that."""
+    sizes = [float(c.size.max()) for c in contrasts if c.probe.dtype == torch.float64]
+    return 2 * max(sizes) / torch.finfo(torch.float64).eps if 0 < max(sizes, default=0.0) <= SMALL else 0.0
 
 
 def spacing(x: Array, dtype: torch.dtype) -> Array:

@@ -42,12 +42,13 @@ def _known(c: Comparison) -> str:
         at = f" at clip_coef {short(c.example.clip_coef)}" if c.example and c.example.clip_coef != c.clip_coef else ""
         return f"{c.verdict}{at}: {in_short(c.example)}" if c.example else f"{c.verdict} ({MEANING[c.verdict]})"
     exact = c.proof.exact in ("proved", "edges")
+    scope = c.proof.scope + (", where both are finite" if c.proof.left_out else "")
     if c.verdict == Verdict.IDENTICAL and c.proof.bitwise == "proved":
-        return f"{c.verdict}, proved for {c.proof.scope.replace('every input', 'every input, dtype', 1)}"
+        return f"{c.verdict}, proved for {scope.replace('every input', 'every input, dtype', 1)}"
     if exact and c.verdict == Verdict.EQUAL:
-        return f"{c.verdict}, proved in exact arithmetic for {c.proof.scope}"
+        return f"{c.verdict}, proved in exact arithmetic for {scope}"
     if exact:
-        return f"{c.verdict} on all that was tried; proved in exact arithmetic for {c.proof.scope}"
+        return f"{c.verdict} on all that was tried; proved in exact arithmetic for {scope}"
     return f"{c.verdict} on all that was tried (not proved: {c.proof.why})"
 
 

@@ -227,6 +227,25 @@ def test_each_tie_may_go_to_another_side():
     assert not other.per_token
 
 
+def test_what_is_proved_one_differs_in_large_sums_by_rounding():
+    """The deviation of 32,768 advantages, added up in another order."""
+    result, said = found(users.by_torch, users.by_hand)
+    assert (result.verdict, result.proof.exact) == (Verdict.EQUAL, "proved")
+    assert "one gradient in exact arithmetic: what differs in float64 is rounding" in said
+    slightly, _ = found(users.by_torch, lambda logp, old_logp, advantages, *, clip_coef: (1 + 1e-11) * users.by_hand(
+        logp, old_logp, advantages, clip_coef=clip_coef))  # fmt: skip
+    assert slightly.verdict == Verdict.DIFFERENT
+
+
+def test_an_answer_of_nothing_is_not_blamed_on_its_padding():
+    result, _ = found("seq_mean_token_sum", "seq_mean_token_sum")
+    assert result.padding == ()
+    result, said = found("grpo", users.per_answer)
+    assert result.padding == ()
+    assert "not finite" in said
+    assert "tokens, where both are finite" in said
+
+
 def test_one_advantage_an_answer_is_all_that_others_are_given():
     """``plain`` takes [batch] alone: of tokens with advantages of their own nothing can be asked of it."""
     result, _ = found(users.plain, users.of_tokens)

@@ -177,3 +177,22 @@ def by_where(logp, old_logp, advantages, *, clip_coef):
     ratio = torch.exp(logp - old_logp)
     one, other = ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages
     return -torch.where(one < other, one, other)
+
+
+def by_hand(logp, old_logp, advantages, *, clip_coef):
+    """Normalised advantages, without torch's deviation."""
+    centred = advantages - advantages.mean()
+    deviation = torch.sqrt((centred * centred).sum() / (len(advantages) - 1))
+    ratio, A = torch.exp(logp - old_logp), centred / (deviation + 1e-8)
+    return -torch.min(ratio * A, ratio.clamp(1 - clip_coef, 1 + clip_coef) * A)
+
+
+def by_torch(logp, old_logp, advantages, *, clip_coef):
+    ratio, A = torch.exp(logp - old_logp), (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return -torch.min(ratio * A, ratio.clamp(1 - clip_coef, 1 + clip_coef) * A)
+
+
+def per_answer(logp, old_logp, advantages, mask, *, clip_coef):
+    """Of an empty answer 0 / 0."""
+    token = _surrogate(_logratio(logp, old_logp, mask).exp(), advantages[:, None], 1 - clip_coef, 1 + clip_coef)
+    return ((token * mask).sum(1) / mask.sum(1)).mean()
