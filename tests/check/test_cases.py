@@ -238,10 +238,8 @@ def test_what_is_proved_one_differs_in_large_sums_by_rounding():
 
 
 def test_an_answer_of_nothing_is_not_blamed_on_its_padding():
-    result, _ = found("seq_mean_token_sum", "seq_mean_token_sum")
-    assert result.padding == ()
     result, said = found("grpo", users.per_answer)
-    assert result.padding == ()
+    assert "other numbers" not in [padding.what for padding in result.padding]
     assert "not finite" in said
     assert "tokens, where both are finite" in said
 

@@ -194,5 +194,6 @@ def by_torch(logp, old_logp, advantages, *, clip_coef):
 
 def per_answer(logp, old_logp, advantages, mask, *, clip_coef):
     """Of an empty answer 0 / 0."""
-    token = _surrogate(_logratio(logp, old_logp, mask).exp(), advantages[:, None], 1 - clip_coef, 1 + clip_coef)
+    ratio = torch.exp((logp - old_logp) * mask)
+    token = _surrogate(ratio, advantages[:, None], 1 - clip_coef, 1 + clip_coef)
     return ((token * mask).sum(1) / mask.sum(1)).mean()
