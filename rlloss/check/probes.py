@@ -23,6 +23,7 @@ LOG_PROBABILITIES = (-0.01, -0.1, -0.5, -1.0, -1.5, *(-float(i) - 0.05 for i in 
 PROBABILITIES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)
 MOST_RARE = 60.0  # beyond which a number is no log-probability
 LONGEST = 8_192  # tokens: of the longest answer that a number of the losses is tried with
+MANY = 65_536  # samples: of the largest batch
 LONG = 3_000  # tokens of an answer that is tried in any case
 
 
@@ -273,9 +274,9 @@ def _nothing_first(mask: Tensor) -> None:
     mask[0] = False
 
 
-def counts(numbers: Sequence[float]) -> set[int]:
+def counts(numbers: Sequence[float], most: int = LONGEST) -> set[int]:
     """Numbers that may count samples or tokens, and their neighbours: a loss may change there, as in ``x[:100]``."""
-    whole = [int(abs(x)) for x in numbers if float(x).is_integer() and 3 < abs(x) < LONGEST]
+    whole = [int(abs(x)) for x in numbers if float(x).is_integer() and 3 < abs(x) < most]
     return {n + by for n in whole for by in (-1, 0, 1)}
 
 
@@ -314,10 +315,10 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequ
             if n > 3:  # the advantages of a real batch include 0, 1 and -1 at times
                 batch.advantages[:3] = torch.tensor([0.0, 1.0, -1.0], dtype=dtype)
             yield batch
-    for n in sorted(counts(numbers) - set(SIZES)):
+    for n in sorted(counts(numbers, MANY) - set(SIZES)):
         yield random_batch(n, dtype, generator, 0.3)
     yield random_batch(4096, dtype, generator, 1.0)  # far off-policy
-    yield random_batch(65_536, dtype, generator, 0.3)  # many, against narrow strips
+    yield random_batch(MANY, dtype, generator, 0.3)  # against narrow strips
     yield extremes(dtype)
 
 

@@ -244,6 +244,12 @@ def test_an_answer_of_nothing_is_not_blamed_on_its_padding():
     assert "tokens, where both are finite" in said
 
 
+def test_a_mean_of_means_over_large_chunks():
+    """On all that is a multiple of the chunk it is the mean."""
+    result, _ = found("ppo_clip", users.in_chunks)
+    assert result.verdict == Verdict.DIFFERENT
+
+
 def test_one_advantage_an_answer_is_all_that_others_are_given():
     """``plain`` takes [batch] alone: of tokens with advantages of their own nothing can be asked of it."""
     result, _ = found(users.plain, users.of_tokens)

@@ -197,3 +197,8 @@ def per_answer(logp, old_logp, advantages, mask, *, clip_coef):
     ratio = torch.exp((logp - old_logp) * mask)
     token = _surrogate(ratio, advantages[:, None], 1 - clip_coef, 1 + clip_coef)
     return ((token * mask).sum(1) / mask.sum(1)).mean()
+
+
+def in_chunks(logp, old_logp, advantages, *, clip_coef):
+    losses = _surrogate(torch.exp(logp - old_logp), advantages, 1 - clip_coef, 1 + clip_coef)
+    return torch.stack([chunk.mean() for chunk in losses.split(16_384)]).mean()
