@@ -371,16 +371,19 @@ def not_finite(a: Survey, b: Survey, contrasts: Sequence[Contrast]) -> tuple[str
 def values(a: Survey, b: Survey, clip_coef: float) -> Values:
     """How the values differ, and what each is on a first minibatch."""
     widest, apart, sizes = a.probes[0].dtype, [], [1.0]
+    batches: list[tuple[float, float]] = []  # off-policy, an ordinary one first
     for probe, x, y in zip(a.probes, a.measurements, b.measurements, strict=True):
         if probe.dtype == widest and not probe.grid and not probe.extreme:
             same = x.values.shape == y.values.shape
             apart.append(np.atleast_1d(y.values - x.values if same else y.values.mean() - x.values.mean()))
             sizes += [float(np.abs(x.values).max()), float(np.abs(y.values).max())]
+            batches += [] if probe.on_policy else [(float(x.values.mean()), float(y.values.mean()))]
     difference, rounding = np.concatenate(apart), 64 * torch.finfo(widest).eps * max(sizes)
     constant = float(np.median(difference)) if np.ptp(difference) <= rounding else None
+    shown = next((pair for pair in batches if abs(pair[0] - pair[1]) > rounding), batches[0])
     first = [first_minibatch(s.loss, widest, clip_coef) for s in (a, b)]
     return Values(
-        batch=(float(a.measurements[0].values.mean()), float(b.measurements[0].values.mean())),
+        batch=shown,
         first_minibatch=(first[0][0], first[1][0]),
         gradient_norm=(first[0][1], first[1][1]),
         constant=0.0 if constant is not None and abs(constant) <= rounding else constant,

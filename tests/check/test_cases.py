@@ -248,6 +248,8 @@ def test_a_mean_of_means_over_large_chunks():
     """On all that is a multiple of the chunk it is the mean."""
     result, _ = found("ppo_clip", users.in_chunks)
     assert result.verdict == Verdict.DIFFERENT
+    one, other = result.values.batch  # of a batch on which they do differ
+    assert abs(one - other) > 1e-6
 
 
 def test_one_advantage_an_answer_is_all_that_others_are_given():
