@@ -201,7 +201,10 @@ def record(folder, program, *, faulty, trace=0):
     return RunFolder(folder)
 
 
-@pytest.mark.parametrize("name", CAUSES)
+FAST = ("other data, other experts", "nesterov", "another mask")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in CAUSES])
 def test_a_fault_is_called_what_it_is(tmp_path, name):
     program, words = CAUSES[name]
     a, b, again = (record(tmp_path / n, program, faulty=n == "b") for n in ("a", "b", "again"))
@@ -279,7 +282,7 @@ def forward_mode(model, x):
     return out + tangent
 
 
-@pytest.mark.parametrize("kind", [sparse, forward_mode])
+@pytest.mark.parametrize("kind", [sparse, pytest.param(forward_mode, marks=pytest.mark.slow)])
 def test_a_trace_of_what_is_no_row_of_numbers_leaves_the_training_as_it_was(tmp_path, kind):
     """A sparse gradient, and the zeros of forward-mode derivatives, which have no memory."""
     finals = []
