@@ -83,8 +83,10 @@ def test_another_c_library_has_the_same_bits(here):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("cpu", EMULATED)
 def test_an_emulated_cpu_has_the_same_bits(cpu, here, native):
-    assert trainings("native", ["operations"], before=emulated(cpu))["operations"] != native["operations"]
+    alike = trainings("native", ["operations"], before=emulated(cpu))["operations"] == native["operations"]
     assert portable(EMULATED[cpu], before=emulated(cpu)) == {line: here[line] for line in EMULATED[cpu]}
+    if alike:
+        pytest.skip(f"{cpu}: this machine is one, or computes as one does, and so this has told nothing")
 
 
 @pytest.mark.slow
