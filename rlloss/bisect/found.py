@@ -4,6 +4,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+@dataclass
+class Cause:
+    """In words; ``decided`` if the numbers leave no other. ``evidence``: the numbers themselves, a line each."""
+
+    words: str
+    evidence: list[str] = field(default_factory=list)
+    decided: bool = True
+
+
 @dataclass(frozen=True)
 class Finding:
     """Where two runs part, and why.

@@ -1,0 +1,261 @@
+"""What comes into a step: data, random numbers, and tensors that were others before it."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlloss.bisect.align import LEAF, Split, behind, computing, kind_of, numbers_in
+from rlloss.bisect.found import Cause
+from rlloss.bisect.saying import difference, maker, name_of, place_of
+from rlloss.watch.tape import Entry, Number, Tape, written
+
+TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
+LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
+DRAWS = (
+    "rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random", "poisson",
+    "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
+)  # fmt: skip
+
+Rows = list[tuple[float, ...]]
+
+
+def another_result(found: Split, a: Tape, b: Tape) -> Cause:
+    assert found.ours is not None
+    evidence = difference(a.values.get(found.a), b.values.get(found.b))
+    if found.ours.op.startswith(DRAWS):
+        return Cause(f"another draw: {found.ours.op} at {place_of(found.ours)} gave other random numbers", evidence)
+    what = f"{found.ours.op} at {place_of(found.ours)} made other numbers of equal ones"
+    why = "another thread count, build, processor or kernel; or it draws random numbers"
+    return Cause(f"{what}: {why}", evidence)
+
+
+def another_option(found: Split) -> Cause:
+    assert found.ours is not None
+    assert found.theirs is not None
+    if len(found.ours.inputs) != len(found.theirs.inputs):
+        return Cause(f"{found.ours.op} at {place_of(found.ours)} is given {len(found.ours.inputs)} | "
+                     f"{len(found.theirs.inputs)} tensors and numbers")  # fmt: skip
+    one, other = found.ours.inputs[found.place], found.theirs.inputs[found.place]
+    return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
+
+
+def another_input(found: Split, a: Tape, b: Tape) -> Cause:
+    """Something came in from outside, or was left from a step before."""
+    assert found.ours is not None
+    evidence = difference(a.values.get(found.a), b.values.get(found.b))
+    one, other = a.given.get(found.a, ""), b.given.get(found.b, "")
+    if one and one == other:
+        return Cause(f"{one} was another before the step began", evidence)
+    if stale := stale_gradients(a, b):
+        return stale
+    if (one and other) or (_is_known(found.a, b) and _is_known(found.b, a)):
+        return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another tensor: {_called(found.a, a)} | "
+                     f"{_called(found.b, b)}", evidence)  # fmt: skip
+    if found.a in a.given and found.b in b.given:
+        return _other_data(found, a, b)
+    return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another number", evidence, decided=False)
+
+
+def _is_known(digest: str, tape: Tape) -> bool:
+    """Whether a run has a number, from somewhere."""
+    return digest in tape.given or maker(tape, digest) is not None
+
+
+def _called(digest: str, tape: Tape) -> str:
+    made = maker(tape, digest)
+    return tape.given.get(digest) or (f"{name_of(made, tape)} of {place_of(made)}" if made else "data")
+
+
+def stale_gradients(a: Tape, b: Tape) -> Cause | None:
+    """Whether one run alone adds its gradient to one that was there before its step."""
+    old = [_adds_to_old(tape) for tape in (a, b)]
+    if bool(old[0]) == bool(old[1]):
+        return None
+    which = "b" if old[1] else "a"
+    entry = old[0] or old[1]
+    assert entry is not None
+    return Cause(f"{which} adds its gradient to one that was there before the step: zero_grad() is missing",
+                 [f"{entry.op} in {entry.node} of {entry.outputs[0].shape}"])  # fmt: skip
+
+
+def _adds_to_old(tape: Tape) -> Entry | None:
+    for entry in tape.entries:
+        if entry.node == LEAF and entry.op.startswith("add"):
+            read = numbers_in(entry)
+            if any(number.digest in tape.given and _norm(tape, number) for number in read):
+                return entry
+    return None
+
+
+def _norm(tape: Tape, number: Number) -> bool:
+    value = tape.values.get(number.digest)
+    return value is None or bool(value.count_nonzero())
+
+
+def came_in(a: Tape, b: Tape) -> Cause | None:
+    """Whether other data came in from outside, or other random numbers were drawn of the same."""
+    if readers := _data_differ(a, b):
+        return _other_data(Split("input", *readers), a, b)
+    for x, y in zip(_taken(a), _taken(b), strict=False):
+        if kind_of(x) != kind_of(y) or numbers_in(x) != numbers_in(y):
+            break
+        if x.inputs != y.inputs:
+            place = next(i for i, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)) if one != other)
+            return another_option(Split("option", x, y, place))
+    ours, theirs = (
+        [entry for entry in computing(tape.entries) if not entry.node and entry.op.startswith(DRAWS)] for tape in (a, b)
+    )
+    for x, y in zip(ours, theirs, strict=False):
+        if kind_of(x) != kind_of(y) or x.inputs != y.inputs:
+            return None
+        if x.outputs != y.outputs:
+            return another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b)
+    return None
+
+
+def _taken(tape: Tape) -> list[Entry]:
+    """The operations that take a part of what came in from outside."""
+    return [
+        entry
+        for entry in tape.entries
+        if not entry.node
+        and entry.op.startswith(LOADS)
+        and numbers_in(entry)
+        and all(tape.given.get(number.digest) == "" for number in numbers_in(entry))
+    ]
+
+
+def _data_differ(a: Tape, b: Tape) -> tuple[Entry, Entry] | None:
+    """The first operations that read a number of some shape which nothing on the tape made, and only one run has."""
+    there = [{*tape.given, *(n.digest for e in tape.entries for n in e.outputs)} for tape in (a, b)]
+    alone = [_first_reader(tape, other) for tape, other in ((a, there[1]), (b, there[0]))]
+    (one, x), (two, y) = alone
+    if x is None or y is None:
+        return None
+    return (x, y) if one == two or (x.op, written(x.where)) == (y.op, written(y.where)) else None
+
+
+def _first_reader(tape: Tape, known: set[str]) -> tuple[object, Entry | None]:
+    for entry in computing(tape.entries):
+        if entry.node:
+            return None, None  # the backward pass has begun
+        for number in numbers_in(entry):
+            if number.digest in tape.given and not tape.given[number.digest] and number.digest not in known:
+                return (number.shape, number.dtype), entry
+    return None, None
+
+
+def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
+    """The first numbers of the forward pass that differ come from outside: are they the same samples?"""
+    one, two = found.ours, found.theirs
+    assert one is not None
+    read = f"{name_of(one, a)} at {place_of(one)}"
+    if not one.op.startswith(TAKES) and (told := _handed_in(a, b)):
+        return Cause(f"{told[0]}, first seen in {read}", told[1])
+    rows = [samples(tape, one) for tape in (a, b)]
+    if other_order := moved(rows[0], rows[1], a, one):
+        return other_order
+    shared = Counter(rows[0]) & Counter(rows[1])
+    what = f"another minibatch, with {shared.total()} of {len(rows[0])} samples in common" if shared else "other data"
+    made = [_made_by(tape, one) for tape in (a, b)]
+    same = sum(x == y for x, y in zip(*made, strict=False))
+    if same and len(made[0]) == len(made[1]):
+        what = f"other data: {len(made[0]) - same} of the {len(made[0])} tensors that one line makes"
+    numbers = [tape.values.get(e.outputs[0].digest) if e and e.outputs else None for tape, e in ((a, one), (b, two))]
+    return Cause(f"{what}, first seen in {read}", difference(*numbers))
+
+
+def _handed_in(a: Tape, b: Tape) -> tuple[str, list[str]] | None:
+    """In which way the tensors that came in from outside differ, row by row, with the first number that does."""
+    pairs = list(zip(_from_outside(a), _from_outside(b), strict=False))
+    pairs = [(x, y) for x, y in pairs if x.shape[1:] == y.shape[1:] and x.dtype == y.dtype]
+    differing = [(x, y) for x, y in pairs if not torch.equal(x, y)]
+    if not differing:
+        return None
+    one, other = differing[0]
+    if len(one) != len(other):
+        return f"another minibatch: {len(one)} | {len(other)} samples", []
+    beside = [pair for pair in pairs if len(pair[0]) == len(pair[1]) == len(one)]
+    ours, theirs = (_rows([pair[i] for pair in beside]) for i in (0, 1))
+    alone = len(beside) == 1 and any(torch.equal(x, y) for x, y in pairs)
+    if alone:
+        off = len(one) - (Counter(ours) & Counter(theirs)).total()
+        what = f"{off} of {len(one)} rows of one tensor" if off else "the rows of one tensor in another order"
+        return f"other data: {what}, beside equal ones", difference(one, other)
+    if Counter(ours) == Counter(theirs):
+        return "the same samples in another order", difference(one, other)
+    if all(Counter(_rows([x])) == Counter(_rows([y])) for x, y in beside):
+        return "the same rows, put together otherwise: samples with other labels or weights", difference(one, other)
+    if any(torch.equal(x, y) for x, y in beside):
+        off = len(one) - (Counter(_rows([one])) & Counter(_rows([other]))).total()
+        return f"other data: {off} of {len(one)} rows of one tensor, beside equal ones", difference(one, other)
+    shared = (Counter(ours) & Counter(theirs)).total()
+    what = f"another minibatch, with {shared} of {len(one)} samples in common" if shared else "other data"
+    return what, difference(one, other)
+
+
+def _from_outside(tape: Tape) -> list[Tensor]:
+    """What came in and is no tensor of the model, in the order in which it is read."""
+    found: dict[str, Tensor] = {}
+    entries = computing(tape.entries)
+    for entry in entries[: len(entries) - len(behind(entries))]:
+        for number in numbers_in(entry) if not entry.node else ():
+            value = tape.values.get(number.digest)
+            if value is not None and number.shape and tape.given.get(number.digest) == "":
+                found.setdefault(number.digest, value.reshape(number.shape))
+    return list(found.values())
+
+
+def _rows(tensors: Sequence[Tensor]) -> Rows:
+    """One for each sample: all numbers of it in all tensors."""
+    flat = [value.reshape(len(value), -1).double() for value in tensors]
+    return [tuple(row) for row in torch.cat(flat, 1).tolist()]
+
+
+def moved(ours: Rows, theirs: Rows, tape: Tape, line: Entry) -> Cause | None:
+    """Whether the samples that a line makes come in another order. Sure where it makes all there is of each."""
+    if not ours or ours == theirs or Counter(ours) != Counter(theirs):
+        return None
+    read = f"{name_of(line, tape)} at {place_of(line)}"
+    first = next(entry for entry in tape.entries if entry.op == line.op and entry.where == line.where and entry.outputs)
+    if line.op.startswith(LOADS) and len(ours[0]) > math.prod(first.outputs[0].shape[1:]):
+        return Cause(f"the same samples in another order, first seen in {read}")
+    what = f"the same rows in another order, first seen in {read}"
+    return Cause(f"{what}; whether their labels moved with them is not seen there", decided=False)
+
+
+def _made_by(tape: Tape, like: Entry) -> list[str]:
+    """All that one line made by one operation, in order."""
+    entries = (e for e in tape.entries if not e.node and e.op == like.op and written(e.where) == written(like.where))
+    return [entry.outputs[0].digest for entry in entries if entry.outputs]
+
+
+def samples(tape: Tape, like: Entry) -> Rows:
+    """The samples that one line made, over the whole step: all that it made of each, labels and weights included."""
+    found: Rows = []
+    group: list[Tensor] = []
+    kinds: list[object] = []
+
+    def close() -> None:
+        if group:
+            found.extend(map(tuple, torch.cat([value.reshape(len(value), -1).double() for value in group], 1).tolist()))
+        group.clear()
+        kinds.clear()
+
+    for entry in tape.entries:
+        value = tape.values.get(entry.outputs[0].digest) if entry.outputs else None
+        if entry.node or entry.op != like.op or written(entry.where) != written(like.where) or value is None:
+            continue
+        shape = entry.outputs[0].shape
+        if not shape or not shape[0]:
+            continue
+        place = (shape[1:], entry.outputs[0].dtype)
+        if group and (len(group[0]) != shape[0] or (place == kinds[0] and len(kinds) > kinds.count(place))):
+            close()
+        group.append(value.reshape(shape))
+        kinds.append(place)
+    close()
+    return found

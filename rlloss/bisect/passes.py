@@ -1,0 +1,74 @@
+"""Backward passes: how many a step makes, which parameters they reach, and what the optimiser gets of them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rlloss.bisect.align import LEAF, behind, computing, numbers_in
+from rlloss.bisect.found import Cause
+from rlloss.bisect.incoming import came_in
+from rlloss.watch.tape import Tape
+
+NEAR_ULPS = 64  # to which it may be rounding, or a term that small
+
+
+def unlike_passes(a: Tape, b: Tape) -> Cause | None:
+    """The runs make another number of backward passes in the step: do the gradients add up to the same?"""
+    ours, theirs = (_gradients(tape) for tape in (a, b))
+    passes = [len({joint.backward for joint in tape.joints if joint.node == LEAF}) for tape in (a, b)]
+    if passes[0] == passes[1] or not all(passes) or set(ours) != set(theirs):
+        return None
+    said = f"another accumulation: {passes[0]} | {passes[1]} backward passes in the step"
+    for which, tape, gradients in (("a", a, ours), ("b", b, theirs)):
+        if lost := _not_handed_on(tape, gradients):
+            return Cause(f"{said}, and what the optimiser of {which} is given for {lost} is not their sum: something "
+                         "changes a gradient between the passes, as zero_grad() or clipping")  # fmt: skip
+    for name, (one, dtype) in ours.items():
+        off = float((one - theirs[name][0]).abs().max())
+        if off > NEAR_ULPS * torch.finfo(dtype).eps * float(one.abs().max()):
+            return Cause(f"{said}, and those of {name} do not add up to the same, by {off:.2g}", decided=False)
+    return Cause(f"{said}, whose gradients add up to the same but for rounding, or a term that small")
+
+
+def _not_handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) -> str:
+    """A parameter of which no operation after the last backward pass reads the sum of the gradients; empty if none."""
+    read = [number for entry in behind(computing(tape.entries)) for number in numbers_in(entry)]
+    if any(number.digest not in tape.values for number in read):
+        return ""
+    for name, (total, _) in gradients.items():
+        most = 1e-3 * float(total.abs().max())
+        flat = total.flatten()  # a value is kept once, in whichever shape it came first
+        values = (tape.values[number.digest] for number in read)
+        alike = (x.double().flatten() for x in values if x.numel() == total.numel())
+        if not any(float((x - flat).abs().max()) <= most for x in alike):
+            return name
+    return ""
+
+
+def _gradients(tape: Tape) -> dict[str, tuple[Tensor, torch.dtype]]:
+    """Of each parameter, over all backward passes, with the dtype in which they were made."""
+    found: dict[str, tuple[Tensor, torch.dtype]] = {}
+    for joint in tape.joints:
+        value = tape.values.get(joint.gradient.digest)
+        if joint.node == LEAF and joint.name and value is not None:
+            before, _ = found.get(joint.name, (torch.zeros(()), value.dtype))
+            found[joint.name] = before + value.double(), value.dtype
+    return found
+
+
+def without_gradient(a: Tape, b: Tape) -> Cause | None:
+    """A parameter gets a gradient in one run alone: by what comes in, or by what is computed of the same."""
+    ours, theirs = ({j.name for j in tape.joints if j.node == LEAF and j.name} for tape in (a, b))
+    for which, other, tape, missing in (("b", "a", b, ours - theirs), ("a", "b", a, theirs - ours)):
+        if not missing or not ours & theirs:
+            continue
+        if came := came_in(a, b):
+            return came
+        unread = missing - set(tape.read)
+        name, more = min(unread or missing), f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        if unread:
+            return Cause(f"the forward pass of {which} does not use {name}{more}, with which {other} computes its loss")
+        return Cause(f"{which} has no gradient for {name}{more}, for which {other} has one: a frozen parameter, "
+                     "torch.no_grad(), detach(), or a loss that does not hang on it")  # fmt: skip
+    return None
