@@ -172,29 +172,28 @@ def _handed_in(a: Tape, b: Tape) -> tuple[str, list[str]] | None:
     """In which way the tensors that came in from outside differ, row by row, with the first number that does."""
     pairs = list(zip(_from_outside(a), _from_outside(b), strict=False))
     pairs = [(x, y) for x, y in pairs if x.shape[1:] == y.shape[1:] and x.dtype == y.dtype]
-    differing = [(x, y) for x, y in pairs if not torch.equal(x, y)]
-    if not differing:
-        return None
-    one, other = differing[0]
+    first = next(((x, y) for x, y in pairs if not torch.equal(x, y)), None)
+    return (_how_rows_differ(*first, pairs), difference(*first)) if first else None
+
+
+def _how_rows_differ(one: Tensor, other: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
+    """In words, of two tensors that came in; ``pairs`` are all that did."""
     if len(one) != len(other):
-        return f"another minibatch: {len(one)} | {len(other)} samples", []
-    beside = [pair for pair in pairs if len(pair[0]) == len(pair[1]) == len(one)]
-    ours, theirs = (_rows([pair[i] for pair in beside]) for i in (0, 1))
-    alone = len(beside) == 1 and any(torch.equal(x, y) for x, y in pairs)
-    if alone:
-        off = len(one) - (Counter(ours) & Counter(theirs)).total()
-        what = f"{off} of {len(one)} rows of one tensor" if off else "the rows of one tensor in another order"
-        return f"other data: {what}, beside equal ones", difference(one, other)
-    if Counter(ours) == Counter(theirs):
-        return "the same samples in another order", difference(one, other)
-    if all(Counter(_rows([x])) == Counter(_rows([y])) for x, y in beside):
-        return "the same rows, put together otherwise: samples with other labels or weights", difference(one, other)
-    if any(torch.equal(x, y) for x, y in beside):
+        return f"another minibatch: {len(one)} | {len(other)} samples"
+    beside = [(x, y) for x, y in pairs if len(x) == len(y) == len(one)]  # with a row for each sample, these included
+    ours, theirs = (Counter(_rows([pair[i] for pair in beside])) for i in (0, 1))
+    coupled = len(beside) > 1
+    unchanged = any(torch.equal(x, y) for x, y in (beside if coupled else pairs))
+    if ours == theirs and (coupled or not unchanged):
+        return "the same samples in another order"
+    if coupled and all(Counter(_rows([x])) == Counter(_rows([y])) for x, y in beside):
+        return "the same rows, put together otherwise: samples with other labels or weights"
+    if unchanged:
         off = len(one) - (Counter(_rows([one])) & Counter(_rows([other]))).total()
-        return f"other data: {off} of {len(one)} rows of one tensor, beside equal ones", difference(one, other)
-    shared = (Counter(ours) & Counter(theirs)).total()
-    what = f"another minibatch, with {shared} of {len(one)} samples in common" if shared else "other data"
-    return what, difference(one, other)
+        what = f"{off} of {len(one)} rows of one tensor" if off else "the rows of one tensor in another order"
+        return f"other data: {what}, beside equal ones"
+    shared = (ours & theirs).total()
+    return f"another minibatch, with {shared} of {len(one)} samples in common" if shared else "other data"
 
 
 def _from_outside(tape: Tape) -> list[Tensor]:

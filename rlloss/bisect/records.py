@@ -89,17 +89,16 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
         return f"something else than the optimiser changed {outside[0]}{more}, before step {step:,}", True
     if words := _rows(a, b, step):
         return words, True
-    drew = _draws(a, b, step) + _groups(a, b, step)
-    drew += _recorded(a.run, b.run)
+    also = _draws(a, b, step) + _groups(a, b, step) + _recorded(a.run, b.run)
     one, other = a.gradients(step), b.gradients(step)
     if one and other:
         if names := [name for name in one if one[name] != other.get(name)]:
             what = f"another gradient of {names[0]} ({len(names)} of {len(one)}), for equal parameters"
-            return f"{what}: undecided between data, loss and what backward() left of a step before{drew}", False
-        return f"equal parameters and gradients, and another result: the optimiser's state is another{drew}", False
+            return f"{what}: undecided between data, loss and what backward() left of a step before{also}", False
+        return f"equal parameters and gradients, and another result: the optimiser's state is another{also}", False
     if first.when == "before":
-        return f"a buffer differs, which the forward pass changes: undecided between data and model{drew}", False
-    return f"equal parameters before the step: undecided between data, loss, gradient and optimiser{drew}", False
+        return f"a buffer differs, which the forward pass changes: undecided between data and model{also}", False
+    return f"equal parameters before the step: undecided between data, loss, gradient and optimiser{also}", False
 
 
 def _rows(a: Record, b: Record, step: int) -> str:

@@ -30,7 +30,7 @@ from rlloss.check.padding import compare_padding
 from rlloss.check.probes import Probe, random_batch, random_sequences, sample_probes, sequence_probes
 from rlloss.check.result import Comparison, Part, Proof, Values
 from rlloss.errors import LossError
-from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name, per_token, resolve
+from rlloss.losses.formulation import Formulation, asked_of_tokens, describe_inputs, dtype_name, resolve
 from rlloss.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def compare(
         decides the regions; the seed of the random batches; ``prove``, whether to prove at all.
     Raises: LossError (a ValueError) for a loss that cannot be used, in one line that names it.
     """
-    left, right = per_token(resolve(f), resolve(g))
+    left, right = asked_of_tokens(resolve(f), resolve(g))
     check_kinds(left, right)
     prover = _prover(clip_coef) if prove else None
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
@@ -193,9 +193,9 @@ def compare(
         proof=known.proof,
         padding=compare_padding(left, right, clip_coef),
         left_out=left_out,
-        rounding=rounding_in_words(known.margin, shrinks=shrinking(known.tried) > 0),
-        called=tuple(called(loss, clip_coef) for loss in (left, right) if called(loss, clip_coef)),
-        per_token=_only_per_token(tried_at),
+        rounding=known.rounding,
+        called=tuple(filter(None, (called(loss, clip_coef) for loss in (left, right)))),
+        only_of_tokens=_only_of_tokens(tried_at),
     )
 
 
@@ -205,7 +205,7 @@ def called(loss: Formulation, clip_coef: float) -> str:
     return f"{loss.name} with {' and '.join(other)}: --clip-coef is handed to both losses" if other else ""
 
 
-def _only_per_token(contrasts: Sequence[Contrast]) -> bool:
+def _only_of_tokens(contrasts: Sequence[Contrast]) -> bool:
     differing = [c for c in contrasts if c.real.any()]
     return bool(differing) and all(c.probe.mask is not None and c.probe.advantages.dim() == 2 for c in differing)
 
@@ -223,24 +223,25 @@ class Known(NamedTuple):
     found: Contrast | None  # the example
     proof: Proof | None
     margin: Margin  # what more than usual is rounding
-    tried: list[Contrast]  # before that was known
+    rounding: str  # why, in words
 
 
 def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype], prover: "Prover | None") -> Known:
     """Look for an example, prove or refute, and tell rounding from a difference by what that shows."""
     f, g = a.loss, b.loss
-    tried = contrasts = contrast_all(a, b)
+    contrasts = contrast_all(a, b)
     found = counterexample.search(f, g, clip_coef, dtypes, contrasts)
     proof, refutation, shortest = None, None, None
     if prover is not None:
         proof, refutation = prover.prove_what_was_tried(f, g, [*contrasts, *([found] if found else [])])
         shortest = prover.shortest_format(f, g) if proof.holds else None
-    one = proof is not None and proof.holds
-    roundings = 0.0 if refutation is not None else shrinking(contrasts) or (small(contrasts) if one else 0.0)
-    margin = Margin(shortest, roundings)
+    shrinks = shrinking(contrasts) if refutation is None else 0.0
+    proved = small(contrasts) if proof is not None and proof.holds else 0.0
+    margin = Margin(shortest, shrinks or proved)
     if margin != USUAL:
         contrasts, found = contrast_all(a, b, margin), again(f, g, found, margin)
-    return Known(contrasts, in_finest(f, g, refutation, dtypes) or found, proof, margin, tried)
+    rounding = rounding_in_words(margin, shrinks=shrinks > 0)
+    return Known(contrasts, in_finest(f, g, refutation, dtypes) or found, proof, margin, rounding)
 
 
 def rounding_in_words(margin: Margin, *, shrinks: bool) -> str:

@@ -322,7 +322,7 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequ
     yield extremes(dtype)
 
 
-def per_token(probe: Probe, generator: torch.Generator) -> Probe:
+def with_own_advantages(probe: Probe, generator: torch.Generator) -> Probe:
     """A batch of sequences with an advantage of each token."""
     A = torch.randn(probe.logp.shape, generator=generator, dtype=torch.float64).to(probe.dtype)
     return replace(probe, name=f"{probe.name}, an advantage a token", advantages=A)
@@ -344,5 +344,5 @@ def sequence_probes(
         for spread in (0.3, 0.0, 1.0):
             for ragged in (False, True):
                 batch = random_sequences(SHAPES[3], dtype, generator, spread, ragged=ragged)
-                yield per_token(batch, generator)
-                yield per_token(with_mask(batch, "holes", _holes), generator)
+                yield with_own_advantages(batch, generator)
+                yield with_own_advantages(with_mask(batch, "holes", _holes), generator)

@@ -122,7 +122,7 @@ class Comparison:
     left_out: tuple[str, ...] = ()  # dtypes that a loss refuses, and how
     rounding: str = ""  # in words: why a difference larger than usual is rounding after all
     called: tuple[str, ...] = ()  # clip_coef in the place of a loss's own default
-    per_token: bool = False  # they differ, and only where the tokens of an answer have advantages of their own
+    only_of_tokens: bool = False  # they differ, and only where the tokens of an answer have advantages of their own
 
     @property
     def verdict(self) -> Verdict:

@@ -183,11 +183,9 @@ def probe_at(batch: Batch, inputs: Mapping[str, float]) -> Probe:
 
     old = tensor("old", lambda at: inputs.get(f"logp{at}", -1.0), places, batch.shape)
     logp = tensor("logp", lambda at: inputs.get(f"old{at}", -1.0), places, batch.shape)
-    of_answers = not any(name.startswith("A[") and "," in name for name in inputs)
-    A = (
-        tensor("A", lambda at: 1.0, [f"[{i}]" for i in range(batch.shape[0])], batch.shape[:1])
-        if of_answers
-        else tensor("A", lambda at: 1.0, places, batch.shape)
-    )
+    if any(name.startswith("A[") and "," in name for name in inputs):  # of tokens
+        A = tensor("A", lambda at: 1.0, places, batch.shape)
+    else:
+        A = tensor("A", lambda at: 1.0, [f"[{i}]" for i in range(batch.shape[0])], batch.shape[:1])
     mask = None if batch.mask is None else torch.tensor(batch.mask)
     return Probe("proof", bool((logp == old).all()), logp, old, A, mask)

@@ -8,6 +8,9 @@ from rlloss.check.result import Comparison, Example, Padding, Part, Proof
 from rlloss.verdicts import Verdict
 
 LABEL, WIDTH = 13, 118  # characters: of the column of labels, of a line
+OF_TOKENS = (
+    "they differ where the tokens of an answer have advantages of their own; of one advantage an answer they are one"
+)
 VERBOSE = ("subnormal", "not bitwise")  # labels that only the whole report has
 MEANING = {
     Verdict.IDENTICAL: "equal to the last bit on everything tried where both are finite",
@@ -114,7 +117,7 @@ def details(c: Comparison) -> dict[str, list[str]]:
     return {
         "proof": proof_lines(c.proof) if c.proof else [],
         "called": list(c.called),
-        "advantages": [PER_TOKEN] if c.per_token else [],
+        "advantages": [OF_TOKENS] if c.only_of_tokens else [],
         "differ at": list(c.regions),
         "size": _size(c),
         "network": _network(c),
@@ -221,9 +224,6 @@ def _example(c: Comparison, e: Example) -> list[str]:
     return [where, f"{e.why}: {gradients}"]
 
 
-PER_TOKEN = (
-    "they differ where the tokens of an answer have advantages of their own; of one advantage an answer they are one"
-)
 SINGLE = 2**-22  # relative: a few roundings of float32
 MOST_SHOWN = 6  # numbers of an answer, answers of a batch
 

@@ -32,7 +32,7 @@ ADVANTAGE_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "[batch, 1]": lambda advantages, logp: advantages.unsqueeze(1).clone(),
     "[batch, tokens]": lambda advantages, logp: advantages.unsqueeze(1).expand_as(logp).clone(),
 }
-"""Of one advantage an answer. One a token is handed over as it is, to a loss that is ``per_token``."""
+"""Of one advantage an answer."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Formulation:
         if self.sequence:
             assert mask is not None, f"{self.name} is a sequence loss"
             inputs["mask"] = MASK_FORMS[self.mask_form](mask, logp)
-            form = ADVANTAGE_FORMS[self.advantage_form] if advantages.dim() == 1 else lambda A, logp: A.clone()
-            inputs["advantages"] = form(advantages, logp)
+            if advantages.dim() == 1:  # one an answer; one a token is what it is
+                inputs["advantages"] = ADVANTAGE_FORMS[self.advantage_form](advantages, logp)
         result = self._call(inputs, clip_coef)
         self._check(result, inputs, clip_coef)
         loss: Tensor = result
@@ -74,9 +74,11 @@ class Formulation:
     def widths(self) -> list[tuple[str, float]]:
         """The parameters that ``clip_coef`` is handed to and that have a number by default, with that number."""
         signature = signature_of(self.function)
-        mine = [] if signature is None else [(p, signature.parameters[p].default) for p, role in self.binding.roles
-                                             if role == "clip_coef"]  # fmt: skip
-        return [(name, its) for name, its in mine if isinstance(its, int | float)]
+        if signature is None:
+            return []
+        mine = [name for name, role in self.binding.roles if role == "clip_coef"]
+        defaults = ((name, signature.parameters[name].default) for name in mine)
+        return [(name, its) for name, its in defaults if isinstance(its, int | float)]
 
     def unchecked(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
         """The per-sample function's own result, for torch's compiler, which cannot check every result."""
@@ -185,7 +187,7 @@ def _fitted(formulation: Formulation) -> Formulation:
     raise first
 
 
-def per_token(*losses: Formulation) -> list[Formulation]:
+def asked_of_tokens(*losses: Formulation) -> list[Formulation]:
     """The losses, asked with an advantage of each token, too, if all take that: GAE's, where rewards are dense."""
     try:
         for loss in losses:

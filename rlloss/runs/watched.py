@@ -19,6 +19,7 @@ WATCHED = "watch"  # the group of a record's config that says how the training w
 HASH_BYTES = 16
 STEP_BYTES = 8
 
+RATES = ("lr", "initial_lr")  # of an optimiser's options, those that schedules change
 COLUMNS = ("optimizer", "learning_rates", "options_digest", "skipped_steps", "random_digests")
 Hashes = NDArray[np.void]
 NARROWED: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -207,12 +208,12 @@ class FirstTensors:
 def other_options(a: RunFolder, b: RunFolder, *, rates: bool = True) -> str:
     """In which options the optimisers of two watched runs differ; empty if in none.
 
-    Without ``rates``: of those that both have, but for learning rates, which every step has a row of.
+    Without ``rates``: but for learning rates, which are recorded of every step.
     """
     left, right = (flatten(run.info.get("optimizers")) for run in (a, b))
     keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
     if not rates:
-        keys = [key for key in keys if key.rpartition(".")[2] not in ("lr", "initial_lr")]
+        keys = [key for key in keys if key.rpartition(".")[2] not in RATES]
     return ", ".join(f"another {_option(key)}: {left.get(key)} | {right.get(key)}" for key in keys)
 
 

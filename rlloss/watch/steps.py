@@ -12,8 +12,8 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from rlloss.errors import ConfigError
+from rlloss.runs.watched import RATES
 
-RATES = ("lr", "initial_lr")
 FORMS = ("foreach", "fused", "capturable", "differentiable")  # by which the same step is computed
 
 _LISTENING: "list[Steps]" = []

@@ -208,12 +208,12 @@ def test_an_advantage_of_each_token_is_tried_where_both_losses_take_one():
     result, said = found(users.of_tokens, users.of_last_tokens)
     assert result.verdict == Verdict.DIFFERENT
     assert result.proof.exact == "refuted"
-    assert result.per_token
+    assert result.only_of_tokens
     assert "of one advantage an answer they are one" in said
     same, _ = found(users.of_tokens, users.of_tokens_differently)
     assert same.verdict != Verdict.DIFFERENT
     assert same.proof.exact in ("proved", "edges")
-    assert not same.per_token
+    assert not same.only_of_tokens
 
 
 def test_each_tie_may_go_to_another_side():
@@ -222,10 +222,10 @@ def test_each_tie_may_go_to_another_side():
     assert (result.verdict, result.proof.exact) == (Verdict.EQUAL, "proved")
     assert result.off_policy.edges > 0
     assert "edges" in said
-    assert not result.per_token
+    assert not result.only_of_tokens
     other, _ = found(users.by_where, "two_sided_mask")
     assert other.verdict == Verdict.DIFFERENT
-    assert not other.per_token
+    assert not other.only_of_tokens
 
 
 @pytest.mark.slow
@@ -260,7 +260,7 @@ def test_one_advantage_an_answer_is_all_that_others_are_given():
     """``plain`` takes [batch] alone: of tokens with advantages of their own nothing can be asked of it."""
     result, _ = found(users.plain, users.of_tokens)
     assert result.verdict != Verdict.DIFFERENT
-    assert not result.per_token
+    assert not result.only_of_tokens
 
 
 def test_a_loss_that_makes_every_pair_of_samples_is_refused_before_it_fills_the_memory():
