@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlloss.bisect.align import LEAF, behind, computing, numbers_in
 from rlloss.bisect.found import Cause
-from rlloss.bisect.incoming import came_in
+from rlloss.bisect.incoming import came_in, stale_gradients
 from rlloss.watch.tape import Tape
 
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
@@ -19,6 +19,8 @@ def unlike_passes(a: Tape, b: Tape) -> Cause | None:
     passes = [len({joint.backward for joint in tape.joints if joint.node == LEAF}) for tape in (a, b)]
     if passes[0] == passes[1] or not all(passes) or set(ours) != set(theirs):
         return None
+    if stale := stale_gradients(a, b):
+        return stale
     said = f"another accumulation: {passes[0]} | {passes[1]} backward passes in the step"
     for which, tape, gradients in (("a", a, ours), ("b", b, theirs)):
         if lost := _not_handed_on(tape, gradients):

@@ -65,6 +65,8 @@ def _first_not_finite(tape: Tape) -> Entry | None:
 def _program(found: Split) -> Cause:
     """With equal gradients, one run computes something else between its backward pass and the end of its step."""
     alike = found.ours is not None and found.theirs is not None and found.ours.op == found.theirs.op
+    if alike and found.ours and found.theirs and len(found.ours.inputs) != len(found.theirs.inputs):
+        return another_option(found)
 
     def said(entry: Entry | None) -> str:
         if entry is None:

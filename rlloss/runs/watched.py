@@ -211,10 +211,30 @@ def other_options(a: RunFolder, b: RunFolder, *, rates: bool = True) -> str:
     Without ``rates``: but for learning rates, which are recorded of every step.
     """
     left, right = (flatten(run.info.get("optimizers")) for run in (a, b))
-    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-    if not rates:
-        keys = [key for key in keys if key.rpartition(".")[2] not in RATES]
-    return ", ".join(f"another {_option(key)}: {left.get(key)} | {right.get(key)}" for key in keys)
+    alone = [*_groups_alone(left, right), *_groups_alone(right, left)]
+    keys = [
+        key
+        for key in {**left, **right}
+        if left.get(key) != right.get(key)
+        and not key.startswith(tuple(f"{group}." for group in alone))
+        and (rates or key.rpartition(".")[2] not in RATES)
+    ]
+    said = [f"another {_option(key)}: {left.get(key)} | {right.get(key)}" for key in keys]
+    return ", ".join([*said, *(_group(group, left | right) for group in alone)])
+
+
+def _groups_alone(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Each "optimiser.group" that one run alone has."""
+    groups, theirs = (dict.fromkeys(k.rpartition(".")[0] for k in flat if k.count(".") == 2) for flat in (own, other))
+    return [group for group in groups if group not in theirs]
+
+
+def _group(group: str, options: dict[str, Any]) -> str:
+    """A group in words, by the options that are not those of its optimiser's first one."""
+    optimizer, _, number = group.partition(".")
+    mine = {key.rpartition(".")[2]: value for key, value in options.items() if key.startswith(f"{group}.")}
+    own = [f"{name} {value}" for name, value in mine.items() if value != options.get(f"{optimizer}.0.{name}")]
+    return f"group {number} of optimiser {optimizer} in one run alone" + (f", with {' and '.join(own)}" if own else "")
 
 
 def _option(key: str) -> str:

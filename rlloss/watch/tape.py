@@ -173,11 +173,10 @@ class Tape:
         )
         result = call()
         op = str(func).removeprefix("aten.").removesuffix(".default")
-        self._safely(lambda: self._write_down(op, inputs or [], result))
+        self._safely(lambda: self._write_down(op, inputs or [], _made(result) or _written_to(func, args, kwargs)))
         return result
 
-    def _write_down(self, op: str, inputs: list[Number | str], result: Any) -> None:
-        made = [x for x in _flat([result]) if isinstance(x, Tensor)]
+    def _write_down(self, op: str, inputs: list[Number | str], made: list[Tensor]) -> None:
         blank = op.startswith(BLANK)
         for x in made:
             if blank:
@@ -378,6 +377,17 @@ def _flat(values: Iterable[Any]) -> list[Any]:
     for value in values:
         found += _flat(value) if isinstance(value, list | tuple) else [value]
     return found
+
+
+def _made(result: Any) -> list[Tensor]:
+    return [x for x in _flat([result]) if isinstance(x, Tensor)]
+
+
+def _written_to(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """What an operation that returns nothing has changed in place, as those on lists of tensors do."""
+    parameters = {argument.name: argument.alias_info for argument in func._schema.arguments}
+    given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    return _made([value for name, value in given.items() if parameters[name] and parameters[name].is_write])
 
 
 def _text(value: Any) -> str:
