@@ -22,10 +22,13 @@ def unlike_passes(a: Tape, b: Tape) -> Cause | None:
     if stale := stale_gradients(a, b):
         return stale
     said = f"another accumulation: {passes[0]} | {passes[1]} backward passes in the step"
-    for which, tape, gradients in (("a", a, ours), ("b", b, theirs)):
-        if lost := _not_handed_on(tape, gradients):
-            return Cause(f"{said}, and what the optimiser of {which} is given for {lost} is not their sum: something "
-                         "changes a gradient between the passes, as zero_grad() or clipping")  # fmt: skip
+    handed = _handed_on(a, ours), _handed_on(b, theirs)
+    for which, mine, other in (("a", *handed), ("b", *handed[::-1])):
+        if lost := sorted(other - mine):  # what neither optimiser is given, as of another network, is no difference
+            what = f"what the optimiser of {which} is given for {lost[0]} is not their sum"
+            return Cause(
+                f"{said}, and {what}: something changes a gradient between the passes, as zero_grad() or clipping"
+            )
     for name, (one, dtype) in ours.items():
         off = float((one - theirs[name][0]).abs().max())
         if off > NEAR_ULPS * torch.finfo(dtype).eps * float(one.abs().max()):
@@ -33,19 +36,22 @@ def unlike_passes(a: Tape, b: Tape) -> Cause | None:
     return Cause(f"{said}, whose gradients add up to the same but for rounding, or a term that small")
 
 
-def _not_handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) -> str:
-    """A parameter of which no operation after the last backward pass reads the sum of the gradients; empty if none."""
+def _handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) -> set[str]:
+    """The parameters of which an operation after the last backward pass reads the sum of the gradients.
+
+    All, if not every number is kept that is read there.
+    """
     read = [number for entry in behind(computing(tape.entries)) for number in numbers_in(entry)]
     if any(number.digest not in tape.values for number in read):
-        return ""
-    for name, (total, _) in gradients.items():
-        most = 1e-3 * float(total.abs().max())
+        return set(gradients)
+    values = [tape.values[number.digest].double().flatten() for number in read]
+
+    def is_read(total: Tensor) -> bool:
         flat = total.flatten()  # a value is kept once, in whichever shape it came first
-        values = (tape.values[number.digest] for number in read)
-        alike = (x.double().flatten() for x in values if x.numel() == total.numel())
-        if not any(float((x - flat).abs().max()) <= most for x in alike):
-            return name
-    return ""
+        most = 1e-3 * float(flat.abs().max())
+        return any(x.shape == flat.shape and float((x - flat).abs().max()) <= most for x in values)
+
+    return {name for name, (total, _) in gradients.items() if is_read(total)}
 
 
 def _gradients(tape: Tape) -> dict[str, tuple[Tensor, torch.dtype]]:

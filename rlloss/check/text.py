@@ -9,7 +9,7 @@ from rlloss.verdicts import Verdict
 
 LABEL, WIDTH = 13, 118  # characters: of the column of labels, of a line
 OF_TOKENS = (
-    "they differ where the tokens of an answer have advantages of their own; of one advantage an answer they are one"
+    "they differ where the tokens of an answer have advantages of their own; with one an answer no difference was found"
 )
 VERBOSE = ("subnormal", "not bitwise")  # labels that only the whole report has
 MEANING = {

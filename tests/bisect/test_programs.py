@@ -264,6 +264,19 @@ def test_a_gradient_left_from_a_step_before_is_no_change_between_passes(tmp_path
     assert found.cause == "b adds its gradient to one that was there before the step: zero_grad() is missing"
 
 
+def test_a_gradient_that_no_optimiser_is_given_is_not_missed(tmp_path):
+    """A critic that an actor's loss goes through: its own optimiser does not step here, in either run."""
+    for name in ("a", "b"):
+        actor, critic = mlp(6), mlp()
+        optimizer = sgd(actor)
+        with rlloss.watch({"actor": actor, "critic": critic}, optimizer, tmp_path / name, trace=1):
+            for rows in torch.arange(8).split(8 if name == "a" else 4):
+                (-critic(actor(X[1][rows])).sum() / 8).backward()
+            optimizer.step()
+    found = bisect(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"))
+    assert found.cause.endswith("whose gradients add up to the same but for rounding, or a term that small")
+
+
 def test_a_backward_pass_within_another_is_heard(tmp_path):
     """A checkpoint of the older kind computes its part's gradients in a pass of its own: none is missing."""
     for name in ("a", "b"):
