@@ -18,6 +18,7 @@ from rlloss.templates import environment
 from rlloss.verify import drift, may_load
 
 TEMPLATES = environment("rlloss.bisect", "assets")
+FEW = 20  # optimiser steps, of which less have a tick each
 MARKED = "Outlined: the operations through which the first gradient that differs comes."
 ELSEWHERE = "The operation that parts them is none of the loss's own."
 
@@ -101,9 +102,13 @@ def timeline(found: Finding, a: RunFolder, b: RunFolder) -> Figure:
         if step <= found.steps:
             line.barh(0, found.steps - step + 1, left=max(step, 1) - 0.5, color=figures.PURPLE, label="unlike digests")
             line.axvline(max(step, 1), color="black", linewidth=0.9)
-        line.set(xscale="log", xlim=(0.5, max(found.steps, 1) + 0.5), yticks=[])
+        few = found.steps < FEW
+        line.set(xscale="linear" if few else "log", xlim=(0.5, max(found.steps, 1) + 0.5), yticks=[])
         line.grid(visible=False)
+        if few:
+            line.set_xticks(range(1, found.steps + 1))
         line.xaxis.set_major_formatter(EngFormatter(sep=""))
+        line.xaxis.set_minor_formatter(NullFormatter())
         line.set_xlabel("optimiser step")
         if rows:
             above = axes[0, 0]

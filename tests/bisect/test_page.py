@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 
 from rlloss.bisect.bisect import bisect
-from rlloss.bisect.page import marks, page
+from rlloss.bisect.page import marks, page, timeline
 from rlloss.claims import Claim, Finding
 from rlloss.claims.judged import Judged
 from rlloss.claims.parted import write_parted
 from rlloss.cli.main import main
 from rlloss.graph import trace
+from rlloss.runs import RunFolder
 from tests.bisect import trainings
 from tests.bisect.trainings import train
 from tests.browser import opened, readable
@@ -87,3 +88,15 @@ def test_a_report_says_of_each_two_losses_where_they_part_first(make_run, tmp_pa
     assert write_parted([Judged(claim, "quick", [], runs, None)], tmp_path).empty
     assert not (tmp_path / "bisect.html").exists()
     assert page([bisect(*runs[:2])]) == page([bisect(*runs[:2])])
+
+
+def test_few_steps_have_a_tick_each(tmp_path):
+    """Of nine, a logarithmic axis would label 6 × 10⁻¹."""
+    for name, fault in (("a", ""), ("b", "learning rate")):
+        train(tmp_path / name, steps=9, fault=fault)
+    a, b = (RunFolder(tmp_path / name) for name in "ab")
+    drawing = timeline(bisect(a, b), a, b)
+    drawing.draw_without_rendering()
+    line = drawing.axes[-1].xaxis
+    assert [tick.label1.get_text() for tick in line.get_major_ticks()] == [str(step) for step in range(1, 10)]
+    assert not any(tick.label1.get_text() for tick in line.get_minor_ticks())
