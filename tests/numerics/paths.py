@@ -28,7 +28,7 @@ FORCED = {  # what a user may have set, or another CPU would choose by itself: p
     "the C library": {"GLIBC_TUNABLES": "glibc.malloc.check=0:glibc.cpu.hwcaps=-AVX2,-FMA"},
     "MKL": {"MKL_CBWR": "SSE2"},
     "all of them": {
-        "ATEN_CPU_CAPABILITY": "avx2", "OPENBLAS_CORETYPE": "SkylakeX", "NPY_ENABLE_CPU_FEATURES": "X86_V3",
+        "ATEN_CPU_CAPABILITY": "avx2", "OPENBLAS_CORETYPE": "Sandybridge", "NPY_ENABLE_CPU_FEATURES": "X86_V3",
         "GLIBC_TUNABLES": "glibc.malloc.check=0", "MKL_CBWR": "AVX2,STRICT", "MKL_NUM_THREADS": "7",
     },
 }  # fmt: skip
