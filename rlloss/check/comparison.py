@@ -2,13 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rlloss.check import counterexample, regions, sizes
 from rlloss.check.derivatives import is_true_loss
@@ -16,21 +15,20 @@ from rlloss.check.measure import (
     USUAL,
     Contrast,
     Margin,
-    Measurement,
     array,
     contrast,
     describe,
     measure,
-    refuse_outer,
     shrinking,
     small,
 )
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
-from rlloss.check.probes import Probe, random_batch, random_sequences, sample_probes, sequence_probes
+from rlloss.check.probes import Probe, random_batch, random_sequences
 from rlloss.check.result import Comparison, Part, Proof, Values
+from rlloss.check.survey import Survey, networks, survey, together, usable
 from rlloss.errors import LossError
-from rlloss.losses.formulation import Formulation, asked_of_tokens, describe_inputs, dtype_name, resolve
+from rlloss.losses.formulation import Formulation, asked_of_tokens, dtype_name, resolve
 from rlloss.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -40,104 +38,6 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 CLIP_COEF = 0.2
 
 AnyLoss = str | Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Survey:
-    """One loss on every probe of every dtype, and its parameter gradients in a small network."""
-
-    loss: Formulation
-    probes: list[Probe]
-    measurements: list[Measurement]
-    networks: list[Tensor]
-
-
-def survey(
-    loss: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], seed: int, numbers: Sequence[float] = ()
-) -> Survey:
-    """Measure a loss everywhere, also where ``numbers`` that losses are written with may be bounds.
-
-    Raises: LossError; also for NaN on ordinary samples, and for random results.
-    """
-    refuse_outer(loss, clip_coef)
-    probes = [p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, numbers, loss)]
-    measurements = [measure(loss, probe, clip_coef) for probe in probes]
-    for probe, measured in zip(probes, measurements, strict=True):
-        # One sample or answer alone has no deviation: losses that normalise advantages themselves are NaN there.
-        if not probe.extreme and len(probe.logp) > 1 and not np.isfinite(measured.gradient).all():
-            raise LossError(f"{loss.name}: {_not_finite(probe, measured)}")
-    again = measure(loss, probes[0], clip_coef)
-    if not np.array_equal(again.gradient, measurements[0].gradient, equal_nan=True):
-        raise LossError(f"{loss.name} gives another gradient when called again; a random loss cannot be compared")
-    return Survey(loss, probes, measurements, [network_gradient(loss, probe, clip_coef) for probe in networks(probes)])
-
-
-def probes_of(
-    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float], loss: Formulation
-) -> Iterator[Probe]:
-    """Those that a loss can take."""
-    if loss.sequence:
-        return sequence_probes(dtype, clip_coef, seed, numbers, tokens=loss.per_token)
-    return sample_probes(dtype, clip_coef, seed, numbers)
-
-
-def usable(
-    losses: Sequence[Formulation], clip_coef: float, dtypes: Sequence[torch.dtype], seed: int
-) -> tuple[tuple[torch.dtype, ...], tuple[str, ...]]:
-    """The dtypes that all losses take; and for each other one which loss refuses it, and how.
-
-    Raises: LossError if there is none that all take.
-    """
-    taken, refused = [], []
-    for dtype in dtypes:
-        try:
-            for loss in losses:
-                measure(loss, next(probes_of(dtype, clip_coef, seed, (), loss)), clip_coef)
-            taken.append(dtype)
-        except LossError as error:
-            refused.append((dtype, error))
-    if not taken:
-        raise refused[0][1]
-    return tuple(taken), tuple(f"{dtype_name(dtype)}: {error}" for dtype, error in refused)
-
-
-def _not_finite(probe: Probe, measured: Measurement) -> str:
-    i = int(np.flatnonzero(~np.isfinite(measured.gradient))[0])
-    ratio, A = float(array(probe.ratio)[i]), float(array(probe.sample_advantages)[i])
-    return (
-        f"its gradient is {measured.gradient[i]} on an ordinary batch of {describe_inputs(probe.logp)}, "
-        f"at ratio {ratio:.6g}, A = {A:.6g}"
-    )
-
-
-def networks(probes: Sequence[Probe]) -> list[Probe]:
-    """The probes that are also run through a network: a power of two and another, on- and off-policy."""
-    return [p for p in probes if p.name in ("N = 64", "N = 100") or p.name.startswith(("4 x 16", "3 x 7"))]
-
-
-def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Tensor:
-    """The gradient of all parameters of a small softmax policy whose actions have the probe's advantages.
-
-    ``old_logp`` comes from the same network with its weights moved a little, or not at all if on-policy.
-    """
-    generator = torch.Generator().manual_seed(probe.logp.numel())
-    shape = probe.logp.shape
-
-    def draw(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64).to(probe.dtype)
-
-    obs, weights = draw(*shape, 6), [draw(6, 16) / 2, draw(16, 4) / 2]
-    actions = torch.randint(0, 4, (*shape, 1), generator=generator)
-
-    def logp(layers: Sequence[Tensor]) -> Tensor:
-        logits = torch.tanh(obs @ layers[0]) @ layers[1]
-        return torch.log_softmax(logits, -1).gather(-1, actions).squeeze(-1)
-
-    old_logp = logp([w + (0 if probe.on_policy else 0.2) * draw(*w.shape) for w in weights])
-    leaves = [w.requires_grad_() for w in weights]
-    batch = Probe(probe.name, probe.on_policy, probe.logp, old_logp.detach(), probe.advantages, probe.mask)
-    gradients = torch.autograd.grad(batch.loss(loss, logp(leaves), clip_coef).mean(), leaves)
-    return torch.cat([g.flatten() for g in gradients])
 
 
 def compare(
@@ -169,7 +69,7 @@ def compare(
     check_settings(clip_coef, dtypes)
     dtypes, left_out = usable((left, right), clip_coef, dtypes, seed)
     numbers = {*numbers_of(left.function, right.function), *(prover.numbers(left, right) if prover else ())}
-    a, b = (survey(loss, clip_coef, dtypes, seed, sorted(numbers)) for loss in (left, right))
+    a, b, sizes_left_out = together(*(survey(loss, clip_coef, dtypes, seed, sorted(numbers)) for loss in (left, right)))
     known = settle(a, b, clip_coef, dtypes, prover)
     contrasts, found = known.contrasts, known.found
     tried_at = [*contrasts, *([found] if found else [])]
@@ -181,7 +81,7 @@ def compare(
         dtypes=tuple(map(dtype_name, dtypes)),
         on_policy=parts[True],
         off_policy=parts[False],
-        regions=regions.regions(left, right, contrasts, clip_coef),
+        regions=regions_of(left, right, contrasts, clip_coef),
         edges=regions.edges(contrasts),
         factor=sizes.factor(a.measurements, b.measurements, contrasts),
         size=sizes.size(a.measurements, b.measurements, contrasts),
@@ -192,11 +92,20 @@ def compare(
         seed=seed,
         proof=known.proof,
         padding=compare_padding(left, right, clip_coef),
-        left_out=left_out,
+        left_out=(*left_out, *sizes_left_out),
         rounding=known.rounding,
         called=tuple(filter(None, (called(loss, clip_coef) for loss in (left, right)))),
+        digits=digits(left, right, known),
         only_of_tokens=_only_of_tokens(tried_at),
     )
+
+
+def regions_of(f: Formulation, g: Formulation, contrasts: Sequence[Contrast], clip_coef: float) -> tuple[str, ...]:
+    """Where they differ, as finely as batches of a few samples tell if both losses take these."""
+    try:
+        return regions.regions(f, g, contrasts, clip_coef)
+    except LossError:
+        return regions.regions(f, g, contrasts, clip_coef, bisect=False)
 
 
 def called(loss: Formulation, clip_coef: float) -> str:
@@ -233,7 +142,7 @@ def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype]
     found = counterexample.search(f, g, clip_coef, dtypes, contrasts)
     proof, refutation, shortest = None, None, None
     if prover is not None:
-        proof, refutation = prover.prove_what_was_tried(f, g, [*contrasts, *([found] if found else [])])
+        proof, refutation = prover.prove_what_was_tried(f, g, contrasts, found)
         shortest = prover.shortest_format(f, g) if proof.holds else None
     shrinks = shrinking(contrasts) if refutation is None else 0.0
     proved = small(contrasts) if proof is not None and proof.holds else 0.0
@@ -241,7 +150,41 @@ def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype]
     if margin != USUAL:
         contrasts, found = contrast_all(a, b, margin), again(f, g, found, margin)
     rounding = rounding_in_words(margin, shrinks=shrinks > 0)
-    return Known(contrasts, in_finest(f, g, refutation, dtypes) or found, proof, margin, rounding)
+    if refutation is not None and proof is not None:
+        finest = in_finest(f, g, refutation, dtypes)
+        if finest is None:
+            proof = replace(proof, why=_only_in_float64(f, g, refutation))
+        found = finest or found
+    return Known(contrasts, found, proof, margin, rounding)
+
+
+def _only_in_float64(f: Formulation, g: Formulation, refutation: Contrast) -> str:
+    """What refutes a proof, where the formats that were asked for cannot tell it from rounding."""
+    shown = counterexample.example(f, g, refutation)
+    x, y = shown.gradients
+    return f"in float64 they differ, as at ratio {shown.ratio:.6g}, A = {shown.advantage:.6g}: {x:.6g} and {y:.6g}"
+
+
+def digits(f: Formulation, g: Formulation, known: Known) -> str:
+    """In words: what becomes of the example of two that are proved to be one gradient, and yet differ; or ""."""
+    c = known.found
+    if c is None or not c.real.any() or known.proof is None or not known.proof.holds:
+        return ""
+    i, p = counterexample.worst(c), c.probe
+    if p.dtype == torch.float64:
+        return "what differs is rounding, in float64 already: one of them loses its digits there"
+    wide = replace(p, logp=p.logp.double(), old_logp=p.old_logp.double(), advantages=p.advantages.double())
+    try:
+        exact = [measure(loss, wide, c.clip_coef).gradient[i] for loss in (f, g)]
+    except LossError:
+        return ""
+    computed = [measure(loss, p, c.clip_coef).gradient[i] for loss in (f, g)]
+    off = [abs(x - y) for x, y in zip(computed, exact, strict=True)]
+    loses = (f if off[0] > off[1] else g).name
+    return (
+        f"what differs is rounding: at the example float64 gives {exact[0]:.6g} and {exact[1]:.6g}, and {loses} loses "
+        f"its digits in {dtype_name(p.dtype)}"
+    )
 
 
 def rounding_in_words(margin: Margin, *, shrinks: bool) -> str:
@@ -256,12 +199,10 @@ def rounding_in_words(margin: Margin, *, shrinks: bool) -> str:
     return ""
 
 
-def in_finest(
-    f: Formulation, g: Formulation, refutation: Contrast | None, dtypes: Sequence[torch.dtype]
-) -> Contrast | None:
+def in_finest(f: Formulation, g: Formulation, refutation: Contrast, dtypes: Sequence[torch.dtype]) -> Contrast | None:
     """A refutation, which is in float64, in the finest of the dtypes that were asked for; None if it drowns there."""
     finest = min(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-    if refutation is None or finest == torch.float64:
+    if finest == torch.float64:
         return refutation
     p = refutation.probe
     logp, old_logp, advantages = (x.to(finest) for x in (p.logp, p.old_logp, p.advantages))

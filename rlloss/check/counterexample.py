@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from rlloss.check.measure import Array, Contrast, array, contrast, measure
 from rlloss.check.probes import Probe, at_ratio, bounds, ulps_from
 from rlloss.check.result import Example
+from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, dtype_name
 
 
@@ -93,10 +95,14 @@ def search(
         return contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef))
 
     def differs(sample: Sample) -> bool:
-        return contrasted(sample).unequal
+        with suppress(LossError):  # of a batch of a size that one does not take
+            return contrasted(sample).unequal
+        return False
 
     def differs_really(sample: Sample) -> bool:
-        return bool(contrasted(sample).real.any())
+        with suppress(LossError):
+            return bool(contrasted(sample).real.any())
+        return False
 
     samples = draw(dtypes, sequence=f.sequence)
     found = None
@@ -115,7 +121,10 @@ def alone(f: Formulation, g: Formulation, clip_coef: float, contrasts: Sequence[
     found: list[tuple[tuple[float, ...], Contrast]] = []
     for c in contrasts:
         for single in smaller(c.probe, plainest(c)):
-            result = contrast(measure(f, single, clip_coef), measure(g, single, clip_coef))
+            try:
+                result = contrast(measure(f, single, clip_coef), measure(g, single, clip_coef))
+            except LossError:  # as above
+                continue
             if result.real.any() or (result.unequal and not known):
                 i = plainest(result)
                 found.append(((single.logp.numel(), *(float(column[i]) for column in _plainness(result))), result))

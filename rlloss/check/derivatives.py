@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rlloss.losses.formulation import Formulation
 
 DERIVED = 1e-5  # of a derivative's norm: what central differences in float64 never reach where all is well
 STEP = 1e-5  # of those differences
+FAR, RARE = 2.0, 6.0  # of log-ratios: the deviation of a few far ones; of log-probabilities: how rare these samples are
 ONCE = "torch::autograd::Error"  # the name of autograd's node behind a backward pass that is marked once_differentiable
 
 
@@ -47,7 +49,8 @@ Value = Callable[[Tensor], Tensor]
 def is_true_loss(loss: Formulation, clip_coef: float) -> bool | None:
     """Whether autograd's gradient is the slope of the loss's value.
 
-    False for a surrogate, whose stop-gradient hides part of the value from autograd. None if it takes no float64.
+    False for a surrogate, whose stop-gradient hides part of the value from autograd. None if it takes no float64, or
+    computes something in a shorter format, in which central differences drown.
     """
     return derivatives_of(loss, clip_coef, 7).true_loss
 
@@ -68,9 +71,20 @@ def derivatives_of(loss: Formulation, clip_coef: float, seed: int) -> Derivative
             if place == "hessian":
                 errors["gradient"] += first
             errors[place] += second
+    for _ in range(4):
+        flat = _derived_batch(loss, generator, FAR)
+        far = replace(flat, logp=flat.logp - RARE, old_logp=flat.old_logp - RARE)
+        try:
+            errors["gradient"] += _errors(partial(_mean, loss, far, clip_coef), far.logp, generator)[0]
+        except LossError as error:
+            return Derivatives(why=reason(loss, error))
     if not errors["gradient"]:
         return Derivatives(why="its gradient is not finite, or jumps everywhere")
     return Derivatives(**{name: max(found, default=None) for name, found in errors.items()}, why=why)
+
+
+def _mean(loss: Formulation, batch: Probe, clip_coef: float, logp: Tensor) -> Tensor:
+    return batch.loss(loss, logp, clip_coef).mean()
 
 
 def _derived_batch(loss: Formulation, generator: torch.Generator, spread: float) -> Probe:
@@ -98,7 +112,7 @@ def _places(
     moved = parameters + spread / 2 * torch.randn(parameters.shape, generator=generator, dtype=float64)
     of_network = replace(batch, old_logp=logp(moved))
     return {
-        "hessian": (lambda x: batch.loss(loss, x, clip_coef).mean(), batch.logp),
+        "hessian": (partial(_mean, loss, batch, clip_coef), batch.logp),
         "network": (lambda theta: of_network.loss(loss, logp(theta), clip_coef).mean(), parameters),
     }
 

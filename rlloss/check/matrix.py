@@ -11,16 +11,15 @@ from rlloss.check.comparison import (
     CLIP_COEF,
     DTYPES,
     AnyLoss,
-    Survey,
     check_settings,
     contrast_all,
     part,
-    survey,
 )
 from rlloss.check.numbers import numbers_of
 from rlloss.check.prove import Prover
 from rlloss.check.regions import regions
 from rlloss.check.result import ORDER, Proof, worse
+from rlloss.check.survey import Survey, survey, together
 from rlloss.losses.formulation import ZOO, resolve
 from rlloss.losses.samples import LOSSES
 from rlloss.losses.sequences import SEQUENCE_LOSSES
@@ -81,6 +80,7 @@ def matrix(
 
 
 def _row(a: Survey, b: Survey, clip_coef: float, prover: Prover) -> dict[str, object]:
+    a, b, _ = together(a, b)
     contrasts = contrast_all(a, b)
     proof, refutation = prover.prove_what_was_tried(a.loss, b.loss, contrasts)
     if refutation is not None:

@@ -7,7 +7,7 @@ absolute values (``Measurement.terms``), not what was left of them. Where terms 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -46,6 +46,8 @@ class Margin(NamedTuple):
 
 USUAL = Margin()
 OUTER_AT = 48  # samples
+COMMON = 2.5  # of log-ratios and advantages
+DRAWS, MOVED = 4, 8  # of how data are rounded; by so many roundings, so that what is left of them is not rounded away
 
 
 class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -87,7 +89,7 @@ def refuse_outer(loss: Formulation, clip_coef: float) -> None:
 class Measurement:
     """A loss on a probe. On a grid the gradient is that of the sum (the mean times N, a power of two).
 
-    What only unequal losses need, ``nearby`` and ``terms``, is measured when first asked for.
+    What only unequal losses need, ``nearby``, ``terms`` and ``data_terms``, is measured when first asked for.
     """
 
     loss: Formulation
@@ -96,13 +98,19 @@ class Measurement:
     gradient: Array  # d loss / d logp, exactly as autograd returned it
     values: Array  # per-sample losses, or the one scalar
 
-    @cached_property
-    def nearby(self) -> tuple[Array, Array]:
+    def nearby(self, rounded: torch.dtype) -> tuple[Array, Array]:
         """The gradient with every logp an ulp lower, and an ulp higher (``nudge``)."""
-        below, above = (
-            gradient_of(self.loss, self.probe, nudge(self.probe, side), self.clip_coef)[0] for side in (-1, 1)
-        )
-        return below, above
+        if rounded not in self._nearby:
+            below, above = (
+                gradient_of(self.loss, self.probe, nudge(self.probe, side, rounded), self.clip_coef)[0]
+                for side in (-1, 1)
+            )
+            self._nearby[rounded] = below, above
+        return self._nearby[rounded]
+
+    @cached_property
+    def _nearby(self) -> dict[torch.dtype, tuple[Array, Array]]:
+        return {}
 
     @cached_property
     def terms(self) -> Array:
@@ -112,6 +120,29 @@ class Measurement:
             node.register_hook(_absolute)
         (terms,) = torch.autograd.grad(total, logp)
         return np.nan_to_num(array(terms.abs()), nan=0.0, posinf=0.0)
+
+    @cached_property
+    def data_terms(self) -> Array:
+        """How far the gradient goes with the data's own rounding, in units of that: what ``terms`` knows nothing of.
+
+        Rewards that are nearly their mean cancel before logp is met, and their rounding is what is left. So each is
+        moved by a few roundings of it, up or down at random, and then the other way: what jumps does so one way only.
+        """
+        found = np.zeros_like(self.gradient)
+        if not mixes(self.loss, self.clip_coef):
+            return found
+        generator = torch.Generator().manual_seed(0)
+        step = MOVED * torch.finfo(self.probe.dtype).eps
+        for _ in range(DRAWS):
+            way = torch.randint(0, 2, self.probe.advantages.shape, generator=generator).to(self.probe.dtype) * 2 - 1
+            moved = []
+            for sign in (step, -step):
+                probe = replace(self.probe, advantages=self.probe.advantages * (1 + sign * way))
+                gradient, *_ = gradient_of(self.loss, probe, probe.logp, self.clip_coef)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    moved.append(np.abs(gradient - self.gradient))
+            found = np.fmax(found, np.nan_to_num(np.minimum(*moved), nan=0.0, posinf=0.0) / step)
+        return found
 
 
 @dataclass(frozen=True)
@@ -126,6 +157,16 @@ class Contrast:
     real: NDArray[np.bool_]  # explained by nothing
     clip_coef: float  # what both losses got
     size: Array  # of what no rounding explains: the difference, relative to the terms
+
+    @property
+    def common(self) -> NDArray[np.bool_]:
+        """Where a sample's numbers are such that no operation saturates or overflows, in float32 at least."""
+        p = self.probe
+        with np.errstate(divide="ignore", invalid="ignore"):
+            moderate = np.abs(array(p.logp - p.old_logp)) <= COMMON
+        A = np.abs(array(p.sample_advantages))
+        result: NDArray[np.bool_] = moderate & (array(p.logp) >= -2 * COMMON) & (A <= COMMON)
+        return result
 
     @property
     def unequal(self) -> bool:
@@ -155,10 +196,30 @@ def gradient_of(loss: Formulation, probe: Probe, at: Tensor, clip_coef: float) -
     return array(gradient), total, logp, result
 
 
-def nudge(probe: Probe, side: int) -> Tensor:
-    """logp moved down or up by one ulp, and by at least two ulp of the ratio."""
-    moved = probe.logp + side * 2 * torch.finfo(probe.dtype).eps
+def mixes(loss: Formulation, clip_coef: float) -> bool:
+    """Whether the gradient at one sample depends on another's advantage: as those of normalised rewards do."""
+    generator = torch.Generator().manual_seed(3)
+    shape = (8, 2) if loss.sequence else (8,)
+    for dtype in (torch.float64, torch.float32):  # some take no float64
+        logp, old_logp = (-0.1 - torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in "ab")
+        A = torch.randn(8, generator=generator, dtype=torch.float64).to(dtype)
+        probe = Probe("mixed", False, logp, old_logp, A, torch.ones(shape, dtype=torch.bool) if loss.sequence else None)
+        moved = replace(probe, advantages=A + torch.eye(8, dtype=dtype)[0])
+        try:
+            x, y = (gradient_of(loss, p, p.logp, clip_coef)[0].reshape(8, -1)[1:] for p in (probe, moved))
+        except LossError:
+            continue
+        return not np.array_equal(x, y, equal_nan=True)
+    return True
+
+
+def nudge(probe: Probe, side: int, rounded: torch.dtype) -> Tensor:
+    """logp moved down or up by one ulp, and by at least two ulp of the ratio, as it is ``rounded``."""
+    eps = torch.finfo(rounded).eps
+    moved = probe.logp + side * 2 * eps
     neighbour = ulps_from(probe.logp, side)
+    if rounded != probe.dtype:
+        neighbour = probe.logp + side * eps * (probe.logp.abs() + probe.old_logp.abs())
     return torch.minimum(moved, neighbour) if side < 0 else torch.maximum(moved, neighbour)
 
 
@@ -193,18 +254,25 @@ def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast
         return Contrast(probe=probe, ulp=flat, **same, clip_coef=a.clip_coef, size=flat)
     not_finite = unequal & ~(np.isfinite(x) & np.isfinite(y))
     terms = np.fmax(np.fmax(np.abs(x), np.abs(y)), np.fmax(a.terms, b.terms))
-    subnormal = unequal & ~not_finite & _underflows(probe, terms)
+    rounded = coarser(probe.dtype, margin.shortest)
+    subnormal = unequal & ~not_finite & _underflows(probe, terms, rounded)
     unequal &= ~(not_finite | subnormal)
     rounding, ulp = _rounding(x, y, terms, probe, margin)
     edge, unexplained = none, unequal & ~rounding
     if unexplained.any():
-        for left, right in ((a.nearby[0], y), (a.nearby[1], y), (x, b.nearby[0]), (x, b.nearby[1])):
+        near_a, near_b = a.nearby(rounded), b.nearby(rounded)
+        for left, right in ((near_a[0], y), (near_a[1], y), (x, near_b[0]), (x, near_b[1])):
             edge = edge | _rounding(left, right, terms, probe, margin)[0]
-        beside = [_rounding(*pair, terms, probe, margin)[0] for pair in zip(a.nearby, b.nearby, strict=True)]
+        beside = [_rounding(*pair, terms, probe, margin)[0] for pair in zip(near_a, near_b, strict=True)]
         # Where both jump, each to a value of its own, as to half of a gradient and to none.
         edge = edge | (beside[0] & beside[1] & array(probe.logp != probe.old_logp).astype(bool))
     if probe.on_policy and probe.dtype == torch.float64:
         edge = none  # not a place that is hit by chance: whole minibatches have the ratio 1
+    if (unexplained & ~edge).any():
+        terms = np.fmax(terms, np.where(edge, 0.0, np.fmax(a.data_terms, b.data_terms)))
+        of_data, ulp_of_data = _rounding(x, y, terms, probe, margin)
+        of_data &= unexplained & ~edge
+        rounding, unexplained, ulp = rounding | of_data, unexplained & ~of_data, np.where(of_data, ulp_of_data, ulp)
     with np.errstate(invalid="ignore"):
         apart = np.abs(x - y)
     return Contrast(
@@ -221,7 +289,7 @@ def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast
 
 def _rounding(x: Array, y: Array, terms: Array, probe: Probe, margin: Margin) -> tuple[NDArray[np.bool_], Array]:
     """Whether x - y is no more than rounding, and its size in units in the last place of the terms."""
-    coarsest = max((probe.dtype, margin.shortest or probe.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    coarsest = coarser(probe.dtype, margin.shortest)
     eps = torch.finfo(coarsest).eps
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(x - y)
@@ -230,6 +298,11 @@ def _rounding(x: Array, y: Array, terms: Array, probe: Probe, margin: Margin) ->
     usual = np.minimum(np.maximum(unit, np.minimum(LOGP_ROUNDINGS * unit, COARSE)), COARSEST)
     allowed = np.maximum(usual, margin.roundings * eps) * terms
     return (ulp <= ULPS_OF_ROUNDING) | (apart <= allowed), ulp
+
+
+def coarser(dtype: torch.dtype, other: torch.dtype | None) -> torch.dtype:
+    """The one with fewer digits; None has none to compare."""
+    return dtype if other is None or torch.finfo(other).eps <= torch.finfo(dtype).eps else other
 
 
 def shrinking(contrasts: Sequence[Contrast]) -> float:
@@ -258,9 +331,14 @@ def spacing(x: Array, dtype: torch.dtype) -> Array:
     return unit
 
 
-def _underflows(probe: Probe, terms: Array) -> NDArray[np.bool_]:
-    """Where the gradient, or A/N on its way to it, loses digits because it is subnormal (float16: often)."""
-    smallest = 4 * torch.finfo(probe.dtype).smallest_normal
+def _underflows(probe: Probe, terms: Array, rounded: torch.dtype) -> NDArray[np.bool_]:
+    """Where the gradient, or A/N or the ratio on its way to it, loses digits because it is subnormal (float16: often).
+
+    The ratio does so where a factor is ``rounded`` in a shorter format.
+    """
+    smallest = 4 * max(torch.finfo(dtype).smallest_normal for dtype in (probe.dtype, rounded))
+    if rounded != probe.dtype:
+        terms = np.fmin(terms, array(probe.ratio))
     incoming = np.abs(array(probe.sample_advantages)) / (1 if probe.grid else probe.logp.numel())
     lost: NDArray[np.bool_] = ((incoming != 0) & (incoming < smallest)) | (terms < smallest)
     return lost

@@ -41,6 +41,7 @@ class Probe:
     mask: Tensor | None = None
     grid: bool = False  # a systematic grid, from which regions are read
     extreme: bool = False  # ratios so tiny or huge that they leave the dtype's range
+    rare: bool = False  # one log-probability after another, down to some that no training meets
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,6 +56,11 @@ class Probe:
         """The advantages in the shape of logp."""
         alike = self.advantages.shape == self.logp.shape
         return self.advantages if alike else self.advantages.unsqueeze(1).expand_as(self.logp)
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether a training might have this batch."""
+        return not self.grid and not self.extreme and not self.rare
 
     def loss(self, formulation: Formulation, logp: Tensor, clip_coef: float) -> Tensor:
         """A loss of this batch, with ``logp`` in the place of the batch's own. Raises: LossError."""
@@ -200,7 +206,7 @@ def rare(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = (), *,
     possible = old_logp <= 0
     size = 2 ** math.ceil(math.log2(int(possible.sum())))
     logp, old_logp, A = (_pad(x[possible].to(dtype), size) for x in (logp, old_logp, A))
-    return Probe("log π down to -40", on_policy, logp, old_logp, A)
+    return Probe("log π down to -40", on_policy, logp, old_logp, A, rare=True)
 
 
 def random_batch(n: int, dtype: torch.dtype, generator: torch.Generator, spread: float) -> Probe:

@@ -31,7 +31,7 @@ from rlloss.prove.written import question, smt_lib
 
 TRACED_AT = 0.2  # clip_coef, where it is any
 REFINEMENTS = 24  # times that a question is asked again with what its last answer violated
-ROUNDED_AT_MOST = 0.02  # relative to the terms: a difference beyond it is not asked whether it is rounding
+ROUNDED_AT_MOST = 0.02  # relative to the terms: a difference beyond it, at common numbers, is asked nothing more
 SECONDS = 20.0  # after which what is not proved stays open
 
 
@@ -58,13 +58,19 @@ class Prover:
         return self.subjects[key]
 
     def prove_what_was_tried(
-        self, f: Formulation, g: Formulation, contrasts: Sequence[Contrast]
+        self, f: Formulation, g: Formulation, contrasts: Sequence[Contrast], found: Contrast | None = None
     ) -> tuple[Proof, Contrast | None]:
-        """``prove``, knowing what trying the two has shown: a small difference, or one in bfloat16, may be rounding."""
-        in_full = [c for c in contrasts if c.probe.dtype == torch.float64]
-        shown = in_full or [c for c in contrasts if c.probe.dtype == torch.float32]
-        refuted = any((c.size > ROUNDED_AT_MOST).any() for c in shown)
-        return self.prove(f, g, refuted=refuted, bits=not any(c.unequal for c in contrasts))
+        """``prove``, knowing what trying the two has shown.
+
+        A small difference, one in bfloat16, beside a bound, or where numbers are huge may be rounding. One of a common
+        sample is none. ``found``: the example.
+        """
+        ordinary = [c for c in contrasts if c.probe.ordinary]
+        in_full = [c for c in ordinary if c.probe.dtype == torch.float64]
+        shown = in_full or [c for c in ordinary if c.probe.dtype == torch.float32]
+        refuted = any((c.size[c.common] > ROUNDED_AT_MOST).any() for c in shown)
+        bits = not any(c.unequal for c in (*contrasts, *([found] if found else [])))
+        return self.prove(f, g, refuted=refuted, bits=bits)
 
     def numbers(self, *losses: Formulation) -> set[float]:
         """The numbers in the losses' graphs: what was computed of clip_coef, and what no code shows as it is."""

@@ -29,7 +29,7 @@ class Values:
     first_minibatch: tuple[float, float]  # the mean loss on-policy, with advantages of mean 0 and variance 1
     gradient_norm: tuple[float, float]  # on that minibatch
     constant: float | None  # b's value minus a's, if that is one number everywhere
-    true_loss: tuple[bool | None, bool | None]  # whether the value's slope is the gradient; None: takes no float64
+    true_loss: tuple[bool | None, bool | None]  # whether the value's slope is the gradient; None: not tried
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ class Comparison:
     left_out: tuple[str, ...] = ()  # dtypes that a loss refuses, and how
     rounding: str = ""  # in words: why a difference larger than usual is rounding after all
     called: tuple[str, ...] = ()  # clip_coef in the place of a loss's own default
+    digits: str = ""  # in words: which of two forms of one gradient loses its digits, where they differ as computed
     only_of_tokens: bool = False  # they differ, and only where the tokens of an answer have advantages of their own
 
     @property

@@ -43,7 +43,8 @@ def _known(c: Comparison) -> str:
         return f"{c.verdict} ({MEANING[c.verdict]})"
     if c.verdict == Verdict.DIFFERENT:
         at = f" at clip_coef {short(c.example.clip_coef)}" if c.example and c.example.clip_coef != c.clip_coef else ""
-        return f"{c.verdict}{at}: {in_short(c.example)}" if c.example else f"{c.verdict} ({MEANING[c.verdict]})"
+        how = f"{c.verdict} as computed, one gradient in exact arithmetic" if c.proof.holds else c.verdict
+        return f"{how}{at}: {in_short(c.example)}" if c.example else f"{how} ({MEANING[c.verdict]})"
     exact = c.proof.exact in ("proved", "edges")
     scope = c.proof.scope + (", where both are finite" if c.proof.left_out else "")
     if c.verdict == Verdict.IDENTICAL and c.proof.bitwise == "proved":
@@ -119,6 +120,7 @@ def details(c: Comparison) -> dict[str, list[str]]:
         "called": list(c.called),
         "advantages": [OF_TOKENS] if c.only_of_tokens else [],
         "differ at": list(c.regions),
+        "digits": [c.digits] if c.digits else [],
         "size": _size(c),
         "network": _network(c),
         "padding": [_padding(c, p) for p in c.padding],
@@ -255,6 +257,6 @@ def _kinds(c: Comparison) -> list[str]:
     words = {
         True: "is a true loss: the slope of its value is its gradient",
         False: "is a surrogate: the slope of its value is not its gradient",
-        None: "takes no float64: true loss or surrogate was not tried",
+        None: "is not float64 throughout: true loss or surrogate was not tried",
     }
     return [f"{name} {words[kind]}" for name, kind in zip((c.a, c.b), c.values.true_loss, strict=True)]

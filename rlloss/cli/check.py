@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,8 @@ under the mask reaches one of them, 2 bad input.""",
 
 
 def check_pair(options: argparse.Namespace, settings: dict[str, Any], enough: Sequence[str]) -> int:
-    result = compare(*options.losses, **settings, prove=not options.no_proof)
+    with redirect_stdout(sys.stderr):  # what a loss prints is none of the report
+        result = compare(*options.losses, **settings, prove=not options.no_proof)
     if options.json:
         print(to_json(result.to_dict()))
     else:
@@ -112,10 +114,11 @@ def check_many(options: argparse.Namespace, settings: dict[str, Any], enough: Se
     from rlloss.check.matrix import against_zoo, classes, matrix
 
     names = options.losses if len(options.losses) > 1 else list(ZOO)
-    table = against_zoo(options.losses[0], **settings) if len(options.losses) == 1 else matrix(names, **settings)
+    with redirect_stdout(sys.stderr):
+        table = against_zoo(options.losses[0], **settings) if len(options.losses) == 1 else matrix(names, **settings)
+        itself = {"alone": alone.examine(options.losses[0], **settings)} if len(options.losses) == 1 else {}
     agree = table["on-policy"].isin(enough) & table["off-policy"].isin(enough)
     groups = None if len(options.losses) == 1 else classes(table, names)
-    itself = {"alone": alone.examine(options.losses[0], **settings)} if groups is None else {}
     if options.json:
         print(to_json({"pairs": table.to_dict("records"), **{key: found.to_dict() for key, found in itself.items()}}))
     elif groups is None:

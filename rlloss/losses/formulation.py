@@ -33,6 +33,8 @@ ADVANTAGE_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "[batch, tokens]": lambda advantages, logp: advantages.unsqueeze(1).expand_as(logp).clone(),
 }
 """Of one advantage an answer."""
+ANSWERS = (3, 8)  # of a batch that is tried; the latter for losses that take theirs in groups of 2, 4 or 8
+IN_PLACE = "a leaf Variable that requires grad"  # how autograd begins to say that it may not be changed
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,31 @@ class Formulation:
     ) -> Tensor:
         """The loss: per-sample, or a scalar if that is what the function returns. Sequence losses need a ``mask``.
 
-        The function gets copies of all but logp: one that changes its inputs in place harms nobody.
+        The function gets copies of all but logp: one that changes its inputs in place harms nobody. Of a logp that is
+        a leaf it gets a copy, too, if it changes that: in training logp is none, and may be changed.
 
         Raises: LossError for an exception in the function and for a result that is no loss.
         """
+        try:
+            inputs = self._inputs(logp, old_logp, advantages, mask)
+            result = self._call(inputs, clip_coef)
+        except LossError as error:
+            if not logp.is_leaf or IN_PLACE not in str(error):
+                raise
+            inputs = self._inputs(logp.clone(), old_logp, advantages, mask)
+            result = self._call(inputs, clip_coef)
+        self._check(result, inputs, clip_coef)
+        loss: Tensor = result
+        return loss
+
+    def _inputs(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         inputs = {"logp": logp, "old_logp": old_logp.clone(), "advantages": advantages.clone()}
         if self.sequence:
             assert mask is not None, f"{self.name} is a sequence loss"
             inputs["mask"] = MASK_FORMS[self.mask_form](mask, logp)
             if advantages.dim() == 1:  # one an answer; one a token is what it is
                 inputs["advantages"] = ADVANTAGE_FORMS[self.advantage_form](advantages, logp)
-        result = self._call(inputs, clip_coef)
-        self._check(result, inputs, clip_coef)
-        loss: Tensor = result
-        return loss
+        return inputs
 
     def widths(self) -> list[tuple[str, float]]:
         """The parameters that ``clip_coef`` is handed to and that have a number by default, with that number."""
@@ -174,11 +187,11 @@ def resolve(loss: str | Callable[..., Any]) -> Formulation:
 def _fitted(formulation: Formulation) -> Formulation:
     """With the first forms of mask and advantages that a sequence loss takes. Raises: the first form's LossError."""
     first: LossError | None = None
-    for mask_form, advantage_form in product(MASK_FORMS, ADVANTAGE_FORMS):
+    for answers, mask_form, advantage_form in product(ANSWERS, MASK_FORMS, ADVANTAGE_FORMS):
         candidate = replace(formulation, mask_form=mask_form, advantage_form=advantage_form)
         for dtype in (torch.float64, torch.float32):  # some compute in float32 whatever they are given
             try:
-                _try(candidate, dtype)
+                _try(candidate, dtype, answers)
             except LossError as error:
                 first = first or error
             else:
@@ -193,20 +206,22 @@ def asked_of_tokens(*losses: Formulation) -> list[Formulation]:
         for loss in losses:
             if not loss.sequence or loss.advantage_form == "[batch]":
                 return list(losses)
-            _try(loss, torch.float32, tokens=True)
+            _try(loss, torch.float32, ANSWERS[0], tokens=True)
     except LossError:
         return list(losses)
     return [replace(loss, per_token=True) for loss in losses]
 
 
-def _try(formulation: Formulation, dtype: torch.dtype, *, tokens: bool = False) -> None:
-    """One call: three sequences of five tokens, so that no [batch] passes for [tokens], with a hole in the mask.
+def _try(formulation: Formulation, dtype: torch.dtype, answers: int, *, tokens: bool = False) -> None:
+    """One call: sequences of five tokens, with holes in the mask; three, so that no [batch] passes for [tokens].
 
     ``tokens``: with an advantage of each token.
     """
-    logp = torch.linspace(-2, -0.1, 15, dtype=dtype).view(3, 5)
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
-    advantages = torch.linspace(-1, 1, 15).view(3, 5) if tokens else torch.tensor([1, -0.5, 0.25])
+    logp = torch.linspace(-2, -0.1, 5 * answers, dtype=dtype).view(answers, 5)
+    three = [[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 0, 0, 0]]
+    mask = torch.tensor([three[i % 3] for i in range(answers)], dtype=torch.bool)
+    each = torch.tensor([1, -0.5, 0.25]).repeat(3)[:answers]
+    advantages = torch.linspace(-1, 1, 5 * answers).view(answers, 5) if tokens else each
     formulation(logp.clone().requires_grad_(), logp - 0.1, advantages.to(dtype), mask, clip_coef=0.2)
 
 
@@ -287,9 +302,9 @@ def _load_module(name: str) -> ModuleType:
 def describe(error: BaseException) -> str:
     """An exception in one line, with the last place in the user's own code that it passed."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = (__file__, lazy.__file__)
-    theirs = [frame for frame in frames if frame.filename not in ours and "importlib" not in frame.filename]
-    outside = [frame for frame in theirs if "site-packages" not in frame.filename] or theirs
+    theirs = [f for f in frames if f.filename not in (__file__, lazy.__file__) and "importlib" not in f.filename]
+    ours = str(Path(lazy.__file__).parent)
+    outside = [f for f in theirs if "site-packages" not in f.filename and not f.filename.startswith(ours)] or theirs
     place = f" ({Path(outside[-1].filename).name}, line {outside[-1].lineno})" if outside else ""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}{place}" if message else f"{type(error).__name__}{place}"

@@ -31,6 +31,7 @@ class Arithmetic(Protocol):
     def mul(self, x: Any, y: Any) -> Any: ...
     def div(self, x: Any, y: Any) -> Any: ...
     def power(self, x: Any, exponent: float) -> Any: ...
+    def powered(self, x: Any, exponent: Any) -> Any: ...
     def function(self, name: str, x: Any) -> Any: ...
     def order(self, x: Any, y: Any) -> Diagram: ...
     def total(self, name: str, values: Sequence[Diagram], over: str = "") -> Diagram: ...
@@ -91,13 +92,10 @@ class Calculator:
         if op in FORWARD:
             return FORWARD[op](self, *a)
         if op == "pow":
-            return self.power(a[0], self._exponent(node))
+            if isinstance(node.args[1], int):
+                return self.cases.apply(self.on.powered, a[0], a[1], key="powered")
+            return self.power(a[0], float(node.args[1]))
         return self.function(op, a[0])
-
-    def _exponent(self, node: Node) -> float:
-        if isinstance(node.args[1], int):
-            raise NotFollowed("a power whose exponent is computed")
-        return float(node.args[1])
 
     def _total(self, op: str, a: Sequence[Diagram], over: str) -> Diagram:
         if op in ("amin", "min", "amax", "max"):
@@ -118,7 +116,10 @@ class Calculator:
         if op in BACKWARD:
             return BACKWARD[op](self, up, y, *a)
         if op == "pow":
-            n = self._exponent(node)
+            if isinstance(node.args[1], int):
+                less = self.cases.apply(self.on.powered, a[0], self.sub(a[1], self.one), key="powered")
+                return [self.mul(up, self.mul(a[1], less)), self.mul(up, self.mul(y, self.function("log", a[0])))]
+            n = float(node.args[1])
             if n == 0:
                 return [self.zero]
             return [self.mul(up, self.mul(self.on.constant(n), self.power(a[0], n - 1)))]

@@ -83,6 +83,18 @@ class Exact:
         except ValueError as error:
             raise NotFollowed(f"a power of {exponent:g}") from error
 
+    def powered(self, x: Number, exponent: Number) -> Number:
+        """x to a power that is computed: of what follows from the shape and the mask alone, a number."""
+        known = None if isinstance(exponent, Limit) else exponent.constant
+        if known is None:
+            raise NotFollowed("a power whose exponent is computed")
+        if isinstance(x, Limit):
+            raise NotFollowed("a power of infinity")
+        try:
+            return _small(poly.power(x, known))
+        except ValueError as error:
+            raise NotFollowed(f"a power of {float(known):g}") from error
+
     def function(self, name: str, x: Number) -> Number:
         if name not in FUNCTIONS:
             raise NotFollowed(name)

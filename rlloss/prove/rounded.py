@@ -170,6 +170,9 @@ class Rounded:
     def power(self, x: Term, exponent: float) -> Term:
         return self._rounded(f"pow {exponent:g}", x)
 
+    def powered(self, x: Term, exponent: Term) -> Term:
+        return self._rounded("pow", x, exponent)
+
     def function(self, name: str, x: Term) -> Term:
         return ONE if name == "exp" and not x.scale else self._rounded(name, x)
 

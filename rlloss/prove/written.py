@@ -75,6 +75,9 @@ class Written:
         whole = reduce(lambda a, b: a * b, [x] * abs(int(exponent)), z3.RealVal(1))
         return whole if exponent >= 0 else self.div(z3.RealVal(1), whole)
 
+    def powered(self, x: Any, exponent: Any) -> Any:
+        return self.function("exp", exponent * self.function("log", x))
+
     def function(self, name: str, x: Any) -> Any:
         one = z3.RealVal(1)
         if name == "sqrt":

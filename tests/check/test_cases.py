@@ -1,13 +1,17 @@
 """What people met: pairs that were misjudged once, each for a kind of fault, with what is right."""
 
+import json
+
 import pytest
 import torch
 
 from rlloss.check import compare
 from rlloss.check.alone import examine
+from rlloss.check.derivatives import derivatives_of
 from rlloss.check.text import full_text, text
 from rlloss.cli.main import main
 from rlloss.errors import LossError
+from rlloss.losses.formulation import resolve
 from rlloss.verdicts import Verdict
 from tests.examples import users_losses as users
 
@@ -267,3 +271,101 @@ def test_a_loss_that_makes_every_pair_of_samples_is_refused_before_it_fills_the_
     for call in (lambda: compare("ppo_clip", users.outer), lambda: examine(users.outer)):
         with pytest.raises(LossError, match=r"makes N × N numbers of a batch of N.*\[N\] and \[N, 1\].*squeeze"):
             call()
+
+
+def test_a_root_of_a_product_is_followed():
+    """An exponent that is 1 / length was no number to a proof; and being a float32, it was a difference of 4e-8."""
+    result, said = found(users.gspo_of_logs, users.gspo_of_products(1))
+    assert (result.verdict, result.proof.exact) == (Verdict.EQUAL, "proved")
+    assert "one factor is computed in float32" in said
+    other, _ = found(users.gspo_of_logs, users.gspo_of_products(1.01))
+    assert (other.verdict, other.proof.exact) == (Verdict.DIFFERENT, "refuted")
+
+
+def test_a_ratio_made_in_float32_among_float64():
+    """Beside a bound, and where the ratio is subnormal in float32, it was no rounding."""
+    result, said = found("ppo_clip", users.ratio_in_single(1))
+    assert (result.verdict, result.proof.exact) == (Verdict.EQUAL, "proved")
+    assert "one factor is computed in float32" in said
+    assert "edges" in said
+    assert "is not float64 throughout" in said
+    other, _ = found("ppo_clip", users.ratio_in_single(1.0001))
+    assert (other.verdict, other.proof.exact) == (Verdict.DIFFERENT, "refuted")
+
+
+def test_what_loses_its_digits_is_named_and_is_no_other_gradient():
+    result, said = found(users.logistic, users.log_of_logistic, (torch.float32,))
+    assert (result.verdict, result.proof.exact) == (Verdict.DIFFERENT, "proved")
+    assert "DIFFERENT as computed, one gradient in exact arithmetic" in said
+    assert "and log_of_logistic loses its digits in float32" in said
+    assert "not finite" in said, "at numbers that no training has: no reason to refuse it"
+
+
+def test_rewards_that_are_nearly_their_mean_are_rounded():
+    result, _ = found(users.baseline_of_others, users.baseline_of_all(True), (torch.float64, torch.float32))
+    assert (result.verdict, result.proof.exact) == (Verdict.EQUAL, "proved")
+    other, _ = found(users.baseline_of_others, users.baseline_of_all(False))
+    assert other.verdict == Verdict.DIFFERENT
+    assert other.factor == "(N - 1) / N"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [1e-9, -1e-9])
+def test_the_rounding_of_rewards_hides_no_factor(by):
+    base = users.baseline_of_all(True)
+    result, _ = found(
+        users.baseline_of_others, lambda logp, old_logp, rewards: (1 + by) * base(logp, old_logp, rewards)
+    )
+    assert result.verdict == Verdict.DIFFERENT
+    assert result.factor.startswith(f"{1 + by:.10g}")
+
+
+def test_groups_of_four_are_tried_on_batches_that_have_them():
+    result, said = found(users.in_groups(by_view=True), users.in_groups(by_view=False))
+    assert result.verdict != Verdict.DIFFERENT
+    assert "batches of 1 x 8, 2 x 8" in said
+    assert "3 x 7, as loss raised RuntimeError: shape '[-1, 4]' is invalid" in said
+    assert "users_losses.py, line" in said
+    other, _ = found(users.in_groups(by_view=True), users.normalised_inside)
+    assert other.verdict == Verdict.DIFFERENT
+
+
+def test_a_loss_of_too_large_groups_is_refused():
+    def loss(logp, old_logp, rewards, mask, *, clip_coef):
+        A = (rewards.view(-1, 7) - rewards.view(-1, 7).mean(1, keepdim=True)).view(-1)
+        return users.plain(logp, old_logp, A, mask, clip_coef=clip_coef)
+
+    with pytest.raises(LossError, match=r"shape '\[-1, 7\]' is invalid for input of size 3"):
+        compare(loss, users.plain)
+
+
+def test_infinite_where_no_training_comes_is_no_reason_to_refuse():
+    result, _ = found(users.weighted(None), users.weighted(None))
+    assert result.verdict == Verdict.IDENTICAL
+    other, said = found(users.weighted(None), users.weighted(20))
+    assert other.verdict == Verdict.DIFFERENT
+    assert "the gradient is -inf for loss and -20 for loss" in said
+
+
+def test_in_place_on_what_is_no_leaf_in_training():
+    result, _ = found("ppo_clip", users.in_place)
+    assert (result.verdict, result.proof.bitwise) == (Verdict.IDENTICAL, "proved")
+
+
+def test_what_a_loss_prints_is_none_of_the_report(capsys):
+    assert main(["check", "ppo_clip", f"{FILE}:talkative", "--dtype", "float64", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["verdict"] == "IDENTICAL"
+    assert "approximate KL" in err
+
+
+@pytest.mark.parametrize(("high", "verdict"), [(1.0001, Verdict.IDENTICAL), (1.01, Verdict.EQUAL)])
+def test_what_a_short_format_cannot_tell_apart_is_said_to_differ_in_float64(high, verdict):
+    result, said = found(users.upper_bound(1.2), users.upper_bound(1.2 * high), (torch.bfloat16,))
+    assert (result.verdict, result.proof.exact) == (verdict, "refuted")
+    assert "not proved: in float64 they differ, as at ratio 1.2" in said
+
+
+@pytest.mark.parametrize(("ratio", "true_loss"), [(12, False), (3, False), (1e6, True)])
+def test_a_surrogate_at_far_ratios_alone(ratio, true_loss):
+    assert derivatives_of(resolve(users.surrogate_beyond(ratio)), 0.2, 0).true_loss is true_loss

@@ -202,3 +202,103 @@ def per_answer(logp, old_logp, advantages, mask, *, clip_coef):
 def in_chunks(logp, old_logp, advantages, *, clip_coef):
     losses = _surrogate(torch.exp(logp - old_logp), advantages, 1 - clip_coef, 1 + clip_coef)
     return torch.stack([chunk.mean() for chunk in losses.split(16_384)]).mean()
+
+
+# ------------------------------------------------------------------------------- one gradient, written otherwise
+
+
+def gspo_of_logs(logp, old_logp, advantages, mask, *, clip_coef):
+    s = (_logratio(logp, old_logp, mask).sum(1) / mask.sum(1).clamp(min=1)).exp()
+    return _surrogate(s, advantages, 1 - clip_coef, 1 + clip_coef).mean()
+
+
+def gspo_of_products(power):
+    """The geometric mean as the root of a product; another power of it is another loss."""
+
+    def loss(logp, old_logp, advantages, mask, *, clip_coef):
+        ratio = torch.where(mask, (logp - old_logp).exp(), 1.0)
+        s = ratio.prod(1) ** (power / mask.sum(1).clamp(min=1))
+        return _surrogate(s, advantages, 1 - clip_coef, 1 + clip_coef).mean()
+
+    return loss
+
+
+def ratio_in_single(high):
+    """The ratio alone is made in float32, and the rest in the inputs' dtype."""
+
+    def loss(logp, old_logp, advantages, *, clip_coef):
+        ratio = (logp - old_logp).float().exp()
+        return _surrogate(ratio, advantages, 1 - clip_coef, high + clip_coef)
+
+    return loss
+
+
+def logistic(logp, old_logp, advantages, *, clip_coef):
+    return -torch.nn.functional.logsigmoid((logp - old_logp) * advantages)
+
+
+def log_of_logistic(logp, old_logp, advantages, *, clip_coef):
+    """What is nearly 1 has no digits left of how nearly."""
+    return -torch.sigmoid((logp - old_logp) * advantages).log()
+
+
+def baseline_of_others(logp, old_logp, rewards):
+    """Leave-one-out: of one sample nan, since there are no others."""
+    return -(rewards - (rewards.sum() - rewards) / (len(rewards) - 1)) * logp
+
+
+def baseline_of_all(scaled):
+    """The mean of all, scaled so that it is the same; it is not, unscaled."""
+
+    def loss(logp, old_logp, rewards):
+        factor = torch.tensor(len(rewards), dtype=rewards.dtype) / (len(rewards) - 1) if scaled else 1
+        return -(rewards - rewards.mean()) * factor * logp
+
+    return loss
+
+
+def in_groups(by_view):
+    """Rewards normalised among four answers, as group-relative losses are written: of other batches an error."""
+
+    def loss(logp, old_logp, rewards, mask, *, clip_coef):
+        groups = rewards.view(-1, 4)
+        if by_view:
+            A = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).view(-1)
+        else:
+            mean, std = groups.mean(1).repeat_interleave(4), groups.std(1).repeat_interleave(4)
+            A = (rewards - mean) / (std + 1e-4)
+        return plain(logp, old_logp, A, mask, clip_coef=clip_coef)
+
+    return loss
+
+
+def weighted(cap):
+    """Advantage-weighted: of an advantage of 100 it is infinite, which no batch of a training has."""
+
+    def loss(logp, old_logp, advantages, *, clip_coef):
+        weight = torch.exp(advantages / 0.1)
+        return -(weight if cap is None else weight.clamp(max=cap)) * logp
+
+    return loss
+
+
+def in_place(logp, old_logp, advantages, *, clip_coef):
+    logp -= old_logp
+    ratio = logp.exp_()
+    return _surrogate(ratio, advantages, 1 - clip_coef, 1 + clip_coef)
+
+
+def talkative(logp, old_logp, advantages, *, clip_coef):
+    print("approximate KL", float((old_logp - logp).mean()))
+    return _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
+
+
+def surrogate_beyond(ratio):
+    """A true loss up to this ratio, and beyond it one of log pi with a detached weight."""
+
+    def loss(logp, old_logp, advantages, *, clip_coef):
+        r = (logp - old_logp).exp()
+        r = torch.where(r.detach() > ratio, r.detach() * logp, r)
+        return _surrogate(r, advantages, 1 - clip_coef, 1 + clip_coef)
+
+    return loss

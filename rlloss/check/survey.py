@@ -1,0 +1,174 @@
+"""One loss on everything that is tried: the probes that it takes, and a small network that it trains."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlloss.check.measure import Measurement, array, measure, refuse_outer
+from rlloss.check.probes import Probe, sample_probes, sequence_probes
+from rlloss.errors import LossError
+from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name
+
+FIRST = 10  # probes, of which a loss takes one if it takes their dtype: of every shape of sequences
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One loss on every probe of every dtype that it takes, and its parameter gradients in a small network."""
+
+    loss: Formulation
+    probes: list[Probe]
+    measurements: list[Measurement]
+    networks: list[Tensor]
+    places: list[int]  # of these probes among all
+    refused: Mapping[str, list[str]]  # why the others are not among them -> their names
+
+    def on(self, places: set[int]) -> "Survey":
+        """On these probes alone."""
+        kept = [i for i, place in enumerate(self.places) if place in places]
+        probes = [self.probes[i] for i in kept]
+        through = {id(probe): gradient for probe, gradient in zip(networks(self.probes), self.networks, strict=True)}
+        return replace(
+            self,
+            probes=probes,
+            measurements=[self.measurements[i] for i in kept],
+            networks=[through[id(probe)] for probe in networks(probes)],
+            places=[self.places[i] for i in kept],
+        )
+
+
+def survey(
+    loss: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], seed: int, numbers: Sequence[float] = ()
+) -> Survey:
+    """Measure a loss everywhere, also where ``numbers`` that losses are written with may be bounds.
+
+    Batches of a size that it does not take, as one that is no multiple of its groups', are left out.
+
+    Raises: LossError; also for NaN on ordinary samples, and for random results.
+    """
+    refuse_outer(loss, clip_coef)
+    places, probes, measurements = [], [], []
+    refused: dict[str, list[str]] = {}
+    everywhere = (p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, numbers, loss))
+    for place, probe in enumerate(everywhere):
+        try:
+            measured = measure(loss, probe, clip_coef)
+        except LossError as error:
+            if not probe.ordinary:
+                raise
+            refused.setdefault(str(error).rpartition(", given ")[0], []).append(probe.name)
+            continue
+        # One sample or answer alone has no deviation: losses that normalise advantages themselves are NaN there.
+        if probe.ordinary and len(probe.logp) > 1 and not np.isfinite(measured.gradient).all():
+            raise LossError(f"{loss.name}: {_not_finite(probe, measured)}")
+        places.append(place)
+        probes.append(probe)
+        measurements.append(measured)
+    again = measure(loss, probes[0], clip_coef)
+    if not np.array_equal(again.gradient, measurements[0].gradient, equal_nan=True):
+        raise LossError(f"{loss.name} gives another gradient when called again; a random loss cannot be compared")
+    through = [network_gradient(loss, probe, clip_coef) for probe in networks(probes)]
+    return Survey(loss, probes, measurements, through, places, refused)
+
+
+def together(a: Survey, b: Survey) -> tuple[Survey, Survey, tuple[str, ...]]:
+    """Both on the probes that both take; and in words which batches that leaves out, and why. Raises: LossError."""
+    both = {*a.places} & {*b.places}
+    kept = [probe for place, probe in zip(a.places, a.probes, strict=True) if place in both and probe.ordinary]
+    refused = [(name, why) for s in (a, b) for why, names in s.refused.items() for name in names]
+    if len({probe.on_policy for probe in kept}) < 2:
+        raise LossError(f"{refused[0][1]}; of the batches that are tried too few have a size that it takes")
+    reasons: dict[str, tuple[str, dict[str, None]]] = {}  # by what they have in common: all but the sizes
+    for name, why in {name.split(",")[0]: why for name, why in reversed(refused)}.items():
+        _, names = reasons.setdefault(re.sub(r"\d+", "", why), (why, {}))
+        names[name.removeprefix("N = ")] = None
+    n = "" if a.loss.sequence else "N = "
+    words = [f"batches of {n}{', '.join(reversed(names))}, as {why}" for why, names in reasons.values()]
+    return a.on(both), b.on(both), tuple(words)
+
+
+def probes_of(
+    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float], loss: Formulation
+) -> Iterator[Probe]:
+    """Those that a loss can take."""
+    if loss.sequence:
+        return sequence_probes(dtype, clip_coef, seed, numbers, tokens=loss.per_token)
+    return sample_probes(dtype, clip_coef, seed, numbers)
+
+
+def usable(
+    losses: Sequence[Formulation], clip_coef: float, dtypes: Sequence[torch.dtype], seed: int
+) -> tuple[tuple[torch.dtype, ...], tuple[str, ...]]:
+    """The dtypes that all losses take; and for each other one which loss refuses it, and how.
+
+    Raises: LossError if there is none that all take.
+    """
+    taken, refused = [], []
+    for dtype in dtypes:
+        try:
+            for loss in losses:
+                _try_first(loss, islice(probes_of(dtype, clip_coef, seed, (), loss), FIRST), clip_coef)
+            taken.append(dtype)
+        except LossError as error:
+            refused.append((dtype, error))
+    if not taken:
+        raise refused[0][1]
+    return tuple(taken), tuple(f"{dtype_name(dtype)}: {error}" for dtype, error in refused)
+
+
+def _try_first(loss: Formulation, probes: Iterable[Probe], clip_coef: float) -> None:
+    """Raises: the first LossError, if a loss takes none of these."""
+    first: LossError | None = None
+    for probe in probes:
+        try:
+            measure(loss, probe, clip_coef)
+        except LossError as error:
+            first = first or error
+        else:
+            return
+    assert first is not None
+    raise first
+
+
+def _not_finite(probe: Probe, measured: Measurement) -> str:
+    i = int(np.flatnonzero(~np.isfinite(measured.gradient))[0])
+    ratio, A = float(array(probe.ratio)[i]), float(array(probe.sample_advantages)[i])
+    return (
+        f"its gradient is {measured.gradient[i]} on an ordinary batch of {describe_inputs(probe.logp)}, "
+        f"at ratio {ratio:.6g}, A = {A:.6g}"
+    )
+
+
+def networks(probes: Sequence[Probe]) -> list[Probe]:
+    """The probes that are also run through a network: a power of two and another, on- and off-policy."""
+    return [p for p in probes if p.name in ("N = 64", "N = 100") or p.name.startswith(("4 x 16", "3 x 7"))]
+
+
+def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Tensor:
+    """The gradient of all parameters of a small softmax policy whose actions have the probe's advantages.
+
+    ``old_logp`` comes from the same network with its weights moved a little, or not at all if on-policy.
+    """
+    generator = torch.Generator().manual_seed(probe.logp.numel())
+    shape = probe.logp.shape
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(probe.dtype)
+
+    obs, weights = draw(*shape, 6), [draw(6, 16) / 2, draw(16, 4) / 2]
+    actions = torch.randint(0, 4, (*shape, 1), generator=generator)
+
+    def logp(layers: Sequence[Tensor]) -> Tensor:
+        logits = torch.tanh(obs @ layers[0]) @ layers[1]
+        return torch.log_softmax(logits, -1).gather(-1, actions).squeeze(-1)
+
+    old_logp = logp([w + (0 if probe.on_policy else 0.2) * draw(*w.shape) for w in weights])
+    leaves = [w.requires_grad_() for w in weights]
+    batch = Probe(probe.name, probe.on_policy, probe.logp, old_logp.detach(), probe.advantages, probe.mask)
+    gradients = torch.autograd.grad(batch.loss(loss, logp(leaves), clip_coef).mean(), leaves)
+    return torch.cat([g.flatten() for g in gradients])
