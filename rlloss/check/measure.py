@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,8 +129,6 @@ class Measurement:
         moved by a few roundings of it, up or down at random, and then the other way: what jumps does so one way only.
         """
         found = np.zeros_like(self.gradient)
-        if not mixes(self.loss, self.clip_coef):
-            return found
         generator = torch.Generator().manual_seed(0)
         step = MOVED * torch.finfo(self.probe.dtype).eps
         for _ in range(DRAWS):
@@ -198,6 +196,14 @@ def gradient_of(loss: Formulation, probe: Probe, at: Tensor, clip_coef: float) -
 
 def mixes(loss: Formulation, clip_coef: float) -> bool:
     """Whether the gradient at one sample depends on another's advantage: as those of normalised rewards do."""
+    try:
+        return _mixes(loss, clip_coef)
+    except TypeError:  # a callable object that cannot be hashed
+        return _mixes.__wrapped__(loss, clip_coef)
+
+
+@lru_cache(maxsize=128)
+def _mixes(loss: Formulation, clip_coef: float) -> bool:
     generator = torch.Generator().manual_seed(3)
     shape = (8, 2) if loss.sequence else (8,)
     for dtype in (torch.float64, torch.float32):  # some take no float64
@@ -268,7 +274,7 @@ def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast
         edge = edge | (beside[0] & beside[1] & array(probe.logp != probe.old_logp).astype(bool))
     if probe.on_policy and probe.dtype == torch.float64:
         edge = none  # not a place that is hit by chance: whole minibatches have the ratio 1
-    if (unexplained & ~edge).any():
+    if (unexplained & ~edge).any() and (mixes(a.loss, a.clip_coef) or mixes(b.loss, b.clip_coef)):
         terms = np.fmax(terms, np.where(edge, 0.0, np.fmax(a.data_terms, b.data_terms)))
         of_data, ulp_of_data = _rounding(x, y, terms, probe, margin)
         of_data &= unexplained & ~edge
