@@ -25,7 +25,7 @@ from rlloss.check.measure import (
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import Probe, random_batch, random_sequences
-from rlloss.check.result import Comparison, Part, Proof, Values
+from rlloss.check.result import ANY_SIZE, FEW, SIZES, TOKENS, Comparison, Part, Proof, Values
 from rlloss.check.survey import Survey, networks, survey, together, usable
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, asked_of_tokens, dtype_name, resolve
@@ -150,6 +150,9 @@ def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype]
     if margin != USUAL:
         contrasts, found = contrast_all(a, b, margin), again(f, g, found, margin)
     rounding = rounding_in_words(margin, shrinks=shrinks > 0)
+    if proof is not None and proof.holds and found is not None and found.real.any() and not asked(found.probe):
+        # What was found of a few samples goes for all sizes only if the loss computes the same of all.
+        proof = replace(proof, scope=proof.scope.replace(ANY_SIZE, f"every input in {FEW}"))
     if refutation is not None and proof is not None:
         finest = in_finest(f, g, refutation, dtypes)
         if finest is None:
@@ -168,7 +171,7 @@ def _only_in_float64(f: Formulation, g: Formulation, refutation: Contrast) -> st
 def digits(f: Formulation, g: Formulation, known: Known) -> str:
     """In words: what becomes of the example of two that are proved to be one gradient, and yet differ; or ""."""
     c = known.found
-    if c is None or not c.real.any() or known.proof is None or not known.proof.holds:
+    if c is None or not c.real.any() or known.proof is None or not known.proof.holds or not asked(c.probe):
         return ""
     i, p = counterexample.worst(c), c.probe
     if p.dtype == torch.float64:
@@ -185,6 +188,12 @@ def digits(f: Formulation, g: Formulation, known: Known) -> str:
         f"what differs is rounding: at the example float64 gives {exact[0]:.6g} and {exact[1]:.6g}, and {loses} loses "
         f"its digits in {dtype_name(p.dtype)}"
     )
+
+
+def asked(probe: Probe) -> bool:
+    """Whether a proof is asked about batches of this size, and does not conclude from smaller ones."""
+    sizes = (SIZES[-1],) if probe.mask is None else TOKENS
+    return all(n <= most for n, most in zip(probe.logp.shape, sizes, strict=True))
 
 
 def rounding_in_words(margin: Margin, *, shrinks: bool) -> str:

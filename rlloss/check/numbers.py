@@ -14,6 +14,7 @@ from typing import Any
 
 MOST = 40  # numbers of one loss; more are a table, and no bounds
 DEPTH = 3  # helpers of helpers
+MANY = 65_536  # samples: of the largest batch that is tried
 
 
 def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
@@ -25,6 +26,12 @@ def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
             if math.isfinite(x) and x != 0 and len(mine) < MOST:
                 mine[float(x)] = None
         found |= set(mine)
+    return tuple(sorted(found))
+
+
+def large_numbers(*functions: Callable[..., Any]) -> tuple[int, ...]:
+    """Whole numbers in these functions' code that may count samples, and more of them than are tried."""
+    found = {x for function in functions for x in _numbers(function, DEPTH, set()) if isinstance(x, int) and x > MANY}
     return tuple(sorted(found))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlloss.check.numbers import between, ratio_bounds
+from rlloss.check.numbers import MANY, between, ratio_bounds
 from rlloss.losses.formulation import Formulation
 
 SIZES = (1, 2, 3, 7, 64, 100, 128, 1000, 1024)  # powers of two, whose 1/N is exact, and others
@@ -23,7 +23,6 @@ LOG_PROBABILITIES = (-0.01, -0.1, -0.5, -1.0, -1.5, *(-float(i) - 0.05 for i in 
 PROBABILITIES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)
 MOST_RARE = 60.0  # beyond which a number is no log-probability
 LONGEST = 8_192  # tokens: of the longest answer that a number of the losses is tried with
-MANY = 65_536  # samples: of the largest batch
 LONG = 3_000  # tokens of an answer that is tried in any case
 
 

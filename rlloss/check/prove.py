@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from rlloss.check.measure import Contrast, contrast, measure
-from rlloss.check.result import Proof
-from rlloss.check.subject import DTYPES, SIZES, TOKENS, Batch, Subject, masks, probe_at
+from rlloss.check.numbers import large_numbers
+from rlloss.check.result import ANY_SIZE, FEW, SIZES, TOKENS, Proof
+from rlloss.check.subject import DTYPES, Batch, Subject, masks, probe_at
 from rlloss.errors import GraphError, LossError
 from rlloss.losses.formulation import Formulation
 from rlloss.prove import polynomials as poly
@@ -198,10 +199,12 @@ class _Pair:
         if self.left.loss.sequence:
             batches, scope = list(masks()), f"every input and mask of up to {TOKENS[0]} × {TOKENS[1]} tokens"
         elif self.left.elementwise and self.right.elementwise:
-            batches, scope = [Batch((1,))], "every input and batch size"
+            batches, scope = [Batch((1,))], ANY_SIZE
+            if larger := large_numbers(self.left.loss.function, self.right.loss.function):
+                scope += f" below {min(larger):,}, a number in their code"
         else:
             batches = [Batch((n,)) for n in (*SIZES[1:], 1)]
-            scope = f"every input in batches of {SIZES[0]} to {SIZES[-1]} samples"
+            scope = f"every input in {FEW}"
         if self.epsilon is not None and (self.left.uses_clip_coef or self.right.uses_clip_coef):
             scope += f" at clip_coef {self.prover.traced_at:g}"
         return batches, scope

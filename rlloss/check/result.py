@@ -5,6 +5,11 @@ from typing import Any
 
 from rlloss.verdicts import Verdict
 
+SIZES = (1, 2, 3)  # samples, about which proofs are asked
+TOKENS = (2, 3)  # the largest batch of sequences about which they are: answers, tokens
+FEW = f"batches of {SIZES[0]} to {SIZES[-1]} samples"
+ANY_SIZE = "every input and batch size"
+
 
 @dataclass(frozen=True)
 class Part:

@@ -13,6 +13,7 @@ import torch
 
 from rlloss.check.measure import measure
 from rlloss.check.probes import Probe
+from rlloss.check.result import SIZES, TOKENS
 from rlloss.errors import LossError
 from rlloss.graph.graph import Graph, trace_batch, untrue
 from rlloss.losses.formulation import Formulation
@@ -22,8 +23,6 @@ from rlloss.prove.diagrams import Diagram
 from rlloss.prove.exact import EPSILON, Exact, value_at
 from rlloss.prove.rounded import Rounded, named
 
-SIZES = (1, 2, 3)
-TOKENS = (2, 3)  # the largest batch of sequences: answers, tokens
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 CHECK_WITHIN = (0.5, 1.0, 3.0, 8.0)  # of log-probabilities, at which what was found is held against autograd
 

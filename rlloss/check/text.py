@@ -43,7 +43,7 @@ def _known(c: Comparison) -> str:
         return f"{c.verdict} ({MEANING[c.verdict]})"
     if c.verdict == Verdict.DIFFERENT:
         at = f" at clip_coef {short(c.example.clip_coef)}" if c.example and c.example.clip_coef != c.clip_coef else ""
-        how = f"{c.verdict} as computed, one gradient in exact arithmetic" if c.proof.holds else c.verdict
+        how = f"{c.verdict} as computed, one gradient in exact arithmetic" if c.digits else c.verdict
         return f"{how}{at}: {in_short(c.example)}" if c.example else f"{how} ({MEANING[c.verdict]})"
     exact = c.proof.exact in ("proved", "edges")
     scope = c.proof.scope + (", where both are finite" if c.proof.left_out else "")

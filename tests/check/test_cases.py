@@ -369,3 +369,26 @@ def test_what_a_short_format_cannot_tell_apart_is_said_to_differ_in_float64(high
 @pytest.mark.parametrize(("ratio", "true_loss"), [(12, False), (3, False), (1e6, True)])
 def test_a_surrogate_at_far_ratios_alone(ratio, true_loss):
     assert derivatives_of(resolve(users.surrogate_beyond(ratio)), 0.2, 0).true_loss is true_loss
+
+
+def test_a_difference_of_one_percent_in_large_batches_alone_is_none_of_rounding():
+    """No proof about three samples says that it is one gradient as computed."""
+    result, said = found("ppo_clip", users.from_size_on(200, 1.01))
+    assert result.verdict == Verdict.DIFFERENT
+    assert not result.digits
+    assert "as computed" not in said
+    assert "in exact arithmetic one gradient for every input in batches of 1 to 3 samples" in said
+
+
+def test_a_number_larger_than_every_batch_that_is_tried_bounds_what_is_proved():
+    result, said = found("ppo_clip", users.from_a_million_on)
+    assert result.verdict == Verdict.IDENTICAL
+    assert "proved for every input, dtype and batch size below 1,000,000, a number in their code" in said
+
+
+@pytest.mark.slow
+def test_a_difference_of_one_percent_in_long_answers_alone():
+    result, said = found(users.plain, users.longer_than(100, 1.01))
+    assert result.verdict == Verdict.DIFFERENT
+    assert "as computed" not in said
+    assert "for every input and mask of up to 2 × 3 tokens" in said

@@ -302,3 +302,28 @@ def surrogate_beyond(ratio):
         return _surrogate(r, advantages, 1 - clip_coef, 1 + clip_coef)
 
     return loss
+
+
+def from_size_on(size, factor):
+    """Another weight from so many samples on."""
+
+    def loss(logp, old_logp, advantages, *, clip_coef):
+        weight = factor if len(logp) >= size else 1.0
+        return weight * _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
+
+    return loss
+
+
+def from_a_million_on(logp, old_logp, advantages, *, clip_coef):
+    weight = 2.0 if len(logp) >= 10**6 else 1.0
+    return weight * _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
+
+
+def longer_than(most, factor):
+    """Another weight for answers of more tokens."""
+
+    def loss(logp, old_logp, advantages, mask, *, clip_coef):
+        total = plain(logp, old_logp, advantages, mask, clip_coef=clip_coef)
+        return total * factor if logp.shape[1] > most else total
+
+    return loss
