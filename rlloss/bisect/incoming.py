@@ -19,6 +19,7 @@ DRAWS = (
     "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
 )  # fmt: skip
 
+REDUCTIONS = ("none", "mean", "sum")  # as PyTorch's losses are given them, by number
 Rows = list[tuple[float, ...]]
 
 
@@ -39,6 +40,9 @@ def another_option(found: Split) -> Cause:
         return Cause(f"{found.ours.op} at {place_of(found.ours)} is given {len(found.ours.inputs)} | "
                      f"{len(found.theirs.inputs)} tensors and numbers")  # fmt: skip
     one, other = found.ours.inputs[found.place], found.theirs.inputs[found.place]
+    if "loss" in found.ours.op and {one, other} <= {*map(str, range(len(REDUCTIONS)))}:
+        one, other = (REDUCTIONS[int(str(x))] for x in (one, other))
+        return Cause(f"another reduction: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
     return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
 
 
@@ -206,6 +210,12 @@ def _from_outside(tape: Tape) -> list[Tensor]:
             if value is not None and number.shape and tape.given.get(number.digest) == "":
                 found.setdefault(number.digest, value.reshape(number.shape))
     return list(found.values())
+
+
+def outside(tape: Tape) -> set[str]:
+    """Digests of all arrays that came in from outside, read by whatever."""
+    read = {n.digest: n.shape for entry in tape.entries for n in numbers_in(entry)}
+    return {digest for digest, name in tape.given.items() if not name and math.prod(read.get(digest, (0,))) > 1}
 
 
 def _rows(tensors: Sequence[Tensor]) -> Rows:

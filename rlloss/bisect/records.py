@@ -4,8 +4,8 @@ import numpy as np
 
 from rlloss.bisect.align import split
 from rlloss.bisect.found import Finding
-from rlloss.bisect.saying import located
-from rlloss.bisect.words import explain
+from rlloss.bisect.saying import located, operation_of
+from rlloss.bisect.words import changed_outside, explain
 from rlloss.cause import other_machine
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, other_options
@@ -47,6 +47,9 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
     first = first_tensors(ours, theirs, step)
     said: dict[str, object] = {"tensor": _said(first), "when": first.when}
     cause, decided = _told(ours, theirs, step, first)
+    if decided and (outside := _outside(ours, theirs, step, first)) and (heard := _heard(a, b, step)):
+        words, entry = changed_outside(*heard)
+        return finding(step, f"{outside}{words}", operation=operation_of(entry), **said)
     if not decided and (heard := _heard(a, b, step)):
         found = split(*heard)
         why = explain(found, *heard)
@@ -79,14 +82,12 @@ def _said(first: FirstTensors | None) -> str:
 
 def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bool]:
     """The cause of a difference that a step shows first, and whether the records decide it."""
-    buffers = {entry[0] for entry in (*a.tensors(step), *b.tensors(step)) if entry[3]}
     if a.tensors(step) != b.tensors(step):
         return f"other tensors from step {step:,} on: {first.names[0]} is in one run alone", True
     if since := _since(a, b, "optimizer", step):
         return f"another optimiser makes step {since:,}", True
-    if outside := [name for name in first.names if name not in buffers] if first.when == "before" else []:
-        more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
-        return f"something else than the optimiser changed {outside[0]}{more}, before step {step:,}", True
+    if outside := _outside(a, b, step, first):
+        return outside, True
     if words := _rows(a, b, step):
         return words, True
     also = _draws(a, b, step) + _groups(a, b, step) + _recorded(a.run, b.run)
@@ -99,6 +100,16 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
     if first.when == "before":
         return f"a buffer differs, which the forward pass changes: undecided between data and model{also}", False
     return f"equal parameters before the step: undecided between data, loss, gradient and optimiser{also}", False
+
+
+def _outside(a: Record, b: Record, step: int, first: FirstTensors) -> str:
+    """Whether something else than an optimiser changed parameters before a step."""
+    if first.when != "before" or a.tensors(step) != b.tensors(step) or _since(a, b, "optimizer", step):
+        return ""
+    buffers = {entry[0] for entry in (*a.tensors(step), *b.tensors(step)) if entry[3]}
+    names = [name for name in first.names if name not in buffers]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"something else than the optimiser changed {names[0]}{more}, before step {step:,}" if names else ""
 
 
 def _rows(a: Record, b: Record, step: int) -> str:

@@ -68,7 +68,11 @@ def operation(found: Split) -> str:
     """Of which a split is, with its line."""
     if found.kind == "gradient" and found.joint is not None:
         return f"{found.joint.node}, {found.joint.where}"
-    return f"{found.ours.op}, {place_of(found.ours)}" if found.ours else ""
+    return operation_of(found.ours)
+
+
+def operation_of(entry: Entry | None) -> str:
+    return f"{entry.op}, {place_of(entry)}" if entry else ""
 
 
 def parts(found: Split) -> tuple[list[str], list[str]]:

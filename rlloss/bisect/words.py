@@ -2,18 +2,31 @@
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, ulps, used
+from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, split, ulps, used
 from rlloss.bisect.exact import same_exactly
 from rlloss.bisect.found import Cause
-from rlloss.bisect.incoming import DRAWS, another_input, another_option, another_result, came_in, moved, samples
+from rlloss.bisect.incoming import (
+    DRAWS,
+    another_input,
+    another_option,
+    another_result,
+    came_in,
+    moved,
+    outside,
+    samples,
+)
 from rlloss.bisect.masks import masked
 from rlloss.bisect.passes import NEAR_ULPS, unlike_passes, without_gradient
-from rlloss.bisect.saying import difference, expression, gap, maker, name_of, place_of, plain, subject
+from rlloss.bisect.saying import difference, expression, gap, maker, name_of, parts, place_of, plain, subject
 from rlloss.watch.tape import Entry, Joint, Number, Tape, written
+
+OPTIMIZER_STEP = "Optimizer.step#"  # with which PyTorch's profiler marks its beginning
+BEGINS = ("lift_fresh", "zeros_like", "zeros", "empty_like", "clone", "detach")  # with which optimisers make a state
 
 
 def explain(found: Split, a: Tape, b: Tape) -> Cause:
@@ -34,6 +47,39 @@ def explain(found: Split, a: Tape, b: Tape) -> Cause:
             return _gradient(found, a, b)
         case "none":
             return Cause("nothing that was computed in this step differs", decided=False)
+
+
+def changed_outside(a: Tape, b: Tape) -> tuple[str, Entry | None]:
+    """What else than an optimiser writes to parameters in one run alone, or in both other numbers; "": not heard."""
+    ours, theirs = (list(_writes(tape)) for tape in (a, b))
+    for i in range(max(len(ours), len(theirs))):
+        (name, x), (other, y) = (list_[i] if i < len(list_) else ("", None) for list_ in (ours, theirs))
+        if x is not None and y is not None and (name, x.op, written(x.where)) == (other, y.op, written(y.where)):
+            if x.outputs == y.outputs:
+                continue
+            found = split(a, b)
+            why = explain(found, a, b) if found.kind in ("option", "operation", "input") else None
+            also = f"; {why.words}" if why is not None and why.decided and found.ours is not x else ""
+            return f": {x.op} at {place_of(x)} writes other numbers to {name}{also}", found.ours if also else x
+        which, entry, tensor = ("a", x, name) if y is None or (x is not None and len(ours) > len(theirs)) else (
+            "b", y, other)  # fmt: skip
+        assert entry is not None
+        return f": {which} alone writes to {tensor} by {entry.op} at {place_of(entry)}", entry
+    return "", None
+
+
+def _writes(tape: Tape) -> Iterator[tuple[str, Entry]]:
+    """What is written to parameters in place, but by an optimiser's step, in order, with their names."""
+    names = {digest: name for digest, name in tape.given.items() if name}
+    stepping = False
+    for entry in tape.entries:
+        stepping = OPTIMIZER_STEP in str(entry.inputs) if entry.op.startswith("profiler") else stepping
+        read = numbers_in(entry)
+        if stepping or not read or not entry.outputs or not entry.op.partition(".")[0].endswith("_"):
+            continue
+        if name := names.get(read[0].digest, ""):
+            names[entry.outputs[0].digest] = name
+            yield name, entry
 
 
 def not_finite(a: Tape, b: Tape) -> Cause | None:
@@ -68,6 +114,9 @@ def _program(found: Split) -> Cause:
     if alike and found.ours and found.theirs and len(found.ours.inputs) != len(found.theirs.inputs):
         return another_option(found)
 
+    if anew := _state_anew(found):
+        return anew
+
     def said(entry: Entry | None) -> str:
         if entry is None:
             return "nothing more"
@@ -78,13 +127,26 @@ def _program(found: Split) -> Cause:
     return Cause(f"with equal gradients, after the backward pass, a computes {one}, and b {other}")
 
 
+def _state_anew(found: Split) -> Cause | None:
+    """Whether one run alone makes what an optimiser keeps, which the other has from steps before."""
+    if found.ours is None or found.theirs is None or written(found.ours.where) != written(found.theirs.where):
+        return None
+    makes = [entry.op.partition(".")[0] in BEGINS for entry in (found.ours, found.theirs)]
+    if makes[0] == makes[1]:
+        return None
+    which, other, entry = ("b", "a", found.theirs) if makes[1] else ("a", "b", found.ours)
+    return Cause(f"with equal gradients, {which} makes its optimiser's state anew, by {entry.op} at {place_of(entry)}, "
+                 f"where {other} has one: it was cleared, or not loaded")  # fmt: skip
+
+
 def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     joint, other = found.joint, found.other_joint
     assert joint is not None
     assert other is not None
     one, two = a.values.get(found.a), b.values.get(found.b)
-    if one is None or two is None or one.shape != two.shape:
+    if one is None or two is None or one.numel() != two.numel():
         return Cause(f"{subject(joint)} has another gradient", decided=False)
+    one, two = one.reshape(joint.gradient.shape), two.reshape(joint.gradient.shape)  # kept in the shape of the first
     evidence = [f"the gradient of {subject(joint)}", *difference(one, two)]
     evidence += [f"a: {expression(a, found.a, b)}", f"b: {expression(b, found.b, a)}"]
     if found.last is not None:
@@ -104,7 +166,12 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(cut, evidence)
     if path := _another_path(joint, other, a, b):
         return Cause(path, evidence)
-    return Cause(f"{subject(joint)} has another gradient: {gap(one, two)}", evidence, decided=False)
+    words = f"{subject(joint)} has another gradient: {gap(one, two)}"
+    if used(joint) != used(other) and outside(a) == outside(b):
+        ours, theirs = (" and ".join(dict.fromkeys(uses)) or "nothing" for uses in parts(found))
+        what = f"of {subject(joint)} they compute something else: a by {ours}; b by {theirs}"
+        return Cause(f"{what}; its gradient differs {gap(one, two)}", evidence)
+    return Cause(words, evidence, decided=False)
 
 
 def _forward(found: Split, a: Tape, b: Tape) -> Cause:

@@ -175,7 +175,95 @@ def renamed_options(faulty):
     return model, optimizer, loss_of
 
 
+LABELS = torch.arange(8 * (STEPS + 1)).view(STEPS + 1, 8) % 5
+
+
+def classified(how):
+    """Cross-entropy with other options."""
+
+    def program(faulty):
+        model = mlp(5)
+        return model, sgd(model), lambda s: F.cross_entropy(model(X[s]), LABELS[s], **(how if faulty(s) else {}))
+
+    return program
+
+
+def another_loss(faulty):
+    model = mlp()
+
+    def loss_of(step):
+        return (F.huber_loss if faulty(step) else F.mse_loss)(model(X[step]), Y[step])
+
+    return model, sgd(model), loss_of
+
+
+def in_bfloat16(faulty):
+    model = mlp()
+
+    def loss_of(step):
+        with torch.autocast("cpu", torch.bfloat16, enabled=faulty(step)):
+            out = model(X[step])
+        return (out.float() - Y[step]).square().mean()
+
+    return model, sgd(model), loss_of
+
+
+def forgetful(make):
+    """The optimiser's state is cleared, or was not loaded."""
+
+    def program(faulty):
+        model = mlp()
+        optimizer = make(model.parameters())
+
+        def loss_of(step):
+            if step == AT and faulty(step):
+                optimizer.state.clear()
+            return (model(X[step]) - Y[step]).square().mean()
+
+        return model, optimizer, loss_of
+
+    return program
+
+
+def replaced(faulty):
+    """Other weights are loaded."""
+    model, other = mlp(), mlp()
+    with torch.no_grad():
+        other[0].weight.mul_(0.9)
+
+    def loss_of(step):
+        if step == AT and faulty(step):
+            model.load_state_dict(other.state_dict())
+        return (model(X[step]) - Y[step]).square().mean()
+
+    return model, sgd(model), loss_of
+
+
+DECIDED = ("other weights are loaded",)  # by the record, without a trace
 CAUSES = {
+    "smoothed labels": (
+        classified({"label_smoothing": 0.1}),
+        r"^of .*logsoftmax.* they compute something else: a by nllloss, .*; its gradient differs by up to 0\.\d+ of",
+    ),
+    "a sum": (classified({"reduction": "sum"}), r"^another reduction: nll_loss_forward .* is given mean \| sum$"),
+    "another loss": (
+        another_loss,
+        r"^of .*\(addmm, .*\) they compute something else: a by mseloss, .*; b by huberloss, ",
+    ),
+    "autocast": (in_bfloat16, r"^of 2\.bias they compute something else: a by addmm, .*; b by tocopy, "),
+    "no state": (
+        forgetful(lambda parameters: torch.optim.Adam(parameters, 0.01)),
+        r"^with equal gradients, b makes its optimiser's state anew, by lift_fresh at .* cleared, or not loaded$",
+    ),
+    "no momentum": (
+        forgetful(lambda parameters: torch.optim.SGD(parameters, 0.1, momentum=0.9)),
+        r"^with equal gradients, b makes its optimiser's state anew, by clone at .* cleared, or not loaded$",
+    ),
+    "other weights are loaded": (
+        replaced,
+        r"^something else than the optimiser changed 0\.weight and 3 more, before step 3: b alone writes to 0\.weight "
+        r"by copy_ at \S+: model\.load_state_dict",
+    ),
     "other data, other experts": (routed, r"^other data|^another minibatch"),
     "another draw, other layers": (dropped, r"^another draw: rand"),
     "a network that is not used": (unused, r"^the forward pass of b does not use b\.0\.bias and \d more, with which a"),
@@ -214,8 +302,8 @@ def test_a_fault_is_called_what_it_is(tmp_path, name):
     assert bisect(a, again).step is None
     found = bisect(a, b)
     assert found.step is not None
-    assert not found.decided
-    assert found.remedy.startswith(f"watch both with trace={found.step}")
+    assert found.decided == (name in DECIDED)
+    assert found.decided or found.remedy.startswith(f"watch both with trace={found.step}")
     traced = [record(tmp_path / f"{n} traced", program, faulty=n == "b", trace=found.step) for n in ("a", "b")]
     assert [run.digests.tobytes() for run in traced] == [run.digests.tobytes() for run in (a, b)]
     told = bisect(*traced)
@@ -342,3 +430,57 @@ def test_what_cannot_be_heard_ends_the_trace_and_not_the_training(tmp_path, monk
     assert watched.steps == len(RunFolder(tmp_path / "a").digests) == STEPS
     assert "step 2 was not traced: ZeroDivisionError" in caplog.text
     assert not (tmp_path / "a" / "trace.json").exists()
+
+
+def sharpness_aware(model, optimizer, step, radius):
+    """Up by a radius, and after the gradient there back again, which the weights do not survive to the last bit."""
+    optimizer.zero_grad()
+    (model(X[step]) - Y[step]).square().mean().backward()
+    with torch.no_grad():
+        norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+        moves = [p.grad * (radius / norm) for p in model.parameters()]
+        for p, move in zip(model.parameters(), moves, strict=True):
+            p.add_(move)
+    optimizer.zero_grad()
+    (model(X[step]) - Y[step]).square().mean().backward()
+    with torch.no_grad():
+        for p, move in zip(model.parameters(), moves, strict=True):
+            p.sub_(move)
+    optimizer.step()
+
+
+def test_weights_that_are_moved_and_moved_back_lead_to_the_number_that_moves_them(tmp_path):
+    for name in ("a", "b"):
+        model = mlp()
+        optimizer = sgd(model)
+        with rlloss.watch(model, optimizer, tmp_path / name, trace=AT):
+            for step in range(1, STEPS + 1):
+                sharpness_aware(model, optimizer, step, 0.06 if name == "b" and step >= AT else 0.05)
+    found = bisect(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"))
+    assert (found.step, found.decided, found.when) == (AT, True, "before")
+    assert found.cause.startswith("something else than the optimiser changed 0.weight and 1 more, before step 3: add_")
+    assert re.search(r"; another number: mul.Tensor at .* is given 0.05 \| 0.06$", found.cause)
+
+
+def test_another_loss_of_other_data_is_other_data(tmp_path):
+    for name in ("a", "b"):
+        model = mlp()
+        optimizer = sgd(model)
+        with rlloss.watch(model, optimizer, tmp_path / name, trace=1):
+            data = loaded(-ARRAYS["x"][1] if name == "b" else ARRAYS["x"][1])
+            (F.huber_loss if name == "b" else F.mse_loss)(model(data), Y[1]).backward()
+            optimizer.step()
+    assert bisect(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")).cause.startswith("other data")
+
+
+def test_another_loss_of_other_labels_is_not_blamed_on_the_loss(tmp_path):
+    """Its labels alone are others: nothing says that the loss is to blame."""
+    for name in ("a", "b"):
+        model = mlp()
+        optimizer = sgd(model)
+        with rlloss.watch(model, optimizer, tmp_path / name, trace=1):
+            labels = loaded(-ARRAYS["y"][1] if name == "b" else ARRAYS["y"][1])
+            (F.huber_loss if name == "b" else F.mse_loss)(model(X[1]), labels).backward()
+            optimizer.step()
+    found = bisect(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"))
+    assert not (found.decided and "something else" in found.cause), found.cause
