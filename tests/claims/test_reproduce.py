@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -45,7 +46,7 @@ def test_every_claim_holds_with_the_quick_preset(tmp_path, request):
     assert (table["verdict"] == "holds").all()
     assert main(["verify", str(out / "runs")]) == 1, "the textbook order is among the runs"
     steps = same_by_autograd(out / "runs", tmp_path / "autograd")
-    assert steps > 90_000
+    assert steps > 50_000
     if any(map(shutil.which, BINARIES)):  # without one this is no reason to skip the rest
         for width in (1280, 390):
             with opened(request.getfixturevalue("browser"), out / "report" / "index.html", width=width) as page:
@@ -54,11 +55,18 @@ def test_every_claim_holds_with_the_quick_preset(tmp_path, request):
 
 
 def same_by_autograd(runs, elsewhere):
-    """Trains all runs again whose gradients are written out by hand, and compares every digest. Returns: how many."""
-    wanted = {}
+    """Trains runs again whose gradients are written out by hand, and compares every digest. Returns: how many.
+
+    Of each configuration the first seed: what another seed would show, the others' kinds show, too.
+    """
+    wanted, seen = {}, set()
     for claim in select(sorted(ASKED), "portable" if available() else "native"):
         for native, overrides in zip(CLAIMS[claim.name].runs("quick"), claim.runs("quick"), strict=True):
             config = load(native)
+            kind = repr(replace(config, seed=0, run_dir=None, run_root=""))
+            if kind in seen:
+                continue
+            seen.add(kind)
             with deterministic(config), prepared(config) as state:
                 if isinstance(state.stepper, HandStepper):
                     by_hand = run_folder(load([*overrides, quoted("run_root", str(runs))]))
