@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rlloss.cause import cause, other_machine
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
 from rlloss.runs.provenance import is_the_users
-from rlloss.runs.reader import RunFolder, common_snapshots, natural
+from rlloss.runs.reader import RunFolder, common_snapshots, find_runs, natural
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed
 from rlloss.verdicts import Verdict
 
@@ -327,9 +328,13 @@ def pair(runs: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, RunFolder]], 
     return pairs, alone
 
 
-def verify(runs: Iterable[RunFolder]) -> tuple[list[RunComparison], list[RunFolder]]:
-    """A verdict per pair of twins, and the runs that have no twin."""
-    pairs, alone = pair(list(runs))
+def verify(runs: str | Path | Iterable[RunFolder | str | Path]) -> tuple[list[RunComparison], list[RunFolder]]:
+    """A verdict per pair of twins, and the runs that have no twin.
+
+    Of runs, of their folders, or of all that are below one folder.
+    """
+    several = find_runs(runs) if isinstance(runs, str | Path) else runs
+    pairs, alone = pair([run if isinstance(run, RunFolder) else RunFolder(Path(run)) for run in several])
     unlike = [(a.loss, b.loss, a.config.get("clip_coef")) for a, b in pairs if a.loss != b.loss and may_load(a, b)]
     with asked((one, other, clip) for one, other, clip in unlike if isinstance(clip, float)):
         return [compare_runs(a, b) for a, b in pairs], alone

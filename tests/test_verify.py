@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
+from rlloss.bisect.bisect import bisect
 from rlloss.cause import stood_still
 from rlloss.cli import main
 from rlloss.config import load
@@ -433,3 +434,16 @@ def test_a_table_of_hundreds_of_pairs_lists_the_gravest_and_counts_the_rest(make
     assert len(capsys.readouterr().out.splitlines()) > 120
     assert main(["verify", "--json", str(tmp_path)]) == 1
     assert len(json.loads(capsys.readouterr().out)["pairs"]) == 120
+
+
+def test_folders_by_name_will_do_in_python(tmp_path):
+    """As strings or paths, one or several: of what trains, finds, reads, verifies and bisects."""
+    train(load(["total_timesteps=512", "num_envs=2"]), str(tmp_path / "ppo"))
+    train(load(["total_timesteps=512", "num_envs=2", "loss=reinforce"]), tmp_path / "reinforce")
+    folders = [str(tmp_path / "ppo"), tmp_path / "reinforce"]
+    for named in (folders, str(tmp_path), tmp_path, [RunFolder(folders[0]), folders[1]]):
+        ((found,), alone) = verify(named)
+        assert (found.verdict, alone) == ("IDENTICAL", [])
+    assert find_runs(folders[0]) == [RunFolder(tmp_path / "ppo")]
+    assert RunFolder(folders[0]).status == "finished"
+    assert bisect(*folders).step is None

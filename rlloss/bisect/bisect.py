@@ -1,6 +1,7 @@
 """``bisect(a, b)``: the first optimiser step after which two runs differ, the operation in it, and the cause."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from rlloss.bisect.align import Split, split
 from rlloss.bisect.found import Finding
@@ -17,12 +18,15 @@ from rlloss.verify import compare_runs, first_difference
 Progress = Callable[[RunFolder, int, int], None]
 
 
-def bisect(a: RunFolder, b: RunFolder, progress: Progress = lambda run, step, steps: None) -> Finding:
+def bisect(
+    a: RunFolder | str | Path, b: RunFolder | str | Path, progress: Progress = lambda run, step, steps: None
+) -> Finding:
     """Where two runs part, and why. Runs of ours are executed again up to that step, where reading does not tell.
 
     ``progress`` gets the run, the optimiser steps done and those to do.
     Raises: ConfigError for a run that cannot be read, or be executed here; Damaged.
     """
+    a, b = (run if isinstance(run, RunFolder) else RunFolder(Path(run)) for run in (a, b))
     for run in (a, b):
         if run.damage:
             raise ConfigError(run.damage)

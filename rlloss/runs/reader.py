@@ -101,23 +101,11 @@ class Damaged(ConfigError):
 
 STATUSES = ("running", "finished", "interrupted", "failed")
 KINDS: dict[str, type | tuple[type, ...]] = {
-    "status": str,
-    "error": str,
-    "final_digest": str,
-    "optimizer_steps": int,
-    "env_steps": int,
-    "steps_per_second": (int, float, type(None)),
+    **dict.fromkeys(("status", "error", "final_digest", "flattened", "hash", "changed_after"), str),
+    **dict.fromkeys(("optimizer_steps", "env_steps"), int),
+    **dict.fromkeys(("steps_per_second", "episodic_return", "episodic_length"), (int, float, type(None))),
+    **dict.fromkeys(("versions", "machine", "operations", "files", "optimizers"), dict),
     "seconds": (int, float),
-    "episodic_return": (int, float, type(None)),
-    "episodic_length": (int, float, type(None)),
-    "versions": dict,
-    "machine": dict,
-    "operations": dict,
-    "files": dict,
-    "flattened": str,
-    "hash": str,
-    "optimizers": dict,
-    "changed_after": str,
 }
 """What each key of run.json holds, where it is there."""
 
@@ -141,6 +129,9 @@ class RunFolder:
 
     path: Path
     until: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # for whoever has its name as a string
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -477,8 +468,8 @@ def _over_env_steps(run: RunFolder, rows: list[tuple[int, Any]]) -> tuple[NDArra
     return steps * (run.info["env_steps"] / run.info["optimizer_steps"]), values
 
 
-def find_runs(folders: Iterable[Path]) -> list[RunFolder]:
-    """Every run in or below the folders, by path, each once.
+def find_runs(folders: str | Path | Iterable[str | Path]) -> list[RunFolder]:
+    """Every run in or below the folders, or the folder, by path, each once.
 
     A run is a folder with two of the files that every run has: so one that has lost a file is not overlooked, and a
     ``config.yaml`` of something else is.
@@ -489,7 +480,8 @@ def find_runs(folders: Iterable[Path]) -> list[RunFolder]:
             if len(MARKS.intersection([*folders, *files])) > 1:
                 yield Path(path)
 
-    found = {path for folder in folders for path in below(folder)}
+    several = [folders] if isinstance(folders, str | Path) else folders
+    found = {path for folder in several for path in below(Path(folder))}
     return [RunFolder(path) for path in sorted(found, key=natural)]
 
 

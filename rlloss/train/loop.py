@@ -52,7 +52,7 @@ class Iteration(NamedTuple):
 
 def train(
     config: Config,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: Progress | None = None,
     asked_to_stop: Callable[[], int] = lambda: 0,
 ) -> Run:
@@ -65,6 +65,7 @@ def train(
     Raises: ConfigError, before anything is written, if the config cannot be run; RunFailed; Interrupted.
     """
     config.validate()
+    folder = None if folder is None else Path(folder)
     with deterministic(config), prepared(config) as state, recorder(folder, state) as record, watched(state):
         start = time.perf_counter() - record.seconds
         while state.iteration < config.num_iterations and not state.stopped:
