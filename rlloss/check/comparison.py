@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +29,7 @@ from rlloss.check.probes import Probe, random_batch, random_sequences
 from rlloss.check.result import ANY_SIZE, FEW, SIZES, TOKENS, Comparison, Part, Proof, Values
 from rlloss.check.survey import Survey, networks, survey, together, usable
 from rlloss.errors import LossError
-from rlloss.losses.formulation import Formulation, asked_of_tokens, dtype_name, resolve
+from rlloss.losses.formulation import ANSWERS, Formulation, asked_of_tokens, dtype_name, resolve
 from rlloss.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def compare(
     prover = _prover(clip_coef) if prove else None
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
-    dtypes, left_out = usable((left, right), clip_coef, dtypes, seed)
     numbers = {*numbers_of(left.function, right.function), *(prover.numbers(left, right) if prover else ())}
+    dtypes, left_out = usable((left, right), clip_coef, dtypes, seed, sorted(numbers))
     a, b, sizes_left_out = together(*(survey(loss, clip_coef, dtypes, seed, sorted(numbers)) for loss in (left, right)))
     known = settle(a, b, clip_coef, dtypes, prover)
     contrasts, found = known.contrasts, known.found
@@ -343,17 +344,23 @@ def values(a: Survey, b: Survey, clip_coef: float) -> Values:
 
 
 def first_minibatch(loss: Formulation, dtype: torch.dtype, clip_coef: float) -> tuple[float, float]:
-    """Mean loss and gradient norm where every ratio is 1 and the advantages have mean 0 and variance 1."""
-    generator = torch.Generator().manual_seed(1)
-    if loss.sequence:
-        probe = random_sequences((8, 32), dtype, generator, 0.0, ragged=False)
-    else:
-        probe = random_batch(128, dtype, generator, 0.0)
-    A = probe.advantages.double()
-    normalised = ((A - A.mean()) / A.std()).to(dtype)
-    probe = Probe(probe.name, True, probe.logp, probe.old_logp, normalised, probe.mask)
-    measured = measure(loss, probe, clip_coef)
-    return float(measured.values.mean()), float(np.linalg.norm(measured.gradient))
+    """Mean loss and gradient norm where every ratio is 1 and the advantages have mean 0 and variance 1.
+
+    Of 128 samples or 8 answers, or of the first other number that the loss takes; nan if it takes none.
+    """
+    for size in (8 if loss.sequence else 128, *ANSWERS[1:]):
+        generator = torch.Generator().manual_seed(1)
+        if loss.sequence:
+            probe = random_sequences((size, 32), dtype, generator, 0.0, ragged=False)
+        else:
+            probe = random_batch(size, dtype, generator, 0.0)
+        A = probe.advantages.double()
+        normalised = ((A - A.mean()) / A.std()).to(dtype)
+        probe = Probe(probe.name, True, probe.logp, probe.old_logp, normalised, probe.mask)
+        with suppress(LossError):
+            measured = measure(loss, probe, clip_coef)
+            return float(measured.values.mean()), float(np.linalg.norm(measured.gradient))
+    return math.nan, math.nan
 
 
 def assert_same_gradient(

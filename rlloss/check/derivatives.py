@@ -11,9 +11,10 @@ from torch import Tensor
 
 from rlloss.check.probes import Probe, random_batch
 from rlloss.errors import LossError
-from rlloss.losses.formulation import Formulation
+from rlloss.losses.formulation import ANSWERS, Formulation
 
 DERIVED = 1e-5  # of a derivative's norm: what central differences in float64 never reach where all is well
+SIZES = (16, *ANSWERS[1:])  # of a batch, of samples or a few more tokens
 STEP = 1e-5  # of those differences
 FAR, RARE = 2.0, 6.0  # of log-ratios: the deviation of a few far ones; of log-probabilities: how rare these samples are
 ONCE = "torch::autograd::Error"  # the name of autograd's node behind a backward pass that is marked once_differentiable
@@ -56,28 +57,36 @@ def is_true_loss(loss: Formulation, clip_coef: float) -> bool | None:
 
 
 def derivatives_of(loss: Formulation, clip_coef: float, seed: int) -> Derivatives:
-    """Autograd's gradient and Hessian beside central differences, in logp and through a small network; the worst."""
+    """Autograd's gradient and Hessian beside central differences, in logp and through a small network; the worst.
+
+    Of batches of the first size that the loss takes.
+    """
+    why: LossError | None = None
+    for size in SIZES:
+        try:
+            return _derivatives_at(loss, size, clip_coef, seed)
+        except LossError as error:
+            why = why or error
+    assert why is not None
+    return Derivatives(why=reason(loss, why))
+
+
+def _derivatives_at(loss: Formulation, size: int, clip_coef: float, seed: int) -> Derivatives:
     generator = torch.Generator().manual_seed(seed)
     errors: dict[str, list[float]] = {"gradient": [], "hessian": [], "network": []}
     why = ""
     for spread in (0.1, 0.3, 1.0):
-        batch = _derived_batch(loss, generator, spread)
+        batch = _derived_batch(loss, size, generator, spread)
         for place, (value, at) in _places(loss, batch, generator, clip_coef, spread).items():
-            try:
-                first, second, refused = _errors(value, at, generator)
-            except LossError as error:
-                return Derivatives(why=reason(loss, error))
+            first, second, refused = _errors(value, at, generator)
             why = why or refused
             if place == "hessian":
                 errors["gradient"] += first
             errors[place] += second
     for _ in range(4):
-        flat = _derived_batch(loss, generator, FAR)
+        flat = _derived_batch(loss, size, generator, FAR)
         far = replace(flat, logp=flat.logp - RARE, old_logp=flat.old_logp - RARE)
-        try:
-            errors["gradient"] += _errors(partial(_mean, loss, far, clip_coef), far.logp, generator)[0]
-        except LossError as error:
-            return Derivatives(why=reason(loss, error))
+        errors["gradient"] += _errors(partial(_mean, loss, far, clip_coef), far.logp, generator)[0]
     if not errors["gradient"]:
         return Derivatives(why="its gradient is not finite, or jumps everywhere")
     return Derivatives(**{name: max(found, default=None) for name, found in errors.items()}, why=why)
@@ -87,13 +96,16 @@ def _mean(loss: Formulation, batch: Probe, clip_coef: float, logp: Tensor) -> Te
     return batch.loss(loss, logp, clip_coef).mean()
 
 
-def _derived_batch(loss: Formulation, generator: torch.Generator, spread: float) -> Probe:
-    flat = random_batch(16, torch.float64, generator, spread)
+def _derived_batch(loss: Formulation, size: int, generator: torch.Generator, spread: float) -> Probe:
+    """``size`` samples, or answers of 4, 1, 2, 3 tokens and so on: of the first size 4."""
     if not loss.sequence:
-        return flat
-    mask = torch.arange(4) < torch.tensor([4, 1, 2, 3]).unsqueeze(1)
-    logp, old_logp = flat.logp.view(4, 4), flat.old_logp.view(4, 4)
-    return replace(flat, logp=logp, old_logp=old_logp, advantages=flat.advantages[:4], mask=mask)
+        return random_batch(size, torch.float64, generator, spread)
+    answers = 4 if size == SIZES[0] else size
+    flat = random_batch(4 * answers, torch.float64, generator, spread)
+    lengths = torch.tensor([4, 1, 2, 3]).repeat(answers // 4 + 1)[:answers]
+    mask = torch.arange(4) < lengths.unsqueeze(1)
+    logp, old_logp = flat.logp.view(answers, 4), flat.old_logp.view(answers, 4)
+    return replace(flat, logp=logp, old_logp=old_logp, advantages=flat.advantages[:answers], mask=mask)
 
 
 def _places(

@@ -126,21 +126,26 @@ class Measurement:
         """How far the gradient goes with the data's own rounding, in units of that: what ``terms`` knows nothing of.
 
         Rewards that are nearly their mean cancel before logp is met, and their rounding is what is left. So each is
-        moved by a few roundings of it, up or down at random, and then the other way: what jumps does so one way only.
+        moved by a few roundings of it, up or down at random, and then the other way, and four times as far. Where that
+        does not move the gradient further, it jumps, as where rewards are equal no more: that is no rounding.
         """
         found = np.zeros_like(self.gradient)
         generator = torch.Generator().manual_seed(0)
         step = MOVED * torch.finfo(self.probe.dtype).eps
         for _ in range(DRAWS):
             way = torch.randint(0, 2, self.probe.advantages.shape, generator=generator).to(self.probe.dtype) * 2 - 1
-            moved = []
-            for sign in (step, -step):
-                probe = replace(self.probe, advantages=self.probe.advantages * (1 + sign * way))
-                gradient, *_ = gradient_of(self.loss, probe, probe.logp, self.clip_coef)
-                with np.errstate(invalid="ignore", over="ignore"):
-                    moved.append(np.abs(gradient - self.gradient))
-            found = np.fmax(found, np.nan_to_num(np.minimum(*moved), nan=0.0, posinf=0.0) / step)
+            near, far = (
+                np.minimum(*(self._change(1 + sign * size * way) for sign in (1, -1))) for size in (step, 4 * step)
+            )
+            found = np.fmax(found, np.where(far >= 2 * near, near / step, 0.0))
         return found
+
+    def _change(self, factors: Tensor) -> Array:
+        """By how much the gradient changes with these multiples of the data; 0 where that is not finite."""
+        probe = replace(self.probe, advantages=self.probe.advantages * factors)
+        with np.errstate(invalid="ignore", over="ignore"):
+            change = np.abs(gradient_of(self.loss, probe, probe.logp, self.clip_coef)[0] - self.gradient)
+        return np.nan_to_num(change, nan=0.0, posinf=0.0)
 
 
 @dataclass(frozen=True)

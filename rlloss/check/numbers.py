@@ -14,6 +14,7 @@ from typing import Any
 
 MOST = 40  # numbers of one loss; more are a table, and no bounds
 DEPTH = 3  # helpers of helpers
+LARGEST_GROUP = 64  # answers
 MANY = 65_536  # samples: of the largest batch that is tried
 
 
@@ -31,8 +32,13 @@ def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
 
 def large_numbers(*functions: Callable[..., Any]) -> tuple[int, ...]:
     """Whole numbers in these functions' code that may count samples, and more of them than are tried."""
-    found = {x for function in functions for x in _numbers(function, DEPTH, set()) if isinstance(x, int) and x > MANY}
-    return tuple(sorted(found))
+    found = {x for function in functions for x in _numbers(function, DEPTH, set())}
+    return tuple(sorted({int(x) for x in found if MANY < x < math.inf and float(x).is_integer()}))
+
+
+def group_sizes(numbers: Sequence[float]) -> list[int]:
+    """Numbers that may count the answers of a group, of which the usual batches do not hold two."""
+    return sorted({int(x) for x in numbers if float(x).is_integer() and 4 < x <= LARGEST_GROUP})
 
 
 def _numbers(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlloss.check.numbers import MANY, between, ratio_bounds
+from rlloss.check.numbers import MANY, between, group_sizes, ratio_bounds
 from rlloss.losses.formulation import Formulation
 
 SIZES = (1, 2, 3, 7, 64, 100, 128, 1000, 1024)  # powers of two, whose 1/N is exact, and others
@@ -338,8 +338,9 @@ def sequence_probes(
 ) -> Iterator[Probe]:
     """All probes of sequence losses, an ordinary batch first; ``tokens``: also with an advantage of each token."""
     generator = torch.Generator().manual_seed(seed)
+    shapes = [*SHAPES, *((2 * n, 4) for n in group_sizes(numbers))]
     for spread in (0.3, 0.0, 1.0):
-        for shape in SHAPES:
+        for shape in shapes:
             for ragged in (False, True):
                 yield random_sequences(shape, dtype, generator, spread, ragged=ragged)
     for length in (1, 2):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlloss.check.measure import Array, Contrast, Measurement, array
+from rlloss.check.measure import Array, Contrast, Measurement, array, mixes
 from rlloss.check.probes import Probe
 from rlloss.check.result import Size
 
@@ -120,7 +120,8 @@ def _multiple(a: Measurement, b: Measurement, c: Contrast) -> Multiple:
     x, y = a.gradient, b.gradient
     moving = np.isfinite(x) & np.isfinite(y) & ((x != 0) | (y != 0)) & ~c.edge & ~c.subnormal
     if moving.any():
-        moving &= a.terms < CANCELLED * np.abs(x)
+        terms = np.fmax(a.terms, a.data_terms) if mixes(a.loss, a.clip_coef) else a.terms
+        moving &= terms < CANCELLED * np.abs(x)
     place = np.flatnonzero(moving)
     return Multiple(c.probe, y[place] / x[place], place, np.sign(array(c.probe.sample_advantages))[place])
 

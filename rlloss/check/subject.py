@@ -14,11 +14,11 @@ import torch
 from rlloss.check.measure import measure
 from rlloss.check.probes import Probe
 from rlloss.check.result import SIZES, TOKENS
-from rlloss.errors import LossError
+from rlloss.errors import GraphError, LossError
 from rlloss.graph.graph import Graph, trace_batch, untrue
 from rlloss.losses.formulation import Formulation
 from rlloss.prove import polynomials as poly
-from rlloss.prove.backward import Gradients, NotFollowed, gradients
+from rlloss.prove.backward import SAME, Gradients, NotFollowed, gradients
 from rlloss.prove.diagrams import Diagram
 from rlloss.prove.exact import EPSILON, Exact, value_at
 from rlloss.prove.rounded import Rounded, named
@@ -26,6 +26,7 @@ from rlloss.prove.rounded import Rounded, named
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 CHECK_WITHIN = (0.5, 1.0, 3.0, 8.0)  # of log-probabilities, at which what was found is held against autograd
 
+PASSED_ON = ("input", "cast", *SAME)  # which compute nothing
 Shape = tuple[int, ...]
 Mask = tuple[tuple[bool, ...], ...]
 
@@ -99,6 +100,18 @@ class Subject:
             self.rounded_found[batch] = gradients(graph, on, inputs, named("incoming"))
         return self.rounded_found[batch]
 
+    def another_graph(self, batch: Batch) -> str:
+        """The first format in which the loss computes something else, as by a branch on its inputs' dtype; or ""."""
+        usual = _computed(self.graph(batch))
+        for name, dtype in DTYPES.items():
+            try:
+                graph = trace_batch(self.loss, batch.shape, batch.mask, clip_coef=self.clip_coef, dtypes=(dtype,))
+            except (LossError, GraphError):
+                continue  # it computes nothing there
+            if _computed(graph) != usual:
+                return name.removeprefix("torch.")
+        return ""
+
     def hold_against_function(self, batch: Batch) -> None:
         """Compute the gradients as they were found and as autograd has them, at a few places anywhere.
 
@@ -146,6 +159,12 @@ class Subject:
     def smallest(self) -> Graph:
         """The graph of one sample, or of one answer of one token."""
         return self.graph(Batch((1, 1), ((True,),)) if self.loss.sequence else Batch((1,)))
+
+
+def _computed(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
+    """What a graph computes, operation by operation, with the numbers as short formats have them."""
+    nodes = [node for node in graph.nodes if node.op not in PASSED_ON and not node.number]
+    return [(node.op, tuple(f"{a:.1g}" for a in node.args if not isinstance(a, int))) for node in nodes]
 
 
 def measured(loss: Formulation, probe: Probe, clip_coef: float) -> list[float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlloss.check.measure import Measurement, array, measure, refuse_outer
+from rlloss.check.numbers import group_sizes
 from rlloss.check.probes import Probe, sample_probes, sequence_probes
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name
@@ -59,7 +60,7 @@ def survey(
         try:
             measured = measure(loss, probe, clip_coef)
         except LossError as error:
-            if not probe.ordinary:
+            if probe.grid:
                 raise
             refused.setdefault(str(error).rpartition(", given ")[0], []).append(probe.name)
             continue
@@ -102,7 +103,11 @@ def probes_of(
 
 
 def usable(
-    losses: Sequence[Formulation], clip_coef: float, dtypes: Sequence[torch.dtype], seed: int
+    losses: Sequence[Formulation],
+    clip_coef: float,
+    dtypes: Sequence[torch.dtype],
+    seed: int,
+    numbers: Sequence[float] = (),
 ) -> tuple[tuple[torch.dtype, ...], tuple[str, ...]]:
     """The dtypes that all losses take; and for each other one which loss refuses it, and how.
 
@@ -112,7 +117,8 @@ def usable(
     for dtype in dtypes:
         try:
             for loss in losses:
-                _try_first(loss, islice(probes_of(dtype, clip_coef, seed, (), loss), FIRST), clip_coef)
+                first = islice(probes_of(dtype, clip_coef, seed, numbers, loss), FIRST + 2 * len(group_sizes(numbers)))
+                _try_first(loss, first, clip_coef)
             taken.append(dtype)
         except LossError as error:
             refused.append((dtype, error))
@@ -122,17 +128,17 @@ def usable(
 
 
 def _try_first(loss: Formulation, probes: Iterable[Probe], clip_coef: float) -> None:
-    """Raises: the first LossError, if a loss takes none of these."""
-    first: LossError | None = None
+    """Raises: the last LossError, which no size explains, if a loss takes none of these."""
+    last: LossError | None = None
     for probe in probes:
         try:
             measure(loss, probe, clip_coef)
         except LossError as error:
-            first = first or error
+            last = error
         else:
             return
-    assert first is not None
-    raise first
+    assert last is not None
+    raise last
 
 
 def _not_finite(probe: Probe, measured: Measurement) -> str:

@@ -93,18 +93,24 @@ def _subject(loss: str | Callable[..., Any], clip_coef: float) -> _Subject:
 
 
 def trace_batch(
-    loss: Formulation, shape: tuple[int, ...], mask: Sequence[Sequence[bool]] | None = None, *, clip_coef: float = 0.2
+    loss: Formulation,
+    shape: tuple[int, ...],
+    mask: Sequence[Sequence[bool]] | None = None,
+    *,
+    clip_coef: float = 0.2,
+    dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
 ) -> Graph:
     """The graph of a loss's mean on a whole batch: ``shape`` is (samples,), or (sequences, tokens) with a ``mask``.
 
     For proofs: it follows more operations than a page shows, and it is refused where a value decides something that
     no graph holds. The inputs are those of ``trace``, sample by sample, and the mask's numbers as data that is fixed.
-    Hold it against the function yourself: unlike that of ``trace``, it is not checked.
+    Hold it against the function yourself: unlike that of ``trace``, it is not checked. It is that of the first of the
+    ``dtypes`` that the loss takes.
 
     Raises: LossError, GraphError, as ``trace``.
     """
     reasons: list[Exception] = []
-    for dtype in (torch.float64, torch.float32):  # a loss may refuse one
+    for dtype in dtypes:  # a loss may refuse one
         subject = _batch(loss, shape, mask, clip_coef, dtype)
         start = [given.value for given in subject.inputs]
         try:

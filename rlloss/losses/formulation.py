@@ -33,7 +33,7 @@ ADVANTAGE_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "[batch, tokens]": lambda advantages, logp: advantages.unsqueeze(1).expand_as(logp).clone(),
 }
 """Of one advantage an answer."""
-ANSWERS = (3, 8)  # of a batch that is tried; the latter for losses that take theirs in groups of 2, 4 or 8
+ANSWERS = (3, 48, 64, 70, 100)  # of a batch that is tried; the first for all but losses that take theirs in groups
 IN_PLACE = "a leaf Variable that requires grad"  # how autograd begins to say that it may not be changed
 
 
@@ -220,7 +220,7 @@ def _try(formulation: Formulation, dtype: torch.dtype, answers: int, *, tokens: 
     logp = torch.linspace(-2, -0.1, 5 * answers, dtype=dtype).view(answers, 5)
     three = [[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 0, 0, 0]]
     mask = torch.tensor([three[i % 3] for i in range(answers)], dtype=torch.bool)
-    each = torch.tensor([1, -0.5, 0.25]).repeat(3)[:answers]
+    each = torch.tensor([1, -0.5, 0.25]).repeat(answers // 3 + 1)[:answers]
     advantages = torch.linspace(-1, 1, 5 * answers).view(answers, 5) if tokens else each
     formulation(logp.clone().requires_grad_(), logp - 0.1, advantages.to(dtype), mask, clip_coef=0.2)
 

@@ -327,3 +327,55 @@ def longer_than(most, factor):
         return total * factor if logp.shape[1] > most else total
 
     return loss
+
+
+def from_size_on_in_floats(logp, old_logp, advantages, *, clip_coef):
+    weight = 2.0 if logp.numel() > 1e5 else 1.0
+    return weight * _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
+
+
+def otherwise_in_halves(logp, old_logp, advantages, *, clip_coef):
+    weight = 2.0 if logp.dtype == torch.float16 else 1.0
+    return weight * _surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef)
+
+
+def in_groups_of(size):
+    def loss(logp, old_logp, rewards, mask, *, clip_coef):
+        groups = rewards.view(-1, size)
+        return plain(logp, old_logp, (groups - groups.mean(1, keepdim=True)).view(-1), mask, clip_coef=clip_coef)
+
+    return loss
+
+
+def among_all_of_groups_of(size):
+    """Batches of such groups alone are taken, and then their mean is that of the whole batch."""
+
+    def loss(logp, old_logp, rewards, mask, *, clip_coef):
+        assert len(rewards) % size == 0, f"no multiple of {size}"
+        return plain(logp, old_logp, rewards - rewards.mean(), mask, clip_coef=clip_coef)
+
+    return loss
+
+
+def leave_one_out_of_four(logp, old_logp, rewards, mask, *, clip_coef):
+    groups = rewards.view(-1, 4)
+    others = (groups.sum(1, keepdim=True) - groups) / 3
+    return -_over_all((logp - old_logp).exp() * (groups - others).view(-1)[:, None], mask)
+
+
+def centred_of_four(logp, old_logp, rewards, mask, *, clip_coef):
+    groups = rewards.view(-1, 4)
+    return -_over_all((logp - old_logp).exp() * (groups - groups.mean(1, keepdim=True)).view(-1)[:, None], mask)
+
+
+def medians_of_four(keeps_equal):
+    """Less the median, which bfloat16 does not have; a group of equal rewards may keep its rewards."""
+
+    def loss(logp, old_logp, rewards, mask, *, clip_coef):
+        groups = rewards.view(-1, 4)
+        A = (groups - groups.quantile(0.5, dim=1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
+        if keeps_equal:
+            A = torch.where((groups == groups[:, :1]).all(1, keepdim=True), groups, A)
+        return -_over_all((logp - old_logp).exp() * A.view(-1)[:, None], mask)
+
+    return loss
