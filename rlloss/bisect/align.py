@@ -44,7 +44,24 @@ class Split:
 
 def split(a: Tape, b: Tape) -> Split:
     """Where two tapes part."""
-    ours, theirs = (computing(tape.entries) for tape in (a, b))
+    return aligned(a, b, *(computing(tape.entries) for tape in (a, b)))
+
+
+def live(tape: Tape) -> set[int]:
+    """The entries, by identity, whose numbers reach a parameter by the operations that were heard; all, if none is
+    written to.
+    """
+    found: set[int] = set()
+    needed: set[str] = set()
+    for entry in reversed(tape.entries):
+        if entry.to or any(number.digest in needed for number in entry.outputs):
+            found.add(id(entry))
+            needed |= {number.digest for number in numbers_in(entry)}
+    return found or {id(entry) for entry in tape.entries}
+
+
+def aligned(a: Tape, b: Tape, ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
+    """Where these entries of two tapes part."""
     one_program = [kind_of(entry) for entry in ours] == [kind_of(entry) for entry in theirs]
     return _lockstep(ours, theirs) if one_program else _by_value(a, b, ours, theirs)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, Split, behind, computing, kind_of, numbers_in
+from rlloss.bisect.align import LEAF, Split, behind, computing, kind_of, live, numbers_in
 from rlloss.bisect.found import Cause
 from rlloss.bisect.saying import difference, maker, name_of, place_of
 from rlloss.watch.tape import Entry, Number, Tape, written
@@ -19,6 +19,13 @@ DRAWS = (
     "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
 )  # fmt: skip
 
+REDUCED_AT = {
+    "nll_loss_forward": -2,
+    "mse_loss": -1,
+    "binary_cross_entropy": -1,
+    "smooth_l1_loss": -2,
+    "huber_loss": -2,
+}
 REDUCTIONS = ("none", "mean", "sum")  # as PyTorch's losses are given them, by number
 Rows = list[tuple[float, ...]]
 
@@ -40,7 +47,7 @@ def another_option(found: Split) -> Cause:
         return Cause(f"{found.ours.op} at {place_of(found.ours)} is given {len(found.ours.inputs)} | "
                      f"{len(found.theirs.inputs)} tensors and numbers")  # fmt: skip
     one, other = found.ours.inputs[found.place], found.theirs.inputs[found.place]
-    if "loss" in found.ours.op and {one, other} <= {*map(str, range(len(REDUCTIONS)))}:
+    if REDUCED_AT.get(found.ours.op) == found.place - len(found.ours.inputs):
         one, other = (REDUCTIONS[int(str(x))] for x in (one, other))
         return Cause(f"another reduction: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
     return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
@@ -55,7 +62,10 @@ def another_input(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(f"{one} was another before the step began", evidence)
     if stale := stale_gradients(a, b):
         return stale
-    if (one and other) or (_is_known(found.a, b) and _is_known(found.b, a)):
+    single = all(math.prod(number.shape) == 1 for number in numbers_in(found.ours) if number.digest == found.a)
+    if single and (one or other):  # a number by itself may be made by anything, so that only its name tells
+        return Cause(f"{one or other} was another before the step began", evidence)
+    if not single and ((one and other) or (_is_known(found.a, b) and _is_known(found.b, a))):
         return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another tensor: {_called(found.a, a)} | "
                      f"{_called(found.b, b)}", evidence)  # fmt: skip
     if found.a in a.given and found.b in b.given:
@@ -110,7 +120,7 @@ def came_in(a: Tape, b: Tape) -> Cause | None:
             place = next(i for i, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)) if one != other)
             return another_option(Split("option", x, y, place))
     ours, theirs = (
-        [entry for entry in computing(tape.entries) if not entry.node and entry.op.startswith(DRAWS)] for tape in (a, b)
+        [e for e in computing(t.entries) if not e.node and e.op.startswith(DRAWS) and id(e) in live(t)] for t in (a, b)
     )
     for x, y in zip(ours, theirs, strict=False):
         if kind_of(x) != kind_of(y) or x.inputs != y.inputs:
@@ -143,7 +153,10 @@ def _data_differ(a: Tape, b: Tape) -> tuple[Entry, Entry] | None:
 
 
 def _first_reader(tape: Tape, known: set[str]) -> tuple[object, Entry | None]:
+    reaches = live(tape)
     for entry in computing(tape.entries):
+        if id(entry) not in reaches:
+            continue
         if entry.node:
             return None, None  # the backward pass has begun
         for number in numbers_in(entry):

@@ -5,7 +5,7 @@ import numpy as np
 from rlloss.bisect.align import split
 from rlloss.bisect.found import Finding
 from rlloss.bisect.saying import located, operation_of
-from rlloss.bisect.words import changed_outside, explain
+from rlloss.bisect.words import changed_outside, explain, stepping
 from rlloss.cause import other_machine
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, other_options
@@ -47,9 +47,16 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
     first = first_tensors(ours, theirs, step)
     said: dict[str, object] = {"tensor": _said(first), "when": first.when}
     cause, decided = _told(ours, theirs, step, first)
-    if decided and (outside := _outside(ours, theirs, step, first)) and (heard := _heard(a, b, step)):
+    outside = _outside(ours, theirs, step, first) if decided else ""
+    if outside and (heard := _heard(a, b, step)):
         words, entry = changed_outside(*heard)
         return finding(step, f"{outside}{words}", operation=operation_of(entry), **said)
+    if decided and not outside and (heard := _heard(a, b, step)):
+        found = split(*heard)
+        why = explain(found, *heard)
+        before = found.kind == "gradient" or (found.ours is not None and id(found.ours) not in stepping(heard[0]))
+        if why.decided and before and found.kind not in ("none", "program"):  # what a rate follows, say
+            return finding(step, f"{why.words}; {cause}", **said, evidence=why.evidence, **located(found))
     if not decided and (heard := _heard(a, b, step)):
         found = split(*heard)
         why = explain(found, *heard)

@@ -2,12 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, Split, computing, numbers_in, paired, split, ulps, used
+from rlloss.bisect.align import LEAF, Split, aligned, computing, live, numbers_in, paired, split, ulps, used
 from rlloss.bisect.exact import same_exactly
 from rlloss.bisect.found import Cause
 from rlloss.bisect.incoming import (
@@ -26,11 +25,31 @@ from rlloss.bisect.saying import difference, expression, gap, maker, name_of, pa
 from rlloss.watch.tape import Entry, Joint, Number, Tape, written
 
 OPTIMIZER_STEP = "Optimizer.step#"  # with which PyTorch's profiler marks its beginning
+FEW = 4  # numbers, of which less are one another's multiples by chance
+KEPT = " in the optimiser"  # how the names of what an optimiser keeps end
 BEGINS = ("lift_fresh", "zeros_like", "zeros", "empty_like", "clone", "detach")  # with which optimisers make a state
 
 
 def explain(found: Split, a: Tape, b: Tape) -> Cause:
-    """Of two tapes, a and b, that part there."""
+    """Of two tapes, a and b, that part there.
+
+    What nothing reads that was heard, as what is logged, is no cause for sure: then the next difference is told.
+    """
+    unread = [
+        entry
+        for entry, tape in ((found.ours, a), (found.theirs, b))
+        if entry is not None and id(entry) not in live(tape) | stepping(tape)
+    ]
+    if not unread or found.kind == "gradient":
+        return _explain(found, a, b)
+    lists = [[entry for entry in computing(tape.entries) if id(entry) in live(tape)] for tape in (a, b)]
+    following = aligned(a, b, *lists)
+    why = _explain(following, a, b) if following.kind != "none" else Cause("nothing else differs")
+    also = f"; {unread[0].op} at {place_of(unread[0])} differs before it, which nothing reads that was heard"
+    return Cause(why.words + also, why.evidence, decided=False)
+
+
+def _explain(found: Split, a: Tape, b: Tape) -> Cause:
     for known in (not_finite(a, b), unlike_passes(a, b), without_gradient(a, b)):
         if known:
             return known
@@ -40,7 +59,7 @@ def explain(found: Split, a: Tape, b: Tape) -> Cause:
         case "option":
             return another_option(found)
         case "program":
-            return _program(found)
+            return _program(found, a, b)
         case "input":
             return another_input(found, a, b)
         case "gradient":
@@ -50,36 +69,38 @@ def explain(found: Split, a: Tape, b: Tape) -> Cause:
 
 
 def changed_outside(a: Tape, b: Tape) -> tuple[str, Entry | None]:
-    """What else than an optimiser writes to parameters in one run alone, or in both other numbers; "": not heard."""
+    """What else than an optimiser writes to parameters by a line that one run alone has; "": nothing that is heard.
+
+    Where both have all such lines, what they write follows from something else, which the tapes may tell.
+    """
     ours, theirs = (list(_writes(tape)) for tape in (a, b))
-    for i in range(max(len(ours), len(theirs))):
-        (name, x), (other, y) = (list_[i] if i < len(list_) else ("", None) for list_ in (ours, theirs))
-        if x is not None and y is not None and (name, x.op, written(x.where)) == (other, y.op, written(y.where)):
-            if x.outputs == y.outputs:
-                continue
-            found = split(a, b)
-            why = explain(found, a, b) if found.kind in ("option", "operation", "input") else None
-            also = f"; {why.words}" if why is not None and why.decided and found.ours is not x else ""
-            return f": {x.op} at {place_of(x)} writes other numbers to {name}{also}", found.ours if also else x
-        which, entry, tensor = ("a", x, name) if y is None or (x is not None and len(ours) > len(theirs)) else (
-            "b", y, other)  # fmt: skip
-        assert entry is not None
-        return f": {which} alone writes to {tensor} by {entry.op} at {place_of(entry)}", entry
-    return "", None
+    for which, mine, other in (("b", theirs, a), ("a", ours, b)):
+        there = {(entry.op, written(entry.where)) for entry in other.entries}
+        for entry in mine:
+            if (entry.op, written(entry.where)) not in there:
+                return f": {which} alone writes to {entry.to} by {entry.op} at {place_of(entry)}", entry
+    found = split(a, b)
+    why = explain(found, a, b)
+    said = why.decided and found.kind in ("option", "operation", "gradient")
+    return (f"; {why.words}", found.ours) if said else ("", None)
 
 
-def _writes(tape: Tape) -> Iterator[tuple[str, Entry]]:
-    """What is written to parameters in place, but by an optimiser's step, in order, with their names."""
-    names = {digest: name for digest, name in tape.given.items() if name}
-    stepping = False
+def _writes(tape: Tape) -> list[Entry]:
+    """What is written to parameters in place, but by an optimiser's step."""
+    inside = stepping(tape)
+    return [entry for entry in tape.entries if entry.to and KEPT not in entry.to and id(entry) not in inside]
+
+
+def stepping(tape: Tape) -> set[int]:
+    """The entries, by identity, that an optimiser's own step makes."""
+    found: set[int] = set()
+    within = False
     for entry in tape.entries:
-        stepping = OPTIMIZER_STEP in str(entry.inputs) if entry.op.startswith("profiler") else stepping
-        read = numbers_in(entry)
-        if stepping or not read or not entry.outputs or not entry.op.partition(".")[0].endswith("_"):
-            continue
-        if name := names.get(read[0].digest, ""):
-            names[entry.outputs[0].digest] = name
-            yield name, entry
+        if entry.op.startswith("profiler"):
+            within = OPTIMIZER_STEP in str(entry.inputs)
+        elif within:
+            found.add(id(entry))
+    return found
 
 
 def not_finite(a: Tape, b: Tape) -> Cause | None:
@@ -88,7 +109,7 @@ def not_finite(a: Tape, b: Tape) -> Cause | None:
     if broken[0] == broken[1]:
         return None
     which, tape = ("a", a) if broken[0] else ("b", b)
-    if (entry := _first_not_finite(tape)) is None:
+    if (entry := _first_not_finite(tape, b if which == "a" else a)) is None:
         return None
     return Cause(f"{which} has numbers that are not finite: {entry.op} made the first, of finite ones, at "
                  f"{place_of(entry)}")  # fmt: skip
@@ -99,8 +120,11 @@ def _finite(tape: Tape, number: Number) -> bool:
     return value is None or not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
-def _first_not_finite(tape: Tape) -> Entry | None:
+def _first_not_finite(tape: Tape, other: Tape) -> Entry | None:
+    there = {number.digest for entry in other.entries for number in entry.outputs}
     for entry in computing(tape.entries):
+        if any(number.digest in there for number in entry.outputs):
+            continue  # harmless, or the other run had them, too
         fills = any(isinstance(value, str) and value in ("inf", "-inf", "nan") for value in entry.inputs)
         made = all(_finite(tape, number) for number in entry.outputs)
         if not made and all(_finite(tape, number) for number in numbers_in(entry)) and not fills:
@@ -108,13 +132,13 @@ def _first_not_finite(tape: Tape) -> Entry | None:
     return None
 
 
-def _program(found: Split) -> Cause:
+def _program(found: Split, a: Tape, b: Tape) -> Cause:
     """With equal gradients, one run computes something else between its backward pass and the end of its step."""
     alike = found.ours is not None and found.theirs is not None and found.ours.op == found.theirs.op
     if alike and found.ours and found.theirs and len(found.ours.inputs) != len(found.theirs.inputs):
         return another_option(found)
 
-    if anew := _state_anew(found):
+    if anew := _state_anew(found, a, b):
         return anew
 
     def said(entry: Entry | None) -> str:
@@ -127,16 +151,20 @@ def _program(found: Split) -> Cause:
     return Cause(f"with equal gradients, after the backward pass, a computes {one}, and b {other}")
 
 
-def _state_anew(found: Split) -> Cause | None:
+def _state_anew(found: Split, a: Tape, b: Tape) -> Cause | None:
     """Whether one run alone makes what an optimiser keeps, which the other has from steps before."""
-    if found.ours is None or found.theirs is None or written(found.ours.where) != written(found.theirs.where):
-        return None
-    makes = [entry.op.partition(".")[0] in BEGINS for entry in (found.ours, found.theirs)]
-    if makes[0] == makes[1]:
-        return None
-    which, other, entry = ("b", "a", found.theirs) if makes[1] else ("a", "b", found.ours)
-    return Cause(f"with equal gradients, {which} makes its optimiser's state anew, by {entry.op} at {place_of(entry)}, "
-                 f"where {other} has one: it was cleared, or not loaded")  # fmt: skip
+    for which, other, entry, read, mine in (
+        ("b", "a", found.theirs, found.ours, b),
+        ("a", "b", found.ours, found.theirs, a),
+    ):
+        if entry is None or read is None or entry.op.partition(".")[0] not in BEGINS or id(entry) not in stepping(mine):
+            continue
+        its = a if other == "a" else b
+        kept = any(KEPT in its.given.get(number.digest, "") for number in numbers_in(read))
+        if kept and not any(KEPT in name for name in mine.given.values()):
+            return Cause(f"with equal gradients, {which} makes its optimiser's state anew, by {entry.op} at "
+                         f"{place_of(entry)}, where {other} has one: it was cleared, or not loaded")  # fmt: skip
+    return None
 
 
 def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
@@ -167,7 +195,8 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     if path := _another_path(joint, other, a, b):
         return Cause(path, evidence)
     words = f"{subject(joint)} has another gradient: {gap(one, two)}"
-    if used(joint) != used(other) and outside(a) == outside(b):
+    mine, its = ({node for node, _, _ in j.consumers} for j in (joint, other))
+    if not mine & its and outside(a) == outside(b):
         ours, theirs = (" and ".join(dict.fromkeys(uses)) or "nothing" for uses in parts(found))
         what = f"of {subject(joint)} they compute something else: a by {ours}; b by {theirs}"
         return Cause(f"{what}; its gradient differs {gap(one, two)}", evidence)
@@ -222,7 +251,8 @@ def _scaled(found: Split, a: Tape, b: Tape) -> str:
     if len(factors) > 1 and max(factors.values()) - min(factors.values()) > 1e-5:
         return (f"another normaliser in each of {len(factors)} backward passes: b has the gradients of a times {said}; "
                 "a mean of means weighs every micro-batch alike, however many samples it has")  # fmt: skip
-    return f"b has the gradient of a times {next(iter(factors.values())):.6g}: another coefficient, or another mean"
+    factor = next(iter(factors.values()))
+    return f"b has the gradient of a times {factor:.6g}: another coefficient, or another mean or norm"
 
 
 def _explained(factors: dict[int, float], joint: Joint, other: Joint, a: Tape, b: Tape) -> bool:
@@ -236,7 +266,7 @@ def _explained(factors: dict[int, float], joint: Joint, other: Joint, a: Tape, b
 
 def _factor(one: Tensor, two: Tensor) -> float | None:
     """The number by which the first is multiplied to get the second; None if there is none."""
-    if not one.count_nonzero() or bool(((one == 0) != (two == 0)).any()):
+    if one.count_nonzero() < FEW or bool(((one == 0) != (two == 0)).any()):
         return None
     ratios = two[one != 0] / one[one != 0]
     middle = float(ratios.median())
@@ -285,17 +315,30 @@ def _terms(tape: Tape, digest: str) -> list[str]:
 
 
 def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> str:
-    """Whether a gradient comes by a path that the other run computes, too, but has cut off."""
+    """Whether a gradient comes by a path that the other run computes of the same tensor as often, but has cut off."""
     for which, more, less, tape in (("b", other, joint, a), ("a", joint, other, b)):
-        taken = {written(where) for _, _, where in less.consumers}
-        paths = [(node, where) for node, _, where in more.consumers if written(where) not in taken]
-        if len(more.consumers) <= len(less.consumers) or not paths:
+        if len(more.consumers) <= len(less.consumers):
             continue
-        computed = {written(entry.where) for entry in tape.entries}
-        for node, where in paths:
-            if written(where) in computed:
-                return (f"{which} has a gradient more, through {plain(node)} at {where}, which the other run computes "
-                        "without one: a detach() is missing, or one too many")  # fmt: skip
-        node, where = paths[0]
-        return f"{which} has a gradient more, through {plain(node)} at {where}, which the other run does not compute"
+        places = {_use(node, where): (node, where) for node, _, where in more.consumers}
+        passing, cut = (Counter(_use(node, where) for node, _, where in j.consumers) for j in (more, less))
+        computed = Counter(
+            _use(entry.op.partition(".")[0], entry.where)
+            for entry in tape.entries
+            if not entry.node and any(number.digest == less.number for number in numbers_in(entry))
+        )
+        said = {
+            use: f"{which} has a gradient more, through {plain(node)} at {where}, which the other run"
+            for use, (node, where) in places.items()
+            if passing[use] > cut[use]
+        }
+        for use, words in said.items():
+            if computed[use] >= passing[use]:
+                return f"{words} computes without one: a detach() is missing, or one too many"
+        if said and not any(computed[use] for use in said):
+            return f"{next(iter(said.values()))} does not compute"
     return ""
+
+
+def _use(node: str, where: str) -> tuple[str, str]:
+    """An operation, as autograd and PyTorch's dispatcher both call it, and its line."""
+    return plain(node).replace("_", ""), written(where)

@@ -70,6 +70,7 @@ class Entry:
     node: str  # of autograd in whose backward it runs; empty in the forward pass
     sequence: int  # autograd's number of the node that it makes, or in which it runs; -1 for none
     where: str  # the author's line: "losses.py:12: ratio = logratio.exp()"
+    to: str = ""  # the name of the parameter, or what else has one, that is written in place
 
 
 @dataclass
@@ -194,7 +195,14 @@ class Tape:
             if now > self._last_sequence and outputs:
                 sequence, self._made[now - 1] = now - 1, (outputs[0].digest, where)
             self._last_sequence = now
-        self.entries.append(Entry(op, inputs, outputs, _short(node) if node else "", sequence, where))
+        to = self._written(made) if op.partition(".")[0].endswith("_") else ""
+        self.entries.append(Entry(op, inputs, outputs, _short(node) if node else "", sequence, where, to))
+
+    def _written(self, made: Sequence[Tensor]) -> str:
+        """The name of the first that has one, also where it is written through a view, as ``.data`` is."""
+        held = {(x.data_ptr(), x.numel()): name for x, name in self.names.values() if _has_memory(x)}
+        names = (self._name(x) or held.get((x.data_ptr(), x.numel()), "") for x in made if _has_memory(x))
+        return next(filter(None, names), "")
 
     def _run_backward(self, roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         """A backward pass, by autograd's engine."""
@@ -281,7 +289,7 @@ def read_tape(folder: Path) -> tuple[int, Tape]:
                 entry["op"],
                 [value if isinstance(value, str) else _read_number(value) for value in entry["inputs"]],
                 [_read_number(value) for value in entry["outputs"]],
-                *(entry[key] for key in ("node", "sequence", "where")),
+                *(entry[key] for key in ("node", "sequence", "where", "to")),
             )
             for entry in document["entries"]
         ]
@@ -362,6 +370,10 @@ def names_of(
                 if isinstance(value, Tensor):
                     names[id(value)] = value, f"{key} of {known.get(id(tensor), 'a parameter')} in the optimiser"
     return names
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor._is_zerotensor() and bool(tensor.data_ptr())
 
 
 def _next_sequence() -> int:
