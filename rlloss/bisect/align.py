@@ -14,6 +14,11 @@ from torch import Tensor
 from rlloss.watch.tape import SILENT, UNREADABLE, Entry, Joint, Number, Tape, written
 
 LEAF = "AccumulateGrad"  # autograd's node of a parameter
+DRAWS = (
+    "rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random", "poisson",
+    "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
+)  # fmt: skip
+ITEM = "_local_scalar_dense"  # by which a tensor's number goes to Python
 Kind = Literal["operation", "input", "option", "gradient", "program", "none"]
 
 
@@ -50,9 +55,13 @@ def split(a: Tape, b: Tape) -> Split:
 def live(tape: Tape) -> set[int]:
     """The entries, by identity, whose numbers reach a parameter by the operations that were heard; all, if none is
     written to.
+
+    A draw that goes to Python decides something there; what else goes there is logged, as a rule.
     """
     found: set[int] = set()
-    needed: set[str] = set()
+    read = {number.digest for entry in tape.entries if entry.op == ITEM for number in numbers_in(entry)}
+    drawn = {n.digest for entry in tape.entries if entry.op.startswith(DRAWS) for n in entry.outputs}
+    needed = read & drawn
     for entry in reversed(tape.entries):
         if entry.to or any(number.digest in needed for number in entry.outputs):
             found.add(id(entry))
@@ -96,8 +105,9 @@ def _lockstep(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
 
 
 def _by_value(a: Tape, b: Tape, ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
-    x, last = _first_alone(ours, theirs)
-    y, _ = _first_alone(theirs, ours)
+    reach, their_reach = live(a), live(b)
+    x, last = _first_alone([entry for entry in ours if id(entry) in reach], theirs)
+    y, _ = _first_alone([entry for entry in theirs if id(entry) in their_reach], ours)
     if found := first_gradients(a, b):
         joint, other = found
         return Split("gradient", x, y, 0, joint, other, last, joint.gradient.digest, other.gradient.digest)

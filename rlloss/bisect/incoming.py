@@ -7,18 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, Split, behind, computing, kind_of, live, numbers_in
+from rlloss.bisect.align import DRAWS, LEAF, Split, behind, computing, kind_of, live, numbers_in
 from rlloss.bisect.found import Cause
 from rlloss.bisect.saying import difference, maker, name_of, place_of
 from rlloss.watch.tape import Entry, Number, Tape, written
 
 TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
 LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
-DRAWS = (
-    "rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random", "poisson",
-    "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
-)  # fmt: skip
-
 REDUCED_AT = {
     "nll_loss_forward": -2,
     "mse_loss": -1,
@@ -68,7 +63,7 @@ def another_input(found: Split, a: Tape, b: Tape) -> Cause:
     if not single and ((one and other) or (_is_known(found.a, b) and _is_known(found.b, a))):
         return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another tensor: {_called(found.a, a)} | "
                      f"{_called(found.b, b)}", evidence)  # fmt: skip
-    if found.a in a.given and found.b in b.given:
+    if found.a in a.given and found.b in b.given and not found.ours.node:
         return _other_data(found, a, b)
     return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another number", evidence, decided=False)
 
@@ -201,7 +196,7 @@ def _how_rows_differ(one: Tensor, other: Tensor, pairs: Sequence[tuple[Tensor, T
     ours, theirs = (Counter(_rows([pair[i] for pair in beside])) for i in (0, 1))
     coupled = len(beside) > 1
     unchanged = any(torch.equal(x, y) for x, y in (beside if coupled else pairs))
-    if ours == theirs and (coupled or not unchanged):
+    if ours == theirs and (coupled or (not unchanged and one.dim() > 1)):  # a row of numbers may be a sequence
         return "the same samples in another order"
     if coupled and all(Counter(_rows([x])) == Counter(_rows([y])) for x, y in beside):
         return "the same rows, put together otherwise: samples with other labels or weights"
@@ -210,6 +205,8 @@ def _how_rows_differ(one: Tensor, other: Tensor, pairs: Sequence[tuple[Tensor, T
         what = f"{off} of {len(one)} rows of one tensor" if off else "the rows of one tensor in another order"
         return f"other data: {what}, beside equal ones"
     shared = (ours & theirs).total()
+    if shared == len(one):
+        return "the same numbers in another order"
     return f"another minibatch, with {shared} of {len(one)} samples in common" if shared else "other data"
 
 

@@ -11,6 +11,7 @@ from rlloss.bisect.align import computing, paired, ulps
 from rlloss.bisect.saying import assigned, name_of, plain
 from rlloss.watch.tape import Entry, Joint, Tape
 
+CLAMPS = re.compile("Clamp|Hardtanh|Relu")
 FEW_ULPS = 4  # to which what is not masked agrees, multiplied in another order
 FEW = 4  # elements, of which less have a rule in common by chance
 
@@ -39,10 +40,20 @@ def _joined(tape: Tape, digests: Sequence[str]) -> Tensor | None:
 
 
 def _cutter(tape: Tape, joint: Joint) -> str:
-    """By which operation: a clamp between the loss and the tensor, if there is one."""
+    """By which operation: the clamp between the loss and the tensor that passes on less than it gets, if one does."""
     path = _towards_the_loss(tape, joint)
-    clamps = [j for j in tape.joints if j.sequence in path and re.match("Clamp|Hardtanh|Relu", j.node)]
+    clamps = [j for j in tape.joints if j.sequence in path and CLAMPS.match(j.node) and _cuts(tape, j)]
     return f": cut by {plain(clamps[-1].node)} at {clamps[-1].where}" if clamps else ""
+
+
+def _cuts(tape: Tape, clamp: Joint) -> bool:
+    """Whether what goes into it has no gradient somewhere where what comes out has one."""
+    behind = _joined(tape, [clamp.gradient.digest])
+    into = [j for j in tape.joints if j.backward == clamp.backward and clamp.sequence in {s for _, s, _ in j.consumers}]
+    for gradient in (_joined(tape, [j.gradient.digest]) for j in into):
+        if behind is not None and gradient is not None and gradient.numel() == behind.numel():
+            return bool(((gradient == 0) & (behind != 0)).any())
+    return False
 
 
 def _towards_the_loss(tape: Tape, joint: Joint) -> set[int]:

@@ -55,14 +55,17 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
         found = split(*heard)
         why = explain(found, *heard)
         before = found.kind == "gradient" or (found.ours is not None and id(found.ours) not in stepping(heard[0]))
-        if why.decided and before and found.kind not in ("none", "program"):  # what a rate follows, say
-            return finding(step, f"{why.words}; {cause}", **said, evidence=why.evidence, **located(found))
+        if before and found.kind not in ("none", "program"):  # what a rate follows, say
+            words = f"{why.words}; {cause}"
+            return finding(step, words, decided=why.decided, **said, evidence=why.evidence, **located(found))
     if not decided and (heard := _heard(a, b, step)):
         found = split(*heard)
         why = explain(found, *heard)
         if found.kind == "none":
             return finding(step, f"{cause}; {why.words}", decided=False, remedy=BETWEEN.format(step=step), **said)
         words = why.words + (_recorded(a, b) if found.kind != "gradient" else "")
+        if why.decided and found.kind == "program" and "class of optimiser" in words:
+            words = f"with equal gradients, another optimiser{_recorded(a, b)}"
         said |= {"evidence": why.evidence, **located(found)}
         return finding(step, words, decided=why.decided, **said)
     remedy = "" if decided else REMEDY.format(step=step)

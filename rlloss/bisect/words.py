@@ -6,11 +6,10 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, Split, aligned, computing, live, numbers_in, paired, split, ulps, used
+from rlloss.bisect.align import DRAWS, LEAF, Split, aligned, computing, live, numbers_in, paired, split, ulps, used
 from rlloss.bisect.exact import same_exactly
 from rlloss.bisect.found import Cause
 from rlloss.bisect.incoming import (
-    DRAWS,
     another_input,
     another_option,
     another_result,
@@ -22,9 +21,8 @@ from rlloss.bisect.incoming import (
 from rlloss.bisect.masks import masked
 from rlloss.bisect.passes import NEAR_ULPS, unlike_passes, without_gradient
 from rlloss.bisect.saying import difference, expression, gap, maker, name_of, parts, place_of, plain, subject
-from rlloss.watch.tape import Entry, Joint, Number, Tape, written
+from rlloss.watch.tape import OPTIMIZER_STEP, Entry, Joint, Number, Tape, written
 
-OPTIMIZER_STEP = "Optimizer.step#"  # with which PyTorch's profiler marks its beginning
 FEW = 4  # numbers, of which less are one another's multiples by chance
 KEPT = " in the optimiser"  # how the names of what an optimiser keeps end
 BEGINS = ("lift_fresh", "zeros_like", "zeros", "empty_like", "clone", "detach")  # with which optimisers make a state
@@ -214,10 +212,20 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
     if (found.ours.op, found.ours.where) == (found.theirs.op, found.theirs.where):
         if found.ours.inputs == found.theirs.inputs:
             return another_result(found, a, b)
+        if option := _other_option(found.ours, found.theirs):
+            return another_option(option)
         where = f"{found.ours.op} at {place_of(found.ours)}"
         return Cause(f"the forward passes part: {where} is the first to make other numbers", decided=False)
     return Cause(f"the forward passes part: a computes {found.ours.op} at {place_of(found.ours)}, b computes "
                  f"{found.theirs.op} at {place_of(found.theirs)}")  # fmt: skip
+
+
+def _other_option(ours: Entry, theirs: Entry) -> Split | None:
+    """Of one operation in both runs: the first input that is no tensor and another, if all tensors are the same."""
+    if len(ours.inputs) != len(theirs.inputs) or numbers_in(ours) != numbers_in(theirs):
+        return None
+    differ = (i for i, pair in enumerate(zip(ours.inputs, theirs.inputs, strict=True)) if pair[0] != pair[1])
+    return next((Split("option", ours, theirs, i) for i in differ), None)
 
 
 def _order_of_gradients(joint: Joint, a: Tape, b: Tape) -> str:

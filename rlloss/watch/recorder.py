@@ -100,7 +100,9 @@ class Recorder:
         """To all that is computed from now on to the end of the step that is to be traced."""
         if self._trace and self.writer.optimizer_steps == self._trace - 1:
             with self._tape.paused():
-                self._tape.names = names_of([(entry.name, entry.tensor) for entry in self._tensors()], self._known)
+                tape = self._tape
+                tape.renew = lambda: names_of([(entry.name, entry.tensor) for entry in self._tensors()], self._known)
+                tape.names = tape.renew()
             self._listens = True
             self._tape.__enter__()
 

@@ -36,6 +36,7 @@ MACHINERY = (TORCH, str(Path(__file__).parent), str(PACKAGE / "bisect"), os.path
 SITE = "site-packages"
 TRACE, VALUES = "trace.json", "trace.safetensors"
 BUDGET = 1 << 29  # bytes of values that are kept
+OPTIMIZER_STEP = "Optimizer.step#"  # with which PyTorch's profiler marks its beginning
 SILENT = (  # that compute no number
     "profiler", "detach", "alias", "empty", "new_empty", "empty_like", "empty_strided", "_record_function",
 )  # fmt: skip
@@ -111,6 +112,8 @@ class Tape:
         self._operations = _Operations(self)
         self._listens = False
         self.failure = ""  # why no more was heard, if something could not be
+        self.renew: Callable[[], dict[int, tuple[Tensor, str]]] | None = None  # the names, as an optimiser begins
+        self._bases: dict[int, Tensor] = {}  # by where their memory lies: those of which a part was written
 
     def __enter__(self) -> Self:
         """Begin to listen: below all modes that others have entered, and may leave before this."""
@@ -174,6 +177,9 @@ class Tape:
         )
         result = call()
         op = str(func).removeprefix("aten.").removesuffix(".default")
+        if op.startswith("profiler") and self.renew is not None and OPTIMIZER_STEP in str(args):
+            renew = self.renew
+            self._safely(lambda: self.names.update(renew()))  # a state that was loaded since has names, too
         self._safely(lambda: self._write_down(op, inputs or [], _made(result) or _written_to(func, args, kwargs)))
         return result
 
@@ -195,7 +201,11 @@ class Tape:
             if now > self._last_sequence and outputs:
                 sequence, self._made[now - 1] = now - 1, (outputs[0].digest, where)
             self._last_sequence = now
-        to = self._written(made) if op.partition(".")[0].endswith("_") else ""
+        in_place = op.partition(".")[0].endswith("_")
+        for x in made if in_place else ():
+            if x._base is not None and _has_memory(x):  # the rest is made of it, though by nothing that is heard
+                self._bases[x.untyped_storage().data_ptr()] = x._base
+        to = self._written(made) if in_place else ""
         self.entries.append(Entry(op, inputs, outputs, _short(node) if node else "", sequence, where, to))
 
     def _written(self, made: Sequence[Tensor]) -> str:
@@ -252,6 +262,8 @@ class Tape:
         if id(tensor) in self._blank:
             return NOTHING
         found, name = self._number(tensor), self._name(tensor)
+        if _has_memory(tensor) and tensor.untyped_storage().data_ptr() in self._bases:
+            self._known.add(found.digest)
         if found.digest not in self._known:
             self.given.setdefault(found.digest, name)
         if name and name not in self.read and torch._C._current_autograd_node() is None:
