@@ -96,6 +96,7 @@ def compare(
         left_out=(*left_out, *sizes_left_out),
         rounding=known.rounding,
         called=tuple(filter(None, (called(loss, clip_coef) for loss in (left, right)))),
+        single=prover is None or prover.may_shorten(left, right),
         digits=digits(left, right, known),
         only_of_tokens=_only_of_tokens(tried_at),
     )
@@ -327,8 +328,9 @@ def values(a: Survey, b: Survey, clip_coef: float) -> Values:
     for probe, x, y in zip(a.probes, a.measurements, b.measurements, strict=True):
         if probe.dtype == widest and not probe.grid and not probe.extreme:
             same = x.values.shape == y.values.shape
-            apart.append(np.atleast_1d(y.values - x.values if same else y.values.mean() - x.values.mean()))
-            sizes += [float(np.abs(x.values).max()), float(np.abs(y.values).max())]
+            one, other = (x.values, y.values) if same else (x.values.mean(), y.values.mean())
+            apart.append(np.atleast_1d(np.where(np.isnan(one) & np.isnan(other), 0.0, other - one)))
+            sizes += [float(np.nanmax(np.abs([*x.values.ravel(), *y.values.ravel(), 0.0])))]
             batches += [] if probe.on_policy else [(float(x.values.mean()), float(y.values.mean()))]
     difference, rounding = np.concatenate(apart), 64 * torch.finfo(widest).eps * max(sizes)
     constant = float(np.median(difference)) if np.ptp(difference) <= rounding else None

@@ -19,7 +19,7 @@ from rlloss.check.numbers import numbers_of
 from rlloss.check.prove import Prover
 from rlloss.check.regions import regions
 from rlloss.check.result import ORDER, Proof, worse
-from rlloss.check.survey import Survey, survey, together
+from rlloss.check.survey import Survey, survey, together, usable
 from rlloss.losses.formulation import ZOO, resolve
 from rlloss.losses.samples import LOSSES
 from rlloss.losses.sequences import SEQUENCE_LOSSES
@@ -45,6 +45,7 @@ def against_zoo(
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     numbers = numbers_of(mine.function, *(ZOO[name] for name in names))
+    dtypes, _ = usable((mine,), clip_coef, dtypes, seed, numbers)
     first = survey(mine, clip_coef, dtypes, seed, numbers)
     others = (
         survey(resolve(name), clip_coef, dtypes, seed, numbers)

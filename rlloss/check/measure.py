@@ -27,6 +27,8 @@ LOGP_ROUNDINGS = 16  # times (1 + |logp| + |old_logp|) * eps: exp turns a log-pr
 # and a loss that forms the ratio by other operations (of both logs, of sums over a sequence) makes a few of them
 SHRINKS = 2**20  # times, at least, from float32 to float64, which have 29 digits between them: then it is rounding
 SMALL = 2**-40  # of the terms in float64, 4,096 of its units: what is proved to be one gradient differs so by rounding
+MOST_ROUNDINGS = 2.0**20  # of which a difference may consist
+EPS_64 = torch.finfo(torch.float64).eps
 COARSE = 1 / 16  # of the terms, where 16 such roundings would be more: bfloat16 and float16 have too few digits for 16
 COARSEST = 1 / 2  # of the terms, where even one would: half of a gradient is never called rounding
 
@@ -318,14 +320,20 @@ def coarser(dtype: torch.dtype, other: torch.dtype | None) -> torch.dtype:
 
 def shrinking(contrasts: Sequence[Contrast]) -> float:
     """How many roundings explain what differs in float64 and in float32, if it shrinks from one to the other as
-    rounding does; 0 if nothing differs, or if it does not."""
-    sizes = {
-        dtype: max((float(c.size.max()) for c in contrasts if c.probe.dtype == dtype), default=0.0)
+    rounding does, batch by batch; 0 if nothing differs, or if it does not.
+    """
+    fine, coarse = (
+        [(c.probe.name, c.probe.on_policy, float(c.size.max())) for c in contrasts if c.probe.dtype == dtype]
         for dtype in (torch.float64, torch.float32)
-    }
-    if not 0 < SHRINKS * sizes[torch.float64] <= sizes[torch.float32]:
+    )
+    if [batch[:2] for batch in fine] != [batch[:2] for batch in coarse]:
         return 0.0
-    return 2 * max(size / torch.finfo(dtype).eps for dtype, size in sizes.items())
+    sizes = [(x, y) for (*_, x), (*_, y) in zip(fine, coarse, strict=True)]
+    largest = max((x for x, _ in sizes), default=0.0)
+    if not largest or any(SHRINKS * x > max(y, torch.finfo(torch.float32).eps) for x, y in sizes):
+        return 0.0
+    roundings = 2 * max(max(x / EPS_64, y / torch.finfo(torch.float32).eps) for x, y in sizes)
+    return roundings if roundings <= MOST_ROUNDINGS else 0.0
 
 
 def small(contrasts: Sequence[Contrast]) -> float:

@@ -89,13 +89,15 @@ def _in_code(code: types.CodeType, names: dict[str, Any], depth: int, seen: set[
 
 
 def _in_object(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:
-    """A callable object: what it was configured with, and what its call is written with."""
+    """A callable object: what it was configured with, and what its call and the methods it calls are written with."""
     for value in vars(thing).values():
-        if isinstance(value, int | float):
-            yield from _numbers(value, 0, seen)
-    for name in ("forward", "__call__"):
-        method = getattr(type(thing), name, None)
+        if isinstance(value, int | float | dict | list | tuple):
+            yield from _numbers(value, 0 if isinstance(value, int | float) else depth - 1, seen)
+    todo, kind = ["forward", "__call__"], type(thing)
+    for name in todo:
+        method = getattr(kind, name, None)
         if isinstance(method, types.FunctionType):
+            todo += [other for other in method.__code__.co_names if other not in todo and hasattr(kind, other)]
             yield from _in_function(method, depth, seen)
 
 

@@ -21,7 +21,8 @@ UNDER_MASK = {  # what lies under the mask: (logp, old_logp)
     "-inf": (-math.inf, -math.inf),
     "nan": (math.nan, math.nan),
 }
-CLOSE = 1e-12  # relative: what a number under the mask may move others by, added to them and multiplied by 0
+CLOSE = {torch.float64: 1e-12, torch.float32: 1e-4}
+"""Relative: what a number under the mask may move others by, added to them and multiplied by 0."""
 
 
 def under_mask(probe: Probe, logp: float, old_logp: float) -> Probe:
@@ -30,10 +31,10 @@ def under_mask(probe: Probe, logp: float, old_logp: float) -> Probe:
     return replace(probe, logp=probe.logp.where(probe.mask, logp), old_logp=probe.old_logp.where(probe.mask, old_logp))
 
 
-def batches() -> Iterator[Probe]:
+def batches(dtype: torch.dtype) -> Iterator[Probe]:
     """Batches with padding at their end, and with holes and a late start; what lies there is harmless."""
     for spread in (0.0, 0.3):
-        probe = random_sequences((3, 6), torch.float64, torch.Generator().manual_seed(5), spread, ragged=True)
+        probe = random_sequences((3, 6), dtype, torch.Generator().manual_seed(5), spread, ragged=True)
         assert probe.mask is not None
         yield probe
         holes = probe.mask.clone()
@@ -50,7 +51,7 @@ def reaches(loss: Formulation, clip_coef: float) -> dict[str, tuple[float, float
     A gradient changes if it is not within rounding of what it was, or if one under the mask is not 0 any more.
     """
     found: dict[str, tuple[float, float]] = {}
-    for batch in batches():
+    for batch in (*batches(torch.float64), *batches(torch.float32)):  # some take no float64
         try:
             before = measure(loss, batch, clip_coef).gradient
         except LossError:
@@ -67,7 +68,7 @@ def _change(loss: Formulation, probe: Probe, before: Array, clip_coef: float) ->
     except LossError:
         return None
     with np.errstate(invalid="ignore"):
-        changed = ~(np.abs(after - before) <= CLOSE * np.maximum(1.0, np.abs(before)))
+        changed = ~(np.abs(after - before) <= CLOSE[probe.dtype] * np.maximum(1.0, np.abs(before)))
     changed &= np.isfinite(before)  # or it is not the padding's doing
     if not changed.any():
         return None

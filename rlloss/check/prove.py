@@ -91,6 +91,13 @@ class Prover:
         formats = {DTYPES[name] for graph in graphs for name in graph.formats if name in DTYPES}
         return max(formats, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
+    def may_shorten(self, f: Formulation, g: Formulation) -> bool:
+        """Whether a loss computes something in a format shorter than its inputs', or has no graph that tells."""
+        try:
+            return any(name in DTYPES for loss in (f, g) for name in self.subject(loss).smallest.formats)
+        except (GraphError, LossError):
+            return True
+
     def prove(
         self, f: Formulation, g: Formulation, *, refuted: bool = False, bits: bool = True
     ) -> tuple[Proof, Contrast | None]:

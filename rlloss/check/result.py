@@ -127,6 +127,7 @@ class Comparison:
     left_out: tuple[str, ...] = ()  # dtypes that a loss refuses, and how
     rounding: str = ""  # in words: why a difference larger than usual is rounding after all
     called: tuple[str, ...] = ()  # clip_coef in the place of a loss's own default
+    single: bool = False  # something may be computed in float32, whatever the inputs' dtype
     digits: str = ""  # in words: which of two forms of one gradient loses its digits, where they differ as computed
     only_of_tokens: bool = False  # they differ, and only where the tokens of an answer have advantages of their own
 

@@ -170,7 +170,7 @@ def _size(c: Comparison) -> list[str]:
         return []
     apart, cosine = f"{c.size.relative:.3g}", f"{c.size.cosine:.6g}"
     lines = [f"on one batch the difference is {apart} of {c.a}'s gradient (L2); the cosine of the two is {cosine}"]
-    if c.size.relative < SINGLE:
+    if c.single and c.size.relative < SINGLE:
         lines += ["that is no more than float32 rounds: something may be computed in it, whatever the inputs' dtype"]
     return [*lines, f"{c.b}'s gradient is {c.a}'s times {c.factor}"] if c.factor else lines
 

@@ -15,6 +15,7 @@ from typing import Any
 import z3
 
 from rlloss.prove import polynomials as poly
+from rlloss.prove.backward import NotFollowed
 from rlloss.prove.diagrams import Case, Diagram, Diagrams, Path
 from rlloss.prove.exact import EPSILON, is_logarithm
 from rlloss.prove.polynomials import Monomial, Polynomial, Quantity
@@ -23,6 +24,7 @@ EFFORT = 30_000_000  # of Z3, in its own units, for one question: some seconds, 
 SIMPLE = tuple(map(Fraction, ("2", "1/2", "4", "1/4", "1", "3/2", "3/4", "10", "1/10")))
 WISHES = {"A": (1, -1, 2, -2, Fraction(1, 2)), EPSILON: (Fraction(1, 5), Fraction(1, 2))}  # by the names of inputs
 E_DIGITS = Fraction(1, 10**12)
+MOST_POWER = 200  # of one unknown in a polynomial
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class Question:
             assert powers is not None, "the basis spans all differences"
             rows.append((powers, [(q, n) for q, n in m if q.kind != "exp"], c))
         least = [min(column) for column in zip(*(powers for powers, _, _ in rows), strict=True)]
+        if any(n - low > MOST_POWER for powers, _, _ in rows for n, low in zip(powers, least, strict=True)):
+            raise NotFollowed("a power that large, as of a logarithm that is no fraction")
         total = []
         for powers, others, c in rows:
             factors = [self.bases[i] for i, n in enumerate(powers) for _ in range(n - least[i])]

@@ -1,5 +1,7 @@
 """Losses as their users had them when a comparison misjudged them. Each stands for a kind; test_cases.py says which."""
 
+import math
+
 import torch
 
 
@@ -379,3 +381,53 @@ def medians_of_four(keeps_equal):
         return -_over_all((logp - old_logp).exp() * A.view(-1)[:, None], mask)
 
     return loss
+
+
+def whitened(spread):
+    """Advantages of tokens that count, of mean 0 and deviation 1, with 1e-8 beside the variance or the deviation."""
+
+    def loss(logp, old_logp, advantages, mask, *, clip_coef):
+        A = (advantages[:, None] * torch.ones_like(logp))[mask]
+        A = (A - A.mean()) / spread(A)
+        return -((logp - old_logp).exp()[mask] * A).mean()
+
+    return loss
+
+
+def by_variance(A):
+    return (A.var(unbiased=False) + 1e-8).sqrt()
+
+
+def by_deviation(A):
+    return A.std(unbiased=False) + 1e-8
+
+
+def selected(logp, old_logp, advantages, mask, *, clip_coef):
+    token = _surrogate((logp - old_logp).exp(), advantages[:, None], 1 - clip_coef, 1 + clip_coef)
+    return token[mask.bool()].mean()
+
+
+def selected_in_single(logp, old_logp, advantages, mask, *, clip_coef):
+    return selected(logp.float(), old_logp.float(), advantages.float(), mask, clip_coef=clip_coef)
+
+
+def truncated(logp, old_logp, advantages):
+    return -(logp - old_logp).exp().detach().clamp(max=2.0) * advantages * logp
+
+
+def truncated_before(logp, old_logp, advantages):
+    """The log-ratio is clamped, at a number that is no fraction."""
+    return -(logp - old_logp).clamp(max=math.log(2.0)).exp().detach() * advantages * logp
+
+
+class Limited:
+    """What it is configured with lies in a dictionary, and is read by a method that its call calls."""
+
+    def __init__(self):
+        self.settings = {"limit": 100_000}
+
+    def __call__(self, logp, old_logp, advantages, *, clip_coef):
+        return self.weighted(_surrogate((logp - old_logp).exp(), advantages, 1 - clip_coef, 1 + clip_coef))
+
+    def weighted(self, losses):
+        return losses * 0.5 if len(losses) > self.settings["limit"] else losses
