@@ -276,14 +276,8 @@ def _incomplete(run: RunFolder) -> str:
     """Why a run cannot be judged as a whole; empty if it can."""
     if run.status != "finished":
         return f"{run.path.name} is {run.standing}"
-    for key in ("optimizer_steps", "final_digest"):
-        if key not in run.info:
-            return f"{run.path.name}/run.json has no {key}"
-    if len(run.digests) != run.info["optimizer_steps"]:
-        steps = run.info["optimizer_steps"]
-        return f"{run.path.name}: digests.bin has {len(run.digests)} digests, run.json says {steps} optimiser steps"
-    if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info["final_digest"]:
-        return f"{run.path.name}: the last digest of digests.bin is not the final_digest of run.json"
+    if why := contradiction(run):
+        return why
     if is_watched(run) and (other := Record(run).other_digest()):
         return f"{run.path.name}: {other}"
     if run.info.get("changed_after"):
@@ -295,6 +289,19 @@ def _incomplete(run: RunFolder) -> str:
         return f"{run.path.name}: {other}"
     if not np.isfinite(run.snapshot(run.snapshot_steps[-1])).all():
         return f"{run.path.name} ended with parameters that are not finite numbers"
+    return ""
+
+
+def contradiction(run: RunFolder) -> str:
+    """Where a finished run's digests are not those that ``run.json`` counts; empty if they are."""
+    for key in ("optimizer_steps", "final_digest"):
+        if key not in run.info:
+            return f"{run.path.name}/run.json has no {key}"
+    if len(run.digests) != run.info["optimizer_steps"]:
+        steps = run.info["optimizer_steps"]
+        return f"{run.path.name}: digests.bin has {len(run.digests)} digests, run.json says {steps} optimiser steps"
+    if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info["final_digest"]:
+        return f"{run.path.name}: the last digest of digests.bin is not the final_digest of run.json"
     return ""
 
 

@@ -13,7 +13,7 @@ from rlloss.cause import other_machine
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import is_watched
-from rlloss.verify import compare_runs, first_difference
+from rlloss.verify import compare_runs, contradiction, first_difference
 
 Progress = Callable[[RunFolder, int, int], None]
 
@@ -28,8 +28,8 @@ def bisect(
     """
     a, b = (run if isinstance(run, RunFolder) else RunFolder(Path(run)) for run in (a, b))
     for run in (a, b):
-        if run.damage:
-            raise ConfigError(run.damage)
+        if damage := run.damage or (contradiction(run) if run.status == "finished" else ""):
+            raise ConfigError(damage)
     if is_watched(a) != is_watched(b):
         raise ConfigError(f"{a.path} and {b.path}: one is a run of rlloss, the other a record of rlloss.watch")
     if is_watched(a):

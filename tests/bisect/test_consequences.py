@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import rlloss
 from rlloss.bisect.bisect import bisect
+from rlloss.cli.main import main
 from rlloss.runs import RunFolder
 from tests.bisect.test_programs import ARRAYS, AT, LABELS, STEPS, X, Y, loaded, mlp, plain, sgd
 
@@ -260,3 +261,12 @@ def test_a_backward_pass_of_ones_own_hands_over_no_data(tmp_path):
     decided, cause = told(tmp_path, training(loss_of))
     assert not decided
     assert "other data" not in cause
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_record_that_has_lost_digests_is_no_training_that_ended(tmp_path, capsys, kept):
+    told(tmp_path, training(error))
+    path = tmp_path / "b" / "digests.bin"
+    path.write_bytes(path.read_bytes()[: 32 * kept])
+    assert main(["bisect", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert f"b: digests.bin has {kept} digests, run.json says {STEPS} optimiser steps" in capsys.readouterr().err
