@@ -48,12 +48,14 @@ def _handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) 
         return set(gradients)
     values = [tape.values[number.digest].double().flatten() for number in read]
 
-    def is_read(total: Tensor) -> bool:
+    passes = len({joint.backward for joint in tape.joints})
+
+    def is_read(total: Tensor, dtype: torch.dtype) -> bool:
         flat = total.flatten()  # a value is kept once, in whichever shape it came first
-        most = 1e-3 * float(flat.abs().max())
+        most = max(1e-3, passes * torch.finfo(dtype).eps) * float(flat.abs().max())
         return any(x.shape == flat.shape and float((x - flat).abs().max()) <= most for x in values)
 
-    return {name for name, (total, _) in gradients.items() if is_read(total)}
+    return {name for name, gradient in gradients.items() if is_read(*gradient)}
 
 
 def _gradients(tape: Tape) -> dict[str, tuple[Tensor, torch.dtype]]:

@@ -270,3 +270,19 @@ def test_a_record_that_has_lost_digests_is_no_training_that_ended(tmp_path, caps
     path.write_bytes(path.read_bytes()[: 32 * kept])
     assert main(["bisect", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     assert f"b: digests.bin has {kept} digests, run.json says {STEPS} optimiser steps" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sums_of_many_gradients_in_bfloat16_are_rounded_and_not_changed(tmp_path):
+    for name in ("a", "b"):
+        torch.manual_seed(3)
+        model = mlp().to(torch.bfloat16)
+        optimizer = sgd(model)
+        with rlloss.watch(model, optimizer, tmp_path / name, trace=1):
+            for rows in torch.arange(48).split(48 if name == "a" else 3):
+                x, y = (values.view(-1, values.shape[-1])[rows].bfloat16() for values in (X, Y))
+                ((model(x) - y).square().sum() / 48).backward()
+            optimizer.step()
+    cause = bisect(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")).cause
+    assert cause.startswith("another accumulation: 1 | 16 backward passes")
+    assert "something changes a gradient" not in cause
