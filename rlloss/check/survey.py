@@ -15,7 +15,7 @@ from rlloss.check.probes import Probe, sample_probes, sequence_probes
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name
 
-FIRST = 10  # probes, of which a loss takes one if it takes their dtype: of every shape of sequences
+FIRST, SMALL = 10, 1_024  # probes of at most so many numbers, of which a loss takes one if it takes their dtype
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def usable(
     for dtype in dtypes:
         try:
             for loss in losses:
-                first = islice(probes_of(dtype, clip_coef, seed, numbers, loss), FIRST + 2 * len(group_sizes(numbers)))
+                probes = probes_of(dtype, clip_coef, seed, numbers, loss)
+                small = (probe for probe in probes if probe.ordinary and probe.logp.numel() <= SMALL)
+                first = islice(small, FIRST + 2 * len(group_sizes(numbers)))
                 _try_first(loss, first, clip_coef)
             taken.append(dtype)
         except LossError as error:
@@ -128,17 +130,17 @@ def usable(
 
 
 def _try_first(loss: Formulation, probes: Iterable[Probe], clip_coef: float) -> None:
-    """Raises: the last LossError, which no size explains, if a loss takes none of these."""
-    last: LossError | None = None
+    """Raises: LossError if a loss takes none of these: the first, or the last if they differ in more than sizes."""
+    errors = []
     for probe in probes:
         try:
             measure(loss, probe, clip_coef)
         except LossError as error:
-            last = error
+            errors.append(error)
         else:
             return
-    assert last is not None
-    raise last
+    first, last = (re.sub(r"\d+", "", str(error)) for error in (errors[0], errors[-1]))
+    raise errors[0] if first == last else errors[-1]
 
 
 def _not_finite(probe: Probe, measured: Measurement) -> str:
