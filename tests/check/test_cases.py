@@ -39,6 +39,7 @@ def test_rare_tokens():
     assert "A > 0 and A < 0: log π < -9 at any ratio" in said
 
 
+@pytest.mark.slow
 def test_rare_samples():
     result, said = found("ppo_clip", users.frequent_only)
     assert result.verdict == Verdict.DIFFERENT
@@ -59,6 +60,7 @@ def test_what_lies_under_the_padding_is_said_and_fails(capsys):
     assert found(users.plain, users.plain)[0].padding == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(1.28, 1.2801), (1.9, 1.90001), (0.95, 0.951)])
 def test_a_ratio_between_two_near_bounds(low, high):
     result, said = found(users.upper_bound(low), users.upper_bound(high))
@@ -68,6 +70,7 @@ def test_a_ratio_between_two_near_bounds(low, high):
     assert f"A > 0: {low:g} < ratio < {high:g}" in said or f"of {low:g}" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_coef", [0.05, 0.2, 0.01])
 def test_candidates_are_relative_to_clip_coef(clip_coef):
     result, _ = found("gspo", users.gspo_wider, clip_coef=clip_coef)
@@ -84,6 +87,7 @@ def test_rounding_of_a_shorter_format_is_no_difference():
     assert lines, "the example tells the two numbers apart"
 
 
+@pytest.mark.slow
 def test_a_difference_that_shrinks_as_rounding_does_is_rounding():
     """A detour by large numbers loses 13 bits, in every format; a factor that is 1e-9 off loses none."""
 
@@ -101,6 +105,7 @@ def test_a_difference_that_shrinks_as_rounding_does_is_rounding():
     assert (result.verdict, result.proof.exact) == (Verdict.DIFFERENT, "refuted")
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_answer_has_no_deviation():
     result, said = found("grpo", users.normalised_inside)
     assert result.verdict == Verdict.DIFFERENT
@@ -108,6 +113,7 @@ def test_a_batch_of_one_answer_has_no_deviation():
     assert "refused" not in said
 
 
+@pytest.mark.slow
 def test_the_size_of_a_difference():
     assert found("grpo", users.summed_per_answer)[0].factor == "|o_i|, its answer's number of tokens"
     assert found("grpo", "dr_grpo")[0].factor == "|o_i| / T"
@@ -118,6 +124,7 @@ def test_the_size_of_a_difference():
     assert result.size.cosine == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["other_names"])
 def test_names_are_known(spec):
     result, said = found(users.plain, f"{FILE}:{spec}")
@@ -125,6 +132,7 @@ def test_names_are_known(spec):
     assert "proved" in said
 
 
+@pytest.mark.slow
 def test_a_dtype_that_a_loss_refuses_is_left_out_and_said():
     result, said = found("ppo_clip", users.upcast, dtypes=(torch.float64, torch.float32, torch.bfloat16))
     assert result.verdict == Verdict.EQUAL
@@ -135,12 +143,14 @@ def test_a_dtype_that_a_loss_refuses_is_left_out_and_said():
         compare("ppo_clip", users.upcast, dtypes=(torch.float64,))
 
 
+@pytest.mark.slow
 def test_names_with_a_dot(capsys):
     assert compare("ppo_clip", f"{FILE}:Trainer.static").verdict == Verdict.IDENTICAL
     assert main(["check", "ppo_clip", f"{FILE}:Trainer.method"]) == 2
     assert "@staticmethod" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [100, 512])
 def test_long_answers(most):
     result, said = found(users.plain, users.first_tokens(most))
@@ -149,6 +159,7 @@ def test_long_answers(most):
     assert max(map(len, said.split("example")[1].split("different")[0].split(","))) < 200, "no line of 500 ratios"
 
 
+@pytest.mark.slow
 def test_batches_of_a_size_that_a_loss_is_written_with():
     """Its graph is traced on 3 samples and knows nothing of 300."""
 
@@ -164,6 +175,7 @@ def test_batches_of_a_size_that_a_loss_is_written_with():
     assert any("301" in batch for batch in result.off_policy.unequal)
 
 
+@pytest.mark.slow
 def test_masks_with_holes_and_late_starts():
     result, said = found(users.plain, users.length_by_count)
     assert result.verdict == Verdict.DIFFERENT
@@ -172,6 +184,7 @@ def test_masks_with_holes_and_late_starts():
     assert any("0" in mask for mask in result.example.masks)
 
 
+@pytest.mark.slow
 def test_a_padded_token_is_called_padded():
     result, said = found(users.plain, users.length_by_count)
     if result.example.padded:
@@ -179,17 +192,20 @@ def test_a_padded_token_is_called_padded():
     assert "the padded token" in " ".join(full_text(result).split()) or not result.example.padded
 
 
+@pytest.mark.slow
 def test_advantages_of_zero_beside_others():
     result, _ = found(users.plain, users.without_equal_groups)
     assert result.verdict == Verdict.DIFFERENT
 
 
+@pytest.mark.slow
 def test_values_that_nearly_agree_are_told_apart():
     _, said = found(users.upper_bound(1.28), users.upper_bound(1.2801))
     one, other = said.split("values differ: ")[1].split(" on a batch")[0].split(" and ")
     assert one != other
 
 
+@pytest.mark.slow
 def test_a_small_number_beside_probabilities_is_a_difference():
     result, _ = found("ppo_clip", users.floored)
     assert result.verdict == Verdict.DIFFERENT
@@ -202,6 +218,7 @@ def test_nothing_of_numpy_or_torch_is_warned_of(recwarn):
     assert [str(w.message) for w in recwarn] == []
 
 
+@pytest.mark.slow
 def test_a_fill_far_below_every_number_is_no_bound():
     """exp(1e9) overflowed where the numbers of a loss were read."""
     result, _ = found(users.plain, users.filled, prove=False)
@@ -252,6 +269,7 @@ def test_an_answer_of_nothing_is_not_blamed_on_its_padding():
     assert "tokens, where both are finite" in said
 
 
+@pytest.mark.slow
 def test_a_mean_of_means_over_large_chunks():
     """On all that is a multiple of the chunk it is the mean."""
     result, _ = found("ppo_clip", users.in_chunks)
@@ -380,6 +398,7 @@ def test_a_surrogate_at_far_ratios_alone(ratio, true_loss):
     assert derivatives_of(resolve(users.surrogate_beyond(ratio)), 0.2, 0).true_loss is true_loss
 
 
+@pytest.mark.slow
 def test_a_difference_of_one_percent_in_large_batches_alone_is_none_of_rounding():
     """No proof about three samples says that it is one gradient as computed."""
     result, said = found("ppo_clip", users.from_size_on(200, 1.01))
