@@ -19,6 +19,7 @@ from rlloss.cli import main
 from rlloss.config import load
 from rlloss.runs import RunFolder, find_runs
 from rlloss.sweep.run import run_one
+from rlloss.train import train
 from rlloss.train.numerics import lacking
 from tests.numerics.paths import python
 
@@ -276,11 +277,14 @@ def test_a_job_killed_in_the_middle_goes_on_by_itself(slurm, tmp_path):
 
 
 def test_a_job_that_runs_into_its_time_limit_is_queued_again_and_goes_on(slurm, tmp_path):
-    """Slurm tells it 50 seconds before the limit of a minute. The job would wait for two minutes in the queue."""
-    jobs = sweep(
-        f"total_timesteps={4 * LONG}", "snapshot_every=0", "checkpoint_seconds=600", "hydra.launcher.timeout_min=1",
-        "hydra.launcher.signal_delay_s=50", cwd=tmp_path,
-    )  # fmt: skip
+    """Slurm tells it 50 seconds before the limit of a minute, give or take the half minute in which it looks.
+
+    So the run is of some 50 seconds, on this machine as it is now. The job would wait for two minutes in the queue.
+    """
+    speed = train(load([*TINY, "total_timesteps=20000"])).steps_per_second
+    long_enough = f"total_timesteps={1000 * int(50 * speed / 1000)}"
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=50")
+    jobs = sweep(long_enough, "snapshot_every=0", "checkpoint_seconds=600", *limit, cwd=tmp_path)
     until(lambda: statuses(tmp_path) == ["interrupted"], "the time limit is near")
     (run,) = find_runs([tmp_path])
     reached = run.info["optimizer_steps"]
