@@ -14,7 +14,7 @@ from rlloss.watch.tape import Entry, Number, Tape, written
 
 TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
 LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
-REDUCED_AT = {
+REDUCED_AT = {  # which of an operation's inputs says so, from the last
     "nll_loss_forward": -2,
     "mse_loss": -1,
     "binary_cross_entropy": -1,
@@ -114,15 +114,19 @@ def came_in(a: Tape, b: Tape) -> Cause | None:
         if x.inputs != y.inputs:
             place = next(i for i, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)) if one != other)
             return another_option(Split("option", x, y, place))
-    ours, theirs = (
-        [e for e in computing(t.entries) if not e.node and e.op.startswith(DRAWS) and id(e) in live(t)] for t in (a, b)
-    )
+    ours, theirs = map(_draws, (a, b))
     for x, y in zip(ours, theirs, strict=False):
         if kind_of(x) != kind_of(y) or x.inputs != y.inputs:
             return None
         if x.outputs != y.outputs:
             return another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b)
     return None
+
+
+def _draws(tape: Tape) -> list[Entry]:
+    """The random numbers that are drawn before a backward pass, and reach a parameter."""
+    reach = live(tape)
+    return [e for e in computing(tape.entries) if not e.node and e.op.startswith(DRAWS) and id(e) in reach]
 
 
 def _taken(tape: Tape) -> list[Entry]:
@@ -148,9 +152,9 @@ def _data_differ(a: Tape, b: Tape) -> tuple[Entry, Entry] | None:
 
 
 def _first_reader(tape: Tape, known: set[str]) -> tuple[object, Entry | None]:
-    reaches = live(tape)
+    reach = live(tape)
     for entry in computing(tape.entries):
-        if id(entry) not in reaches:
+        if id(entry) not in reach:
             continue
         if entry.node:
             return None, None  # the backward pass has begun

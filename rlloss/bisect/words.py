@@ -33,14 +33,12 @@ def explain(found: Split, a: Tape, b: Tape) -> Cause:
 
     What nothing reads that was heard, as what is logged, is no cause for sure: then the next difference is told.
     """
-    unread = [
-        entry
-        for entry, tape in ((found.ours, a), (found.theirs, b))
-        if entry is not None and id(entry) not in live(tape) | stepping(tape)
-    ]
+    reach = [live(tape) for tape in (a, b)]
+    parting = zip((found.ours, found.theirs), (a, b), reach, strict=True)
+    unread = [entry for entry, tape, read in parting if entry is not None and id(entry) not in read | stepping(tape)]
     if not unread or found.kind == "gradient":
         return _explain(found, a, b)
-    lists = [[entry for entry in computing(tape.entries) if id(entry) in live(tape)] for tape in (a, b)]
+    lists = ([e for e in computing(tape.entries) if id(e) in read] for tape, read in zip((a, b), reach, strict=True))
     following = aligned(a, b, *lists)
     why = _explain(following, a, b) if following.kind != "none" else Cause("nothing else differs")
     also = f"; {unread[0].op} at {place_of(unread[0])} differs before it, which nothing reads that was heard"

@@ -205,14 +205,15 @@ class Tape:
         for x in made if in_place else ():
             if x._base is not None and _has_memory(x):  # the rest is made of it, though by nothing that is heard
                 self._bases[x.untyped_storage().data_ptr()] = x._base
-        to = self._written(made) if in_place else ""
+        to = self._written(made) if in_place and node is None else ""  # autograd writes to gradients
         self.entries.append(Entry(op, inputs, outputs, _short(node) if node else "", sequence, where, to))
 
     def _written(self, made: Sequence[Tensor]) -> str:
         """The name of the first that has one, also where it is written through a view, as ``.data`` is."""
+        if name := next(filter(None, map(self._name, made)), ""):
+            return name
         held = {(x.data_ptr(), x.numel()): name for x, name in self.names.values() if _has_memory(x)}
-        names = (self._name(x) or held.get((x.data_ptr(), x.numel()), "") for x in made if _has_memory(x))
-        return next(filter(None, names), "")
+        return next(filter(None, (held.get((x.data_ptr(), x.numel()), "") for x in made if _has_memory(x))), "")
 
     def _run_backward(self, roots: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         """A backward pass, by autograd's engine."""
