@@ -134,25 +134,11 @@ def test_a_difference_of_one_percent_in_large_batches_alone_is_none_of_rounding(
 
 
 @pytest.mark.slow
-def test_a_number_larger_than_every_batch_that_is_tried_bounds_what_is_proved():
-    result, said = found("ppo_clip", users.from_a_million_on)
-    assert result.verdict == Verdict.IDENTICAL
-    assert "proved for every input, dtype and batch size below 1,000,000, a number in their code" in said
-
-
-@pytest.mark.slow
 def test_a_difference_of_one_percent_in_long_answers_alone():
     result, said = found(users.plain, users.longer_than(100, 1.01))
     assert result.verdict == Verdict.DIFFERENT
     assert "as computed" not in said
     assert "for every input and mask of up to 2 × 3 tokens" in said
-
-
-@pytest.mark.slow
-def test_a_number_of_samples_may_be_written_as_a_float():
-    result, said = found("ppo_clip", users.from_size_on_in_floats)
-    assert result.verdict == Verdict.IDENTICAL
-    assert "batch size below 100,000, a number in their code" in said
 
 
 @pytest.mark.slow
@@ -221,16 +207,21 @@ def test_a_loss_that_is_not_finite_alone_has_its_own_values():
 
 
 @pytest.mark.slow
-def test_what_an_object_is_configured_with_is_read():
-    result, said = found("ppo_clip", users.Limited())
-    assert result.verdict == Verdict.IDENTICAL
-    assert "batch size below 100,000, a number in their code" in said
-
-
-@pytest.mark.slow
 def test_a_difference_in_float64_is_not_suspected_of_float32():
     def loss(logp, old_logp, advantages):
         return (1 + 1e-9) * users.truncated(logp, old_logp, advantages)
 
     assert "something may be computed in it" not in found(users.truncated, loss)[1]
     assert "something may be computed in it" in found(users.truncated, loss, prove=False)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loss", "bound"),
+    [(users.from_a_million_on, "1,000,000"), (users.from_size_on_in_floats, "100,000"), (users.Limited(), "100,000")],
+    ids=["an integer", "a float", "in a dictionary of an object"],
+)
+def test_a_number_larger_than_every_batch_that_is_tried_bounds_what_is_proved(loss, bound):
+    result, said = found("ppo_clip", loss)
+    assert result.verdict == Verdict.IDENTICAL
+    assert f"proved for every input, dtype and batch size below {bound}, a number in their code" in said
