@@ -69,7 +69,7 @@ def changed_outside(a: Tape, b: Tape) -> tuple[str, Entry | None]:
 
     Where both have all such lines, what they write follows from something else, which the tapes may tell.
     """
-    ours, theirs = (list(_writes(tape)) for tape in (a, b))
+    ours, theirs = map(_writes, (a, b))
     for which, mine, other in (("b", theirs, a), ("a", ours, b)):
         there = {(entry.op, written(entry.where)) for entry in other.entries}
         for entry in mine:
