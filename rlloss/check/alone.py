@@ -18,14 +18,17 @@ from torch import Tensor
 from rlloss.check.comparison import CLIP_COEF, AnyLoss, check_settings
 from rlloss.check.derivatives import Derivatives, derivatives_of, reason
 from rlloss.check.measure import Array, measure, refuse_outer
+from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import UNDER_MASK, under_mask
 from rlloss.check.probes import Probe, random_batch
+from rlloss.check.survey import groups_of
 from rlloss.check.text import LABEL, WIDTH
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, dtype_name, resolve
 
 DTYPES = (torch.float64, torch.float32)  # coarser ones cannot tell rounding from a change
 YES, ROUNDING, NO, NOT_TRIED = "yes", "up to rounding", "NO", "not tried"
+SAMPLES, ANSWERS = 100, 16  # of the largest batch
 CHANGED = 1e-5  # of the gradient's norm: more is a change; float32 rounds a hundredth of that
 Gradient = Callable[[Probe], Array]
 
@@ -55,6 +58,7 @@ class Alone:
     traits: tuple[Trait, ...]
     derivatives: Derivatives
     left_out: tuple[str, ...]  # what was not tried, and why
+    groups: int = 1  # divides the number of samples, or of answers, of all that was tried
 
     def trait(self, name: str) -> Trait:
         return next(trait for trait in self.traits if trait.name == name)
@@ -81,10 +85,11 @@ def examine(
         warnings.simplefilter("ignore")
         formulation = resolve(loss)
         refuse_outer(formulation, clip_coef)
-        taken, left_out = _taken(formulation, fine, clip_coef)
-        probes = [p for dtype in taken for p in batches(dtype, seed, sequence=formulation.sequence)]
+        groups = groups_of((formulation,), clip_coef, numbers_of(formulation.function))
+        taken, left_out = _taken(formulation, fine, clip_coef, groups)
+        probes = [p for dtype in taken for p in batches(dtype, seed, sequence=formulation.sequence, groups=groups)]
         finite = _finite(formulation, probes, clip_coef, left_out)
-        questions = SEQUENCES if formulation.sequence else SAMPLES
+        questions = OF_SEQUENCES if formulation.sequence else OF_SAMPLES
         traits = tuple(_answer(question, formulation, finite, clip_coef, left_out) for question in questions)
         derivatives = derivatives_of(formulation, clip_coef, seed)
     return Alone(
@@ -96,14 +101,17 @@ def examine(
         traits,
         derivatives,
         tuple(dict.fromkeys(left_out)),
+        groups,
     )
 
 
-def _taken(loss: Formulation, dtypes: Sequence[torch.dtype], clip_coef: float) -> tuple[list[torch.dtype], list[str]]:
+def _taken(
+    loss: Formulation, dtypes: Sequence[torch.dtype], clip_coef: float, groups: int
+) -> tuple[list[torch.dtype], list[str]]:
     """The dtypes that a loss takes, and in words those that it does not. Raises: the first's LossError if all."""
     taken, errors = [], {}
     for dtype in dtypes:
-        ordinary = batches(dtype, 0, sequence=loss.sequence)[-1]
+        ordinary = batches(dtype, 0, sequence=loss.sequence, groups=groups)[-1]
         try:
             first, again = (measure(loss, ordinary, clip_coef).gradient for _ in range(2))
         except LossError as error:
@@ -142,14 +150,22 @@ def _gradient(loss: Formulation, clip_coef: float) -> Gradient:
 # ------------------------------------------------------------------------------------------------------- batches
 
 
-def batches(dtype: torch.dtype, seed: int, *, sequence: bool) -> list[Probe]:
-    """The batches that are changed, the smallest first, so that the first that tells is the smallest example."""
+def batches(dtype: torch.dtype, seed: int, *, sequence: bool, groups: int = 1) -> list[Probe]:
+    """The batches that are changed, the smallest first, so that the first that tells is the smallest example.
+
+    ``groups``: divides the number of samples, or of answers, of each.
+    """
     generator = torch.Generator().manual_seed(seed)
     if sequence:
         lengths = [[1], [1, 1], [1, 2], [2, 4, 1, 3], [5, 5, 5, 5]]
-        lengths += [torch.randint(1, 12, (n,), generator=generator).tolist() for n in (8, 16)]
-        return [_sequences(each, dtype, generator) for each in lengths]
-    return [_samples(n, dtype, generator) for n in (1, 2, 3, 4, 7, 64, 100)]
+        lengths += [torch.randint(1, 12, (n,), generator=generator).tolist() for n in (8, ANSWERS)]
+        return [_sequences((each * groups)[: _in_whole(len(each), groups)], dtype, generator) for each in lengths]
+    sizes = dict.fromkeys(_in_whole(n, groups) for n in (1, 2, 3, 4, 7, 64, SAMPLES))
+    return [_samples(n, dtype, generator) for n in sizes]
+
+
+def _in_whole(n: int, groups: int) -> int:
+    return math.ceil(n / groups) * groups
 
 
 def _samples(n: int, dtype: torch.dtype, generator: torch.Generator) -> Probe:
@@ -163,7 +179,7 @@ def _sequences(lengths: Sequence[int], dtype: torch.dtype, generator: torch.Gene
     rows, width = len(lengths), max(lengths)
     flat = _samples(rows * width, dtype, generator)
     mask = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
-    if rows > 4:
+    if rows > 4 and width > 2:
         mask[mask.sum(1).argmax(), 1] = False
     advantages = torch.randn(rows, generator=generator, dtype=torch.float64).to(dtype)
     logp, old_logp = flat.logp.view(rows, width), flat.old_logp.view(rows, width)
@@ -328,7 +344,7 @@ class Question:
 
 ORDER = "order"
 SHIFT = Question("logp shifted", "one number added to logp and to old_logp", _shifted)
-SEQUENCES = (
+OF_SEQUENCES = (
     Question("padding", "the answers padded to more columns", _padded),
     Question("under mask", "anything under the mask: an overflowing ratio, -1e10, -inf, nan", _under_mask),
     Question("empty answer", "one more answer, without a token", _with_empty),
@@ -337,7 +353,7 @@ SEQUENCES = (
     Question("others", "one answer's gradient, with other numbers in the other answers", _among_others, 0),
     SHIFT,
 )
-SAMPLES = (
+OF_SAMPLES = (
     Question(ORDER, "the samples in another order", _reordered),
     Question("split in two", "two micro-batches of as many samples, the mean of their losses", _in_halves, 2),
     Question("others", "one sample's gradient, with other numbers in the other samples", _among_others, 0),
@@ -429,7 +445,8 @@ def text(found: Alone) -> str:
         lines += _labelled(trait.name, trait.verdict, _said(trait))
     lines += ["", *_labelled("true loss", *_true_loss(found.derivatives))]
     lines += _labelled("second order", *_second_order(found.derivatives))
-    batch = "1 to 16 answers of 1 to 11 tokens" if found.sequence else "1 to 100 samples"
+    most = _in_whole(ANSWERS if found.sequence else SAMPLES, found.groups)
+    batch = f"{found.groups} to {most} {'answers of 1 to 11 tokens' if found.sequence else 'samples'}"
     settings = f"{batch}; {', '.join(found.dtypes)}; clip_coef {found.clip_coef:g}; seed {found.seed}"
     more = [f"{len(found.left_out) - 3} more"] if len(found.left_out) > 3 else []
     for label, entries in (("left out", [*found.left_out[:3], *more]), ("tried", [settings])):

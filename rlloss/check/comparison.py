@@ -27,7 +27,7 @@ from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import Probe, random_batch, random_sequences
 from rlloss.check.result import ANY_SIZE, FEW, SIZES, TOKENS, Comparison, Part, Proof, Values
-from rlloss.check.survey import Survey, networks, survey, together, usable
+from rlloss.check.survey import Survey, groups_of, networks, survey, together, usable
 from rlloss.errors import LossError
 from rlloss.losses.formulation import ANSWERS, Formulation, asked_of_tokens, dtype_name, resolve
 from rlloss.verdicts import Verdict
@@ -69,8 +69,10 @@ def compare(
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     numbers = {*numbers_of(left.function, right.function), *(prover.numbers(left, right) if prover else ())}
-    dtypes, left_out = usable((left, right), clip_coef, dtypes, seed, sorted(numbers))
-    a, b, sizes_left_out = together(*(survey(loss, clip_coef, dtypes, seed, sorted(numbers)) for loss in (left, right)))
+    groups = groups_of((left, right), clip_coef, sorted(numbers))
+    how = seed, sorted(numbers), groups
+    dtypes, left_out = usable((left, right), clip_coef, dtypes, *how)
+    a, b, sizes_left_out = together(*(survey(loss, clip_coef, dtypes, *how) for loss in (left, right)))
     known = settle(a, b, clip_coef, dtypes, prover)
     contrasts, found = known.contrasts, known.found
     tried_at = [*contrasts, *([found] if found else [])]

@@ -19,7 +19,7 @@ from rlloss.check.numbers import numbers_of
 from rlloss.check.prove import Prover
 from rlloss.check.regions import regions
 from rlloss.check.result import ORDER, Proof, worse
-from rlloss.check.survey import Survey, survey, together, usable
+from rlloss.check.survey import Survey, groups_of, survey, together, usable
 from rlloss.losses.formulation import ZOO, resolve
 from rlloss.losses.samples import LOSSES
 from rlloss.losses.sequences import SEQUENCE_LOSSES
@@ -45,11 +45,11 @@ def against_zoo(
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     numbers = numbers_of(mine.function, *(ZOO[name] for name in names))
-    dtypes, _ = usable((mine,), clip_coef, dtypes, seed, numbers)
-    first = survey(mine, clip_coef, dtypes, seed, numbers)
+    how = seed, numbers, groups_of((mine,), clip_coef, numbers)
+    dtypes, _ = usable((mine,), clip_coef, dtypes, *how)
+    first = survey(mine, clip_coef, dtypes, *how)
     others = (
-        survey(resolve(name), clip_coef, dtypes, seed, numbers)
-        for name in tqdm(names, "losses", disable=None, leave=False)
+        survey(resolve(name), clip_coef, dtypes, *how) for name in tqdm(names, "losses", disable=None, leave=False)
     )
     rows = [_row(first, other, clip_coef, prover) for other in others]
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -70,8 +70,9 @@ def matrix(
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
     numbers = numbers_of(*(formulation.function for formulation in formulations))
+    groups = groups_of(formulations, clip_coef, numbers)
     surveys = [
-        survey(formulation, clip_coef, dtypes, seed, numbers)
+        survey(formulation, clip_coef, dtypes, seed, numbers, groups)
         for formulation in tqdm(formulations, "losses", disable=None, leave=False)
     ]
     pairs = [(a, b) for a, b in combinations(surveys, 2) if a.loss.sequence == b.loss.sequence]

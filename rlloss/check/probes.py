@@ -18,6 +18,7 @@ FEW = (1.0, -1.0, 0.5, -2.0, 0.0)  # advantages, of the grid inside answers
 ADVANTAGES = (1.0, 0.5, 2.0, 0.1, 1.3, 0.7, 1e-3, 100.0, 1e-6, 1e4)  # each with both signs; and 0
 ANCHORS = (1.0, 0.5, 2.0, 3.0, 5.0, 10.0)  # beside the two bounds: places where losses are known to bend
 SHAPES = ((1, 8), (2, 8), (3, 7), (4, 16), (8, 64))  # batch, tokens
+THROUGH, SHAPES_THROUGH = (64, 100), ((3, 7), (4, 16))  # through a network: a power of two and another
 TIES = 8  # rounding ties per bound
 LOG_PROBABILITIES = (-0.01, -0.1, -0.5, -1.0, -1.5, *(-float(i) - 0.05 for i in range(2, 41)))
 PROBABILITIES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)
@@ -41,6 +42,7 @@ class Probe:
     grid: bool = False  # a systematic grid, from which regions are read
     extreme: bool = False  # ratios so tiny or huge that they leave the dtype's range
     rare: bool = False  # one log-probability after another, down to some that no training meets
+    network: bool = False  # to be run through a network, too
 
     @property
     def dtype(self) -> torch.dtype:
@@ -215,7 +217,7 @@ def random_batch(n: int, dtype: torch.dtype, generator: torch.Generator, spread:
     logp = moved.clamp(max=-1e-3).to(dtype)
     advantages = torch.randn(n, generator=generator, dtype=torch.float64).to(dtype)
     on_policy = spread == 0
-    return Probe(f"N = {n}", on_policy, logp, old_logp, advantages)
+    return Probe(f"N = {n}", on_policy, logp, old_logp, advantages, network=n in THROUGH)
 
 
 def random_sequences(
@@ -232,7 +234,8 @@ def random_sequences(
     A = torch.randn(batch, generator=generator, dtype=torch.float64)
     A = (A - A.mean()).to(dtype) if batch > 1 else A.to(dtype)
     name = f"{batch} x {tokens}, {'unequal' if ragged else 'equal'} lengths"
-    return Probe(name, spread == 0, flat.logp.view(shape), flat.old_logp.view(shape), A, mask)
+    through = shape in SHAPES_THROUGH
+    return Probe(name, spread == 0, flat.logp.view(shape), flat.old_logp.view(shape), A, mask, network=through)
 
 
 def sequence_grid(dtype: torch.dtype, clip_coef: float, tokens: int, numbers: Sequence[float] = ()) -> Probe:
@@ -257,6 +260,22 @@ def as_answers(probe: Probe, tokens: int) -> Probe:
     return replace(
         probe, name=f"{probe.name}, in answers of {tokens}", logp=logp, old_logp=old_logp, advantages=A, mask=mask
     )
+
+
+def in_whole(probe: Probe, groups: int) -> Probe:
+    """With so many samples or answers that ``groups`` divides their number: the first ones once more."""
+    old = len(probe.logp)
+    size = math.ceil(old / groups) * groups
+    if size == old:
+        return probe
+    logp, old_logp, A = (_again(x, size) for x in (probe.logp, probe.old_logp, probe.advantages))
+    mask = None if probe.mask is None else _again(probe.mask, size)
+    name = probe.name.replace(f"N = {old}", f"N = {size}").replace(f"{old} x ", f"{size} x ")
+    return replace(probe, name=name, logp=logp, old_logp=old_logp, advantages=A, mask=mask)
+
+
+def _again(x: Tensor, size: int) -> Tensor:
+    return x[torch.arange(size) % len(x)]
 
 
 def with_mask(probe: Probe, name: str, change: Callable[[Tensor], None]) -> Probe:

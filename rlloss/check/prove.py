@@ -107,6 +107,7 @@ class Prover:
             return Proof("refuted", "open", "the gradients differ"), None
         pair = _Pair(self, self.subject(f), self.subject(g), time.monotonic() + self.seconds)
         try:
+            _ = pair.left.smallest, pair.right.smallest
             proof, refutation = pair.settle()
         except (GraphError, LossError, NotFollowed, TooManyCases) as error:
             return Proof("open", "open", reason(error)), None

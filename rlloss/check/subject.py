@@ -158,7 +158,12 @@ class Subject:
     @property
     def smallest(self) -> Graph:
         """The graph of one sample, or of one answer of one token."""
-        return self.graph(Batch((1, 1), ((True,),)) if self.loss.sequence else Batch((1,)))
+        alone, name = (Batch((1, 1), ((True,),)), "answer") if self.loss.sequence else (Batch((1,)), "sample")
+        try:
+            return self.graph(alone)
+        except LossError as error:
+            what = f"{self.loss.name} takes no batch of one {name}, with which a proof begins"
+            raise LossError(f"{what}; {error}") from error
 
 
 def _computed(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:

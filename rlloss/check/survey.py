@@ -1,9 +1,11 @@
 """One loss on everything that is tried: the probes that it takes, and a small network that it trains."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import combinations_with_replacement, islice
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from rlloss.check.measure import Measurement, array, measure, refuse_outer
 from rlloss.check.numbers import group_sizes
-from rlloss.check.probes import Probe, sample_probes, sequence_probes
+from rlloss.check.probes import Probe, in_whole, random_batch, random_sequences, sample_probes, sequence_probes
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name
 
@@ -44,18 +46,23 @@ class Survey:
 
 
 def survey(
-    loss: Formulation, clip_coef: float, dtypes: Sequence[torch.dtype], seed: int, numbers: Sequence[float] = ()
+    loss: Formulation,
+    clip_coef: float,
+    dtypes: Sequence[torch.dtype],
+    seed: int,
+    numbers: Sequence[float] = (),
+    groups: int = 1,
 ) -> Survey:
     """Measure a loss everywhere, also where ``numbers`` that losses are written with may be bounds.
 
-    Batches of a size that it does not take, as one that is no multiple of its groups', are left out.
+    All batches are whole multiples of ``groups``. Those of a size that it does not take even so are left out.
 
     Raises: LossError; also for NaN on ordinary samples, and for random results.
     """
     refuse_outer(loss, clip_coef)
     places, probes, measurements = [], [], []
     refused: dict[str, list[str]] = {}
-    everywhere = (p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, numbers, loss))
+    everywhere = (p for dtype in dtypes for p in probes_of(dtype, clip_coef, seed, numbers, loss, groups))
     for place, probe in enumerate(everywhere):
         try:
             measured = measure(loss, probe, clip_coef)
@@ -94,12 +101,41 @@ def together(a: Survey, b: Survey) -> tuple[Survey, Survey, tuple[str, ...]]:
 
 
 def probes_of(
-    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float], loss: Formulation
+    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float], loss: Formulation, groups: int
 ) -> Iterator[Probe]:
     """Those that a loss can take."""
     if loss.sequence:
-        return sequence_probes(dtype, clip_coef, seed, numbers, tokens=loss.per_token)
-    return sample_probes(dtype, clip_coef, seed, numbers)
+        found = sequence_probes(dtype, clip_coef, seed, numbers, tokens=loss.per_token)
+    else:
+        found = sample_probes(dtype, clip_coef, seed, numbers)
+    return (in_whole(probe, groups) for probe in found)
+
+
+def groups_of(losses: Sequence[Formulation], clip_coef: float, numbers: Sequence[float]) -> int:
+    """A number that divides those of the samples, or answers, of all batches that the losses take; 1 for nearly all.
+
+    One of ``numbers``, or the least common multiple of two, of which no power of two is a multiple.
+    """
+    sizes = [1, *group_sizes(numbers)]
+    together = sorted({math.lcm(*pair) for pair in combinations_with_replacement(sizes, 2)}, key=lambda n: (n > 64, n))
+    for groups in together:
+        if (groups == 1 or groups & (groups - 1)) and all(_takes(loss, clip_coef, groups) for loss in losses):
+            return groups
+    return 1
+
+
+def _takes(loss: Formulation, clip_coef: float, groups: int) -> bool:
+    """Whether a loss takes a batch that is a multiple of these groups, and of a power of two that others divide."""
+    for dtype in (torch.float64, torch.float32):  # some take no float64
+        generator = torch.Generator().manual_seed(0)
+        if loss.sequence:
+            probe = random_sequences((64 * groups, 4), dtype, generator, 0.3, ragged=False)
+        else:
+            probe = random_batch(64 * groups, dtype, generator, 0.3)
+        with suppress(LossError):
+            measure(loss, probe, clip_coef)
+            return True
+    return False
 
 
 def usable(
@@ -108,6 +144,7 @@ def usable(
     dtypes: Sequence[torch.dtype],
     seed: int,
     numbers: Sequence[float] = (),
+    groups: int = 1,
 ) -> tuple[tuple[torch.dtype, ...], tuple[str, ...]]:
     """The dtypes that all losses take; and for each other one which loss refuses it, and how.
 
@@ -117,7 +154,7 @@ def usable(
     for dtype in dtypes:
         try:
             for loss in losses:
-                probes = probes_of(dtype, clip_coef, seed, numbers, loss)
+                probes = probes_of(dtype, clip_coef, seed, numbers, loss, groups)
                 small = (probe for probe in probes if probe.ordinary and probe.logp.numel() <= SMALL)
                 first = islice(small, FIRST + 2 * len(group_sizes(numbers)))
                 _try_first(loss, first, clip_coef)
@@ -154,7 +191,7 @@ def _not_finite(probe: Probe, measured: Measurement) -> str:
 
 def networks(probes: Sequence[Probe]) -> list[Probe]:
     """The probes that are also run through a network: a power of two and another, on- and off-policy."""
-    return [p for p in probes if p.name in ("N = 64", "N = 100") or p.name.startswith(("4 x 16", "3 x 7"))]
+    return [p for p in probes if p.network]
 
 
 def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlloss.check import compare
-from rlloss.check.alone import examine
+from rlloss.check.alone import examine, text as alone_text
 from rlloss.check.derivatives import derivatives_of
 from rlloss.cli.main import main
 from rlloss.errors import LossError
@@ -79,12 +79,14 @@ def test_groups_of_four_are_tried_on_batches_that_have_them():
 
 
 @pytest.mark.slow
-def test_a_loss_of_too_large_groups_is_refused():
-    def loss(logp, old_logp, rewards, mask, *, clip_coef):
-        A = (rewards.view(-1, 7) - rewards.view(-1, 7).mean(1, keepdim=True)).view(-1)
-        return users.plain(logp, old_logp, A, mask, clip_coef=clip_coef)
+def test_a_loss_of_groups_of_a_computed_size_is_refused():
+    """The number of the answers in a group is in no line of its code."""
 
-    with pytest.raises(LossError, match=r"shape '\[-1, 7\]' is invalid for input of size \d+"):
+    def loss(logp, old_logp, rewards, mask, *, clip_coef):
+        groups = rewards.view(-1, len("an advantage"[:11]))
+        return users.plain(logp, old_logp, (groups - groups.mean(1, keepdim=True)).view(-1), mask, clip_coef=clip_coef)
+
+    with pytest.raises(LossError, match=r"shape '\[-1, 11\]' is invalid for input of size \d+"):
         compare(loss, users.plain)
 
 
@@ -150,7 +152,7 @@ def test_what_a_format_that_is_not_tried_computes_otherwise_is_not_said_to_be_pr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("size", [6, 7, 8, 16])
 def test_groups_of_every_size_are_tried_on_two_of_them(size):
     """One group alone has the mean of its batch."""
     same, _ = found(users.in_groups_of(size), users.in_groups_of(size))
@@ -159,6 +161,32 @@ def test_groups_of_every_size_are_tried_on_two_of_them(size):
     assert all(math.isfinite(x) for x in same.values.first_minibatch)
     other, _ = found(users.in_groups_of(size), users.among_all_of_groups_of(size))
     assert other.verdict == Verdict.DIFFERENT
+
+
+def test_samples_in_groups_that_divide_no_power_of_two():
+    """Of six and of ten, whose least common multiple all batches have."""
+
+    def centred(size):
+        def loss(logp, old_logp, rewards):
+            groups = rewards.view(-1, size)
+            return -((logp - old_logp).exp() * (groups - groups.mean(1, keepdim=True)).view(-1))
+
+        return loss
+
+    def repeated(logp, old_logp, rewards):
+        mean = rewards.view(-1, 6).mean(1).repeat_interleave(6)
+        return -((logp - old_logp).exp() * (rewards - mean))
+
+    result, said = found(centred(6), repeated)
+    assert result.verdict == Verdict.IDENTICAL
+    assert "random batches of N = 6, 12, 66, 102, 132, 1002, 1026, 4098, 65538" in said
+    assert "loss takes no batch of one sample, with which a proof begins" in said
+    other, said = found(centred(6), centred(10))
+    assert other.verdict == Verdict.DIFFERENT
+    assert "random batches of N = 30, 90, 120, 150," in said
+    alone = examine(centred(6))
+    assert alone.trait("split in two").verdict == "yes"
+    assert "tried        6 to 102 samples" in alone_text(alone)
 
 
 @pytest.mark.slow
