@@ -1,5 +1,7 @@
 """Why two runs that ``rlloss.watch`` recorded part, as far as their records tell."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from rlloss.bisect.align import split
@@ -7,7 +9,7 @@ from rlloss.bisect.found import Finding
 from rlloss.bisect.saying import located, operation_of
 from rlloss.bisect.words import changed_outside, explain, stepping
 from rlloss.cause import other_machine
-from rlloss.runs.reader import RunFolder
+from rlloss.runs.reader import RunFolder, flatten
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, other_options
 from rlloss.verify import first_difference
 from rlloss.watch.tape import TRACE, Tape, read_tape
@@ -64,8 +66,10 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
         if found.kind == "none":
             return finding(step, f"{cause}; {why.words}", decided=False, remedy=BETWEEN.format(step=step), **said)
         words = why.words + (_recorded(a, b) if found.kind != "gradient" else "")
-        if why.decided and found.kind == "program" and "class of optimiser" in words:
+        if why.decided and found.kind == "program" and _classes(a) != _classes(b):
             words = f"with equal gradients, another optimiser{_recorded(a, b)}"
+        if rates := _rows(ours, theirs, step):
+            words += f"; {rates}"
         said |= {"evidence": why.evidence, **located(found)}
         return finding(step, words, decided=why.decided, **said)
     remedy = "" if decided else REMEDY.format(step=step)
@@ -76,6 +80,11 @@ def _recorded(a: RunFolder, b: RunFolder) -> str:
     """What may part two runs and is another in their records: options, versions, machine, threads; or nothing."""
     known = "; ".join(filter(None, (other_options(a, b, rates=False), other_machine(a, b))))
     return f"; recorded: {known}" if known else ""
+
+
+def _classes(run: RunFolder) -> list[str]:
+    """Of the optimisers, as their options were recorded."""
+    return [value for key, value in flatten(run.info.get("optimizers")).items() if key.endswith(".class")]
 
 
 def _heard(a: RunFolder, b: RunFolder, step: int) -> tuple[Tape, Tape] | None:
@@ -98,18 +107,45 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
         return f"another optimiser makes step {since:,}", True
     if outside := _outside(a, b, step, first):
         return outside, True
+    gradient = _gradient(a, b, step)
+    if skipped := _since(a, b, "skipped_steps", step):
+        which = "a" if a.run.metrics["skipped_steps"].iloc[skipped - 1] else "b"
+        return f"{which} skips step {skipped:,}: GradScaler found a gradient that is not finite", True
     if words := _rows(a, b, step):
+        if gradient.differs and first.when == "in":
+            return f"{words}; but {gradient.words}: undecided whether it follows from that{_draws(a, b, step)}", False
         return words, True
     also = _draws(a, b, step) + _groups(a, b, step) + _recorded(a.run, b.run)
-    one, other = a.gradients(step), b.gradients(step)
-    if one and other:
-        if names := [name for name in one if one[name] != other.get(name)]:
-            what = f"another gradient of {names[0]} ({len(names)} of {len(one)}), for equal parameters"
-            return f"{what}: undecided between data, loss and what backward() left of a step before{also}", False
-        return f"equal parameters and gradients, and another result: the optimiser's state is another{also}", False
+    if gradient.differs:
+        what = f"{gradient.words}, for equal parameters"
+        return f"{what}: undecided between data, loss and what backward() left of a step before{also}", False
     if first.when == "before":
         return f"a buffer differs, which the forward pass changes: undecided between data and model{also}", False
-    return f"equal parameters before the step: undecided between data, loss, gradient and optimiser{also}", False
+    if not gradient.words:
+        return f"equal parameters before the step: undecided between data, loss, gradient and optimiser{also}", False
+    what = "the optimiser's state is another" if gradient.all else "another state of the optimiser, or other gradients"
+    return f"equal parameters and {gradient.words}, and another result: {what}{also}", False
+
+
+class _Gradient(NamedTuple):
+    """With which gradients a step was made: ``words`` are empty if that is not recorded; ``all``: of all tensors."""
+
+    differs: bool
+    words: str
+    all: bool = False
+
+
+def _gradient(a: Record, b: Record, step: int) -> _Gradient:
+    one, other = a.gradients(step), b.gradients(step)
+    if one and other:
+        names = [name for name in one if one[name] != other.get(name)]
+        more = f"another gradient of {names[0]} ({len(names)} of {len(one)})" if names else "gradients"
+        return _Gradient(bool(names), more, all=True)
+    digests = [_row(record, "gradient_digest", step) for record in (a, b)]
+    if not all(digests):
+        return _Gradient(False, "")
+    differs = digests[0] != digests[1]
+    return _Gradient(differs, f"{'another' if differs else 'one'} gradient of the smallest tensor")
 
 
 def _outside(a: Record, b: Record, step: int, first: FirstTensors) -> str:
@@ -123,7 +159,7 @@ def _outside(a: Record, b: Record, step: int, first: FirstTensors) -> str:
 
 
 def _rows(a: Record, b: Record, step: int) -> str:
-    """What the rows of metrics say, up to a step: a learning rate, an option, a skipped step."""
+    """What the rows of metrics say, up to a step: a learning rate, or an option."""
     rates = [_rates(record, step) for record in (a, b)]
     alike = len(rates[0]) == len(rates[1])  # or else other groups of parameters, which need not make another step
     since = _since(a, b, "learning_rates", step)
@@ -131,15 +167,18 @@ def _rows(a: Record, b: Record, step: int) -> str:
         return f"another learning rate from step {since:,} on: {' | '.join(map(' '.join, rates))}"
     if alike and _since(a, b, "options_digest", step) == step > 1:  # those of the first step are recorded themselves
         return f"other options of an optimiser from step {step:,} on, as its momentum or weight decay"
-    if since := _since(a, b, "skipped_steps", step):
-        which = "a" if a.run.metrics["skipped_steps"].iloc[since - 1] else "b"
-        return f"{which} skips step {since:,}: GradScaler found a gradient that is not finite"
     return ""
 
 
 def _rates(record: Record, step: int) -> list[str]:
     """The learning rates of a step, one for each group of parameters."""
-    return str(record.run.metrics["learning_rates"].iloc[step - 1]).split()
+    return _row(record, "learning_rates", step).split()
+
+
+def _row(record: Record, column: str, step: int) -> str:
+    """What a step's row says; empty if it does not."""
+    value = record.run.metrics[column].iloc[step - 1] if column in record.run.metrics else ""
+    return "" if value != value else str(value)
 
 
 def _groups(a: Record, b: Record, step: int) -> str:

@@ -40,6 +40,7 @@ DEEPEST = 50  # levels of a config
 FLOATS = ("F16", "F32", "F64")  # as safetensors names those that NumPy has
 LAST_EPISODES = 100  # over which a finished run's return is averaged
 LOSS = "loss"  # among the versions in run.json: the digest of the loss's source, in which twins may differ
+OF_RECORDS = ("options_digest", "gradient_digest")  # in the rows of a watched run, and no numbers either
 # Where and how a run is recorded and watched over: not part of what it is.
 WHERE_KEYS = ("run_root", "run_dir", "checkpoint_seconds", "keep_checkpoints", "env.timeout")
 
@@ -212,7 +213,9 @@ class RunFolder:
     @cached_property
     def metrics(self) -> "pd.DataFrame":
         """A row per iteration; empty before the first. A run made elsewhere need not have every column."""
-        table = self._table("metrics.csv", required=self.status == "finished", dtype=dict.fromkeys(DIGESTS, str))
+        table = self._table(
+            "metrics.csv", required=self.status == "finished", dtype=dict.fromkeys([*DIGESTS, *OF_RECORDS], str)
+        )
         self._check_numbers("metrics.csv", table, [name for name in METRICS if name not in DIGESTS])
         return table
 

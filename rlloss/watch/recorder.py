@@ -26,7 +26,7 @@ from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written, r
 from rlloss.version import __version__
 from rlloss.watch.steps import options, options_digest
 from rlloss.watch.tape import Tape, names_of
-from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, tensors
+from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, tensors, witness, witnessed
 
 log = logging.getLogger("rlloss")
 
@@ -61,6 +61,7 @@ class Recorder:
         self._models, self._known, self.folder = models, known, folder
         self._buffers, self._with_gradients, self._every = buffers, with_gradients, snapshot_every
         self._counts: list[int] = []
+        self._witnesses: dict[int, tuple[int, int]] = {}  # of each optimiser, where its smallest tensor is
         self._written_options: dict[str, Any] = {}
         self._segments: list[dict[str, Any]] = []
         self._description: list[list[Any]] = []
@@ -151,7 +152,10 @@ class Recorder:
         groups = sum(len(known.param_groups) for known in self._known)
         if which >= len(self._counts) or groups != self._groups:
             self._note_optimizers()
+            self._witnesses.clear()
         self._counts[which] += 1
+        if which not in self._witnesses:
+            self._witnesses[which] = witness(optimizer)
         self._last = hashes(self._found)
         self.writer.extend("tensors.bin", self._last)
         self.writer.stepped(hashlib.sha256(self._signature + self._last).digest())
@@ -167,6 +171,7 @@ class Recorder:
             "skipped_steps": int(skipped),
             "changed_outside": self._outside,
             "random_digests": random_digests(),
+            "gradient_digest": witnessed(optimizer, self._witnesses[which]),
         }
         if self._with_gradients:
             self.writer.extend("gradients.bin", gradients(self._found))

@@ -1,5 +1,6 @@
 """The tensors of a training by name, and what they are hashed to."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -17,6 +18,7 @@ ABSENT = bytes(HASH_BYTES)  # of a gradient that is not there
 # of numbers that NumPy knows, so that a tensor need not be viewed as bytes first
 PLAIN = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool}
 WRAPPINGS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")  # by compile, checkpoints, FSDP
+MOST_WITNESSED = 1 << 14  # numbers of a gradient that is read in any case
 REFUSED = "FullyShardedDataParallel"
 
 
@@ -99,6 +101,29 @@ def gradients(found: Iterable[Named]) -> bytes:
             )
             out.append(ABSENT if dense is None else hashed(dense + 0.0, entry.name))
     return b"".join(out)
+
+
+def witness(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """The group, and the place in it, of the smallest tensor that an optimiser trains, the last one of as many.
+
+    Its gradient hangs on the whole loss, as that of the last layer's bias does, and costs next to nothing to read.
+    """
+    sizes = {
+        (tensor.numel() or math.inf, -i, -j): (i, j)
+        for i, group in enumerate(optimizer.param_groups)
+        for j, tensor in enumerate(group["params"])
+        if tensor.requires_grad
+    }
+    return sizes[min(sizes)] if sizes else (0, 0)
+
+
+def witnessed(optimizer: torch.optim.Optimizer, place: tuple[int, int]) -> str:
+    """The hash of the witness's gradient; "" without one."""
+    groups = optimizer.param_groups
+    tensor = groups[place[0]]["params"][place[1]] if groups and groups[place[0]]["params"] else None
+    if tensor is None or tensor.grad is None or tensor.grad.numel() > MOST_WITNESSED:
+        return ""
+    return gradients([Named("the gradient of the smallest tensor", tensor, False)]).hex()[:16]
 
 
 def hashed(tensor: Tensor, name: str) -> bytes:

@@ -16,16 +16,16 @@ from rlloss.runs import RunFolder
 from tests.bisect.test_programs import ARRAYS, AT, LABELS, STEPS, X, Y, loaded, mlp, plain, sgd
 
 
-def told(folder, program, trace=AT):
+def told(folder, program, trace=AT, **options):
     """What is said of a program that is at fault in b from step ``AT`` on: decided or not, and the cause."""
     for name in ("a", "b"):
         torch.manual_seed(3)
         model, optimizer, step_of = program()
-        with rlloss.watch(model, optimizer, folder / name, trace=trace):
+        with rlloss.watch(model, optimizer, folder / name, trace=trace, **options):
             for step in range(1, STEPS + 1):
                 step_of(step, name == "b" and step >= AT)
     found = bisect(RunFolder(folder / "a"), RunFolder(folder / "b"))
-    assert found.step == trace
+    assert found.step == AT
     return found.decided, found.cause
 
 
@@ -207,6 +207,52 @@ def test_the_cause_is_told_and_not_what_differs_beside_it(tmp_path, name):
     found = told(tmp_path, training(program) if of_a_loss else program)
     assert re.search(words, found[1]), found[1]
     assert found[0] == decided, found[1]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_rate_that_may_follow_the_loss_is_no_cause_for_sure(tmp_path, gradients):
+    """Without a trace: that the gradient is another is seen of the smallest tensor, whose hash is always kept."""
+    decided, cause = told(tmp_path, following_rate, trace=0, gradients=gradients)
+    assert not decided
+    of = "0.weight \\(4 of 4\\)" if gradients else "the smallest tensor"
+    assert re.match(f"another learning rate from step {AT} on: .* | .*; but another gradient of {of}", cause), cause
+
+
+def test_with_equal_gradients_a_rate_is_a_cause(tmp_path):
+    def program():
+        model = mlp()
+        optimizer = sgd(model)
+
+        def step_of(s, faulty):
+            optimizer.param_groups[0]["lr"] = 0.05 if faulty else 0.1
+            plain(model, optimizer, lambda s: error(model, s), s)
+
+        return model, optimizer, step_of
+
+    decided, cause = told(tmp_path, program, trace=0)
+    assert (decided, cause) == (True, f"another learning rate from step {AT} on: 0.1 | 0.05")
+
+
+@pytest.mark.parametrize("fault", ["loss", "state"])
+def test_the_smallest_gradient_tells_the_loss_from_the_optimizer(tmp_path, fault):
+    def program():
+        model = mlp()
+        optimizer = sgd(model, momentum=0.9)
+
+        def step_of(s, faulty):
+            if faulty and fault == "state":
+                optimizer.state.clear()
+            plain(model, optimizer, lambda s: error(model, s, faulty and fault == "loss"), s)
+
+        return model, optimizer, step_of
+
+    decided, cause = told(tmp_path, program, trace=0)
+    assert not decided
+    if fault == "loss":
+        assert cause.startswith("another gradient of the smallest tensor, for equal parameters: undecided between data")
+    else:
+        assert cause.startswith("equal parameters and one gradient of the smallest tensor, and another result: another "
+                                "state of the optimiser, or other gradients")  # fmt: skip
 
 
 def test_weights_that_follow_another_loss_are_no_cause(tmp_path):
