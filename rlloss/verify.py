@@ -178,9 +178,12 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
             differing_keys=differing,
             reason=_listed(reason, other_machine(a, b)),
         )
-    if problem := _incomplete(a) or _incomplete(b) or _unlike_snapshots(a, b):
+    problem = _incomplete(a) or _incomplete(b)
+    watched = not problem and first is not None and is_watched(a) and is_watched(b)
+    named = first_tensors(Record(a), Record(b), first) if watched and first else None
+    unlike = named is not None and Record(a).tensors(named.step) != Record(b).tensors(named.step)
+    if problem := problem or ("" if unlike else _unlike_snapshots(a, b)):
         return verdict(Verdict.INCOMPLETE, first_difference=first, first_other_actions=acted, reason=problem)
-    named = first_tensors(Record(a), Record(b), first) if first and is_watched(a) and is_watched(b) else None
     verdict = partial(verdict, cause=cause(a, b, first), first_tensors=named)
     if first is None and acted is None:
         if len(a.digests) == len(b.digests):
@@ -194,7 +197,7 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
         lengths = f"{len(a.digests)} and {len(b.digests)} steps"
         reason = f"identical for {steps} optimiser steps, then one stopped: {lengths}"
         return verdict(Verdict.DIVERGED, reason=reason, tested=True)
-    drifts = drift(a, b, since=first or 0)
+    drifts = [] if unlike else drift(a, b, since=first or 0)
     bound = float(np.sqrt(np.finfo(a.snapshot(a.snapshot_steps[0]).dtype).eps)) if drifts else 0.0
     small = [row.relative <= bound for row in drifts]
     return verdict(

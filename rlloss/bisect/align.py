@@ -4,7 +4,7 @@ Of one program every operation has its counterpart, in order. Two *formulations*
 what they share is found by value, the last number that both compute and the gradients of the tensors that both have.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,12 +130,26 @@ def first_gradients(a: Tape, b: Tape) -> tuple[Joint, Joint] | None:
     As long as both graphs use a tensor alike, a difference came from a gradient further up. It begins where they use
     one otherwise, or where all that comes from above is equal. Between, formulations may differ and mean the same.
     """
+    return next(_begins(a, b), None)
+
+
+def begins_at_once(a: Tape, b: Tape) -> bool:
+    """Whether all gradients of parameters that differ do so by one of the tensors above, where they begin to."""
+    return len({id(joint) for joint, _ in _begins(a, b)}) == 1
+
+
+def _begins(a: Tape, b: Tape) -> Iterator[tuple[Joint, Joint]]:
+    """Of each parameter whose gradient differs."""
     pairs = paired(a.joints, b.joints)
     partner = {(joint.backward, joint.sequence, joint.number): (joint, other) for joint, other in pairs}
-    leaves = [(x, y) for x, y in pairs if x.node == LEAF and x.gradient.digest != y.gradient.digest]
-    if not leaves:
-        return None
-    joint, other = leaves[0]
+    for joint, other in pairs:
+        if joint.node == LEAF and joint.gradient.digest != other.gradient.digest:
+            yield _highest(joint, other, partner, a)
+
+
+def _highest(
+    joint: Joint, other: Joint, partner: Mapping[tuple[int, int, str], tuple[Joint, Joint]], a: Tape
+) -> tuple[Joint, Joint]:
     while used(joint) == used(other):
         above = [partner[place] for place in _above(a, joint) if place in partner]
         if len(above) < len(joint.consumers):

@@ -50,7 +50,7 @@ def bisect(
     except Other as error:
         return finding(str(error), decided=False, remedy=error.remedy)
     found = split(*tapes)
-    why = explain(found, *tapes)
+    why = explain(found, tapes[0], tapes[1])
     remedy = "" if why.decided else "rlloss graph draws both losses; rlloss check says where they differ"
     return finding(why.words, decided=why.decided, tensor=_tensor(found), when="in", evidence=why.evidence,
                    remedy=remedy, **located(found))  # fmt: skip
@@ -60,13 +60,15 @@ def by_reading(a: RunFolder, b: RunFolder) -> str:
     """What the files of two runs say of why they part; empty if they do not, or do not part."""
     verdict, lengths = compare_runs(a, b), (len(a.digests), len(b.digests))
     differ = verdict.first_difference is not None or lengths[0] != lengths[1]
+    ended = f"equal for {min(lengths):,} optimiser steps, then one ended: {lengths[0]:,} and {lengths[1]:,} steps"
     if verdict.differing_keys:
         keys = [f"{key} ({a.config.get(key)} | {b.config.get(key)})" for key in verdict.differing_keys]
-        return f"another config: {', '.join(keys)}" if differ else ""
+        more = f"; {ended}" if verdict.first_difference is None else ""
+        return f"another config: {', '.join(keys)}{more}" if differ else ""
     if verdict.cause and differ:
         return verdict.cause
     if differ and verdict.first_difference is None:
-        return f"equal for {min(lengths):,} optimiser steps, then one ended: {lengths[0]:,} and {lengths[1]:,} steps"
+        return ended
     return other_machine(a, b) if verdict.first_difference and a.loss == b.loss else ""
 
 

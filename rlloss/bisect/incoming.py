@@ -10,7 +10,7 @@ from torch import Tensor
 from rlloss.bisect.align import DRAWS, LEAF, Split, behind, computing, kind_of, live, numbers_in
 from rlloss.bisect.found import Cause
 from rlloss.bisect.saying import difference, maker, name_of, place_of
-from rlloss.watch.tape import Entry, Number, Tape, written
+from rlloss.watch.tape import FETCHED, NOTHING, Entry, Number, Tape, written
 
 TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
 LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
@@ -21,6 +21,7 @@ REDUCED_AT = {  # which of an operation's inputs says so, from the last
     "smooth_l1_loss": -2,
     "huber_loss": -2,
 }
+OLD_GRADIENT = "the gradient of"  # how the names of those begin that were left from a step before
 REDUCTIONS = ("none", "mean", "sum")  # as PyTorch's losses are given them, by number
 Rows = list[tuple[float, ...]]
 
@@ -30,6 +31,8 @@ def another_result(found: Split, a: Tape, b: Tape) -> Cause:
     evidence = difference(a.values.get(found.a), b.values.get(found.b))
     if found.ours.op.startswith(DRAWS):
         return Cause(f"another draw: {found.ours.op} at {place_of(found.ours)} gave other random numbers", evidence)
+    if found.ours.op.startswith(FETCHED):
+        return Cause(f"other data, which another process made, first seen at {place_of(found.ours)}", evidence)
     what = f"{found.ours.op} at {place_of(found.ours)} made other numbers of equal ones"
     why = "another thread count, build, processor or kernel; or it draws random numbers"
     return Cause(f"{what}: {why}", evidence)
@@ -39,6 +42,8 @@ def another_option(found: Split) -> Cause:
     assert found.ours is not None
     assert found.theirs is not None
     if len(found.ours.inputs) != len(found.theirs.inputs):
+        if named := _beyond_defaults(found.ours, found.theirs):
+            return Cause(f"another option: {found.ours.op} at {place_of(found.ours)} is given {named}")
         return Cause(f"{found.ours.op} at {place_of(found.ours)} is given {len(found.ours.inputs)} | "
                      f"{len(found.theirs.inputs)} tensors and numbers")  # fmt: skip
     one, other = found.ours.inputs[found.place], found.theirs.inputs[found.place]
@@ -48,13 +53,42 @@ def another_option(found: Split) -> Cause:
     return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
 
 
+def _beyond_defaults(ours: Entry, theirs: Entry) -> str:
+    """What one run alone gives an operation, where the other leaves the defaults, by the arguments' names; or ""."""
+    arguments = _arguments(ours.op)
+    longest = max(len(ours.inputs), len(theirs.inputs))
+    if ours.op != theirs.op or len(arguments) < longest:
+        return ""
+    said = []
+    for i, (name, default) in enumerate(arguments[:longest]):
+        one, other = (str(entry.inputs[i]) if i < len(entry.inputs) else default for entry in (ours, theirs))
+        if i >= min(len(ours.inputs), len(theirs.inputs)) and one != other:
+            said.append(f"{name} {one} | {other}")
+    return ", ".join(said)
+
+
+def _arguments(op: str) -> list[tuple[str, str]]:
+    """Name and default of each that is given by place, as PyTorch declares them; none if one of them is a list."""
+    name, _, overload = op.partition(".")
+    declared = getattr(getattr(torch.ops.aten, name, None), overload or "default", None)
+    if declared is None:
+        return []
+    arguments = [argument for argument in declared._schema.arguments if not argument.kwarg_only]
+    if any("List" in str(argument.type) for argument in arguments):
+        return []
+    return [(argument.name, repr(argument.default_value)) for argument in arguments]
+
+
 def another_input(found: Split, a: Tape, b: Tape) -> Cause:
     """Something came in from outside, or was left from a step before."""
     assert found.ours is not None
     evidence = difference(a.values.get(found.a), b.values.get(found.b))
     one, other = a.given.get(found.a, ""), b.given.get(found.b, "")
     if one and one == other:
-        return Cause(f"{one} was another before the step began", evidence)
+        if not one.startswith(OLD_GRADIENT):
+            return Cause(f"{one} was another before the step began", evidence)
+        return Cause(f"{one} was another before the step began: its backward pass was made before the step before "
+                     "ended, and is heard by a trace of that step", evidence, decided=False)  # fmt: skip
     if stale := stale_gradients(a, b):
         return stale
     single = all(math.prod(number.shape) == 1 for number in numbers_in(found.ours) if number.digest == found.a)
@@ -80,23 +114,25 @@ def _called(digest: str, tape: Tape) -> str:
 
 def stale_gradients(a: Tape, b: Tape) -> Cause | None:
     """Whether one run alone adds its gradient to one that was there before its step."""
-    old = [_adds_to_old(tape) for tape in (a, b)]
-    if bool(old[0]) == bool(old[1]):
-        return None
-    which = "b" if old[1] else "a"
-    entry = old[0] or old[1]
-    assert entry is not None
-    return Cause(f"{which} adds its gradient to one that was there before the step: zero_grad() is missing",
-                 [f"{entry.op} in {entry.node} of {entry.outputs[0].shape}"])  # fmt: skip
+    ours, theirs = _added_to_old(a), _added_to_old(b)
+    for which, mine, other in (("b", theirs, ours), ("a", ours, theirs)):
+        alone = [name for name in mine if name not in other]
+        if alone and not set(other) - set(mine):
+            entry = mine[alone[0]]
+            return Cause(f"{which} adds its gradient to one that was there before the step: zero_grad() is missing",
+                         [f"{entry.op} in {entry.node} of {entry.outputs[0].shape}"])  # fmt: skip
+    return None
 
 
-def _adds_to_old(tape: Tape) -> Entry | None:
+def _added_to_old(tape: Tape) -> dict[str, Entry]:
+    """Where a gradient is added to one that was there, by what that is called."""
+    found: dict[str, Entry] = {}
     for entry in tape.entries:
         if entry.node == LEAF and entry.op.startswith("add"):
-            read = numbers_in(entry)
-            if any(number.digest in tape.given and _norm(tape, number) for number in read):
-                return entry
-    return None
+            for number in numbers_in(entry):
+                if number.digest in tape.given and _norm(tape, number):
+                    found.setdefault(tape.given[number.digest], entry)
+    return found
 
 
 def _norm(tape: Tape, number: Number) -> bool:
@@ -107,13 +143,16 @@ def _norm(tape: Tape, number: Number) -> bool:
 def came_in(a: Tape, b: Tape) -> Cause | None:
     """Whether other data came in from outside, or other random numbers were drawn of the same."""
     if readers := _data_differ(a, b):
-        return _other_data(Split("input", *readers), a, b)
-    for x, y in zip(_taken(a), _taken(b), strict=False):
+        cause = _other_data(Split("input", *readers), a, b)
+        if before := _unlike_before(readers, a, b):
+            return Cause(f"{before} before other data come in, which may follow from it: {cause.words}",
+                         cause.evidence, decided=False)  # fmt: skip
+        return cause
+    for x, y in zip(_taken_alone(a, b), _taken_alone(b, a), strict=False):
         if kind_of(x) != kind_of(y) or numbers_in(x) != numbers_in(y):
             break
-        if x.inputs != y.inputs:
-            place = next(i for i, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)) if one != other)
-            return another_option(Split("option", x, y, place))
+        place = next(i for i, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)) if one != other)
+        return another_option(Split("option", x, y, place))
     ours, theirs = map(_draws, (a, b))
     for x, y in zip(ours, theirs, strict=False):
         if kind_of(x) != kind_of(y) or x.inputs != y.inputs:
@@ -141,6 +180,17 @@ def _taken(tape: Tape) -> list[Entry]:
     ]
 
 
+def _taken_alone(tape: Tape, other: Tape) -> list[Entry]:
+    """Those that the other run does not have, in whichever order."""
+    there = Counter((entry.op, *entry.inputs) for entry in _taken(other))
+    found = []
+    for entry in _taken(tape):
+        there[entry.op, *entry.inputs] -= 1
+        if there[entry.op, *entry.inputs] < 0:
+            found.append(entry)
+    return found
+
+
 def _data_differ(a: Tape, b: Tape) -> tuple[Entry, Entry] | None:
     """The first operations that read a number of some shape which nothing on the tape made, and only one run has."""
     there = [{*tape.given, *(n.digest for e in tape.entries for n in e.outputs)} for tape in (a, b)]
@@ -149,6 +199,34 @@ def _data_differ(a: Tape, b: Tape) -> tuple[Entry, Entry] | None:
     if x is None or y is None:
         return None
     return (x, y) if one == two or (x.op, written(x.where)) == (y.op, written(y.where)) else None
+
+
+def _unlike_before(readers: tuple[Entry, Entry], a: Tape, b: Tape) -> str:
+    """What one run alone computes of numbers that both have, before it reads other data; "" if nothing is.
+
+    Through NumPy, or an environment, data may follow from what nothing is heard to read.
+    """
+    theirs, ours = _first_unlike(b, a, readers[1]), _first_unlike(a, b, readers[0])
+    said = [f"{which} alone computes {entry.op} at {place_of(entry)}"
+            for which, entry, _ in sorted((("b", *theirs), ("a", *ours)), key=lambda found: not found[2])
+            if entry is not None]  # fmt: skip
+    return said[0] if said else ""
+
+
+def _first_unlike(tape: Tape, other: Tape, reader: Entry) -> tuple[Entry | None, bool]:
+    """The first that makes another number of numbers that the other run has; and whether that has no such line."""
+    there = {NOTHING.digest, *other.given, *(number.digest for entry in other.entries for number in entry.outputs)}
+    lines = {(entry.op, written(entry.where)) for entry in other.entries}
+    for entry in computing(tape.entries):
+        if entry is reader or entry.node:
+            break
+        line = entry.op, written(entry.where)
+        if entry.op.startswith(DRAWS) and line in lines:  # by which samples are shuffled, say
+            continue
+        makes = any(number.digest not in there for number in entry.outputs)
+        if makes and all(number.digest in there for number in numbers_in(entry)):
+            return entry, line not in lines
+    return None, False
 
 
 def _first_reader(tape: Tape, known: set[str]) -> tuple[object, Entry | None]:
@@ -175,7 +253,9 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     if other_order := moved(rows[0], rows[1], a, one):
         return other_order
     shared = Counter(rows[0]) & Counter(rows[1])
-    what = f"another minibatch, with {shared.total()} of {len(rows[0])} samples in common" if shared else "other data"
+    single = bool(rows[0]) and len(rows[0][0]) == 1
+    some = f"another minibatch, with {shared.total()} of {len(rows[0])} samples in common"
+    what = some if shared and not single else "other data"
     made = [_made_by(tape, one) for tape in (a, b)]
     same = sum(x == y for x, y in zip(*made, strict=False))
     if same and len(made[0]) == len(made[1]):
@@ -211,7 +291,9 @@ def _how_rows_differ(one: Tensor, other: Tensor, pairs: Sequence[tuple[Tensor, T
     shared = (ours & theirs).total()
     if shared == len(one):
         return "the same numbers in another order"
-    return f"another minibatch, with {shared} of {len(one)} samples in common" if shared else "other data"
+    if not shared or all(x[:1].numel() == 1 and x.is_floating_point() for x, _ in (*beside, (one, other))):
+        return "other data"  # a few numbers are no sample
+    return f"another minibatch, with {shared} of {len(one)} samples in common"
 
 
 def _from_outside(tape: Tape) -> list[Tensor]:

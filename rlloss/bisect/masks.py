@@ -18,7 +18,11 @@ FEW = 4  # elements, of which less have a rule in common by chance
 
 def masked(joint: Joint, a: Tape, b: Tape) -> str:
     """Whether one run alone has no gradient where the other has one, and both have the same elsewhere."""
-    pairs = [(x, y) for x, y in paired(a.joints, b.joints) if (x.node, x.where) == (joint.node, joint.where)]
+    pairs = [  # of all micro-batches
+        (x, y)
+        for x, y in paired(a.joints, b.joints)
+        if (x.node, x.where, x.gradient.shape[1:]) == (joint.node, joint.where, joint.gradient.shape[1:])
+    ]
     one, two = (_joined(tape, [pair[i].gradient.digest for pair in pairs]) for i, tape in enumerate((a, b)))
     if one is None or two is None or one.dtype != two.dtype:
         return ""

@@ -1,6 +1,6 @@
 """Backward passes: how many a step makes, which parameters they reach, and what the optimiser gets of them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -38,6 +38,22 @@ def unlike_passes(a: Tape, b: Tape) -> Cause | None:
     return Cause(f"{said}, whose gradients add up to the same but for rounding, or a term that small")
 
 
+def changed_between(a: Tape, b: Tape) -> Cause | None:
+    """With equal gradients, one run alone gives its optimiser something else."""
+    ours, theirs = (_gradients(tape) for tape in (a, b))
+    same = set(ours) == set(theirs) and all(torch.equal(one, theirs[name][0]) for name, (one, _) in ours.items())
+    if not ours or not same:
+        return None
+    handed = _handed_on(a, ours), _handed_on(b, theirs)
+    for which, mine, other in (("a", *handed), ("b", *handed[::-1])):
+        if lost := sorted(other - mine):
+            passes = len({joint.backward for joint in a.joints if joint.node == LEAF})
+            made = f"the sum of its {passes} backward passes'" if passes > 1 else "that of its backward pass"
+            return Cause(f"with equal gradients, what the optimiser of {which} is given for {lost[0]} is not {made}: "
+                         "something changes it between, as zero_grad(), clipping, or a write by NumPy")  # fmt: skip
+    return None
+
+
 def _handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) -> set[str]:
     """The parameters of which an operation after the last backward pass reads the sum of the gradients.
 
@@ -69,10 +85,15 @@ def _gradients(tape: Tape) -> dict[str, tuple[Tensor, torch.dtype]]:
     return found
 
 
-def without_gradient(a: Tape, b: Tape) -> Cause | None:
-    """A parameter gets a gradient in one run alone: by what comes in, or by what is computed of the same."""
+def without_gradient(a: Tape, b: Tape, names: Collection[str]) -> Cause | None:
+    """A parameter gets a gradient in one run alone: by what comes in, or by what is computed of the same.
+
+    One of ``names`` if there are any: a gradient of what no optimiser moves, as of the critic in the actor's step, has
+    changed nothing.
+    """
     ours, theirs = ({j.name for j in tape.joints if j.node == LEAF and j.name} for tape in (a, b))
     for which, other, tape, missing in (("b", "a", b, ours - theirs), ("a", "b", a, theirs - ours)):
+        missing = missing & set(names) if names else missing
         if not missing or not ours & theirs:
             continue
         if came := came_in(a, b):

@@ -1,13 +1,14 @@
 """Why two runs that ``rlloss.watch`` recorded part, as far as their records tell."""
 
+import json
 from typing import NamedTuple
 
 import numpy as np
 
 from rlloss.bisect.align import split
 from rlloss.bisect.found import Finding
-from rlloss.bisect.saying import located, operation_of
-from rlloss.bisect.words import changed_outside, explain, stepping
+from rlloss.bisect.saying import located, operation_of, place_of
+from rlloss.bisect.words import changed_outside, explain, stepping, written_alone
 from rlloss.cause import other_machine
 from rlloss.runs.reader import RunFolder, flatten
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, other_options
@@ -15,7 +16,6 @@ from rlloss.verify import first_difference
 from rlloss.watch.tape import TRACE, Tape, read_tape
 
 GENERATORS = ("PyTorch", "NumPy", "Python")
-AFTER = "something else than an optimiser changed the parameters of one run after its last step"
 REMEDY = "watch both with trace={step}, which records each operation of that step"
 BETWEEN = (
     "look at what else either training does before step {step}: nothing that was computed in it reads what differs"
@@ -42,27 +42,32 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
     step = first_difference(a, b)
     if step is None:
         if ours.steps == theirs.steps:
-            after = a.info.get("changed_after") != b.info.get("changed_after")
-            return finding(None, AFTER if after else "")
+            return finding(None, _after(a, b))
         return finding(steps + 1, f"equal for {steps:,} optimiser steps, then one ended: {ours.steps:,} and "
                        f"{theirs.steps:,} steps")  # fmt: skip
     first = first_tensors(ours, theirs, step)
     said: dict[str, object] = {"tensor": _said(first), "when": first.when}
     cause, decided = _told(ours, theirs, step, first)
     outside = _outside(ours, theirs, step, first) if decided else ""
-    if outside and (heard := _heard(a, b, step)):
-        words, entry = changed_outside(*heard)
+    heard = _heard(a, b, step)
+    if outside and heard:
+        words, entry = changed_outside(*heard, first.names)
         return finding(step, f"{outside}{words}", operation=operation_of(entry), **said)
-    if decided and not outside and (heard := _heard(a, b, step)):
+    alike = ours.tensors(step) == theirs.tensors(step) and not _since(ours, theirs, "optimizer", step)
+    if decided and heard and alike:  # or else the tapes are of other steps
         found = split(*heard)
-        why = explain(found, *heard)
+        why = explain(found, *heard, first.names)
         before = found.kind == "gradient" or (found.ours is not None and id(found.ours) not in stepping(heard[0]))
-        if before and found.kind not in ("none", "program"):  # what a rate follows, say
+        if why.decided and before and found.kind not in ("none", "program"):  # what a rate follows, say
             words = f"{why.words}; {cause}"
-            return finding(step, words, decided=why.decided, **said, evidence=why.evidence, **located(found))
-    if not decided and (heard := _heard(a, b, step)):
+            return finding(step, words, **said, evidence=why.evidence, **located(found))
+    if not decided and heard:
         found = split(*heard)
-        why = explain(found, *heard)
+        why = explain(found, *heard, first.names)
+        if found.kind == "none" and (alone := written_alone(*heard, first.names)):
+            which, entry = alone
+            words = f"{which} alone writes to {entry.to} by {entry.op} at {place_of(entry)}"
+            return finding(step, words, operation=operation_of(entry), **said)
         if found.kind == "none":
             return finding(step, f"{cause}; {why.words}", decided=False, remedy=BETWEEN.format(step=step), **said)
         words = why.words + (_recorded(a, b) if found.kind != "gradient" else "")
@@ -74,6 +79,23 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
         return finding(step, words, decided=why.decided, **said)
     remedy = "" if decided else REMEDY.format(step=step)
     return finding(step, cause, decided=decided, remedy=remedy, **said)
+
+
+def _after(a: RunFolder, b: RunFolder) -> str:
+    """What changed parameters after the last step that was recorded, and otherwise in one run than in the other."""
+    changed = [bool(run.info.get("changed_after")) for run in (a, b)]
+    if a.info.get("changed_after") == b.info.get("changed_after"):
+        return ""
+    of = "both runs, otherwise in each," if all(changed) else "one run"
+    return (
+        f"{_unwatched(a, b) or 'something else than an optimiser'} changed the parameters of {of} after its last step"
+    )
+
+
+def _unwatched(a: RunFolder, b: RunFolder) -> str:
+    """The optimisers, by their classes, that trained the model and were not watched."""
+    names = dict.fromkeys(str(name) for run in (a, b) for name in run.info.get("unwatched") or ())
+    return f"an optimiser that is not watched, {' or '.join(names)}," if names else ""
 
 
 def _recorded(a: RunFolder, b: RunFolder) -> str:
@@ -142,7 +164,7 @@ def _gradient(a: Record, b: Record, step: int) -> _Gradient:
         more = f"another gradient of {names[0]} ({len(names)} of {len(one)})" if names else "gradients"
         return _Gradient(bool(names), more, all=True)
     digests = [_row(record, "gradient_digest", step) for record in (a, b)]
-    if not all(digests):
+    if not all(digests) or _groups(a, b, step):  # then another tensor may be the smallest
         return _Gradient(False, "")
     differs = digests[0] != digests[1]
     return _Gradient(differs, f"{'another' if differs else 'one'} gradient of the smallest tensor")
@@ -155,7 +177,8 @@ def _outside(a: Record, b: Record, step: int, first: FirstTensors) -> str:
     buffers = {entry[0] for entry in (*a.tensors(step), *b.tensors(step)) if entry[3]}
     names = [name for name in first.names if name not in buffers]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"something else than the optimiser changed {names[0]}{more}, before step {step:,}" if names else ""
+    who = _unwatched(a.run, b.run) or "something else than the optimiser"
+    return f"{who} changed {names[0]}{more}, before step {step:,}" if names else ""
 
 
 def _rows(a: Record, b: Record, step: int) -> str:
@@ -164,10 +187,26 @@ def _rows(a: Record, b: Record, step: int) -> str:
     alike = len(rates[0]) == len(rates[1])  # or else other groups of parameters, which need not make another step
     since = _since(a, b, "learning_rates", step)
     if since == step and (alike or set(rates[0]) != set(rates[1])):  # what differed before has changed nothing
-        return f"another learning rate from step {since:,} on: {' | '.join(map(' '.join, rates))}"
+        what = "another learning rate" if alike else "other groups of parameters, with other learning rates,"
+        return f"{what} from step {since:,} on: {' | '.join(map(' '.join, rates))}"
     if alike and _since(a, b, "options_digest", step) == step > 1:  # those of the first step are recorded themselves
-        return f"other options of an optimiser from step {step:,} on, as its momentum or weight decay"
+        which = f"from step {step:,} on: {told}" if (told := _options(a, b, step)) else f"from step {step:,} on"
+        return f"other options of an optimiser {which}"
     return ""
+
+
+def _options(a: Record, b: Record, step: int) -> str:
+    """Which options of the optimiser that makes a step are others, and what they are; "" if that is not recorded."""
+    ours, theirs = (json.loads(record.options(step) or "[]") for record in (a, b))
+    if len(ours) != len(theirs):
+        return ""
+    said = [
+        f"{key} {x.get(key)} | {y.get(key)}" + (f" in group {i}" if i else "")
+        for i, (x, y) in enumerate(zip(ours, theirs, strict=True))
+        for key in {**x, **y}
+        if x.get(key) != y.get(key)
+    ]
+    return ", ".join(said)
 
 
 def _rates(record: Record, step: int) -> list[str]:

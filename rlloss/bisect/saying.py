@@ -67,7 +67,7 @@ def located(found: Split) -> dict[str, object]:
 def operation(found: Split) -> str:
     """Of which a split is, with its line."""
     if found.kind == "gradient" and found.joint is not None:
-        return f"{found.joint.node}, {found.joint.where}"
+        return f"{found.joint.node}, {found.joint.where or found.joint.name}"
     return operation_of(found.ours)
 
 

@@ -2,11 +2,25 @@
 
 import math
 from collections import Counter
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import DRAWS, LEAF, Split, aligned, computing, live, numbers_in, paired, split, ulps, used
+from rlloss.bisect.align import (
+    DRAWS,
+    LEAF,
+    Split,
+    aligned,
+    begins_at_once,
+    computing,
+    live,
+    numbers_in,
+    paired,
+    split,
+    ulps,
+    used,
+)
 from rlloss.bisect.exact import same_exactly
 from rlloss.bisect.found import Cause
 from rlloss.bisect.incoming import (
@@ -19,34 +33,48 @@ from rlloss.bisect.incoming import (
     samples,
 )
 from rlloss.bisect.masks import masked
-from rlloss.bisect.passes import NEAR_ULPS, unlike_passes, without_gradient
-from rlloss.bisect.saying import difference, expression, gap, maker, name_of, parts, place_of, plain, subject
+from rlloss.bisect.passes import NEAR_ULPS, changed_between, unlike_passes, without_gradient
+from rlloss.bisect.saying import (
+    difference,
+    expression,
+    gap,
+    maker,
+    name_of,
+    operation_of,
+    parts,
+    place_of,
+    plain,
+    subject,
+)
 from rlloss.watch.tape import OPTIMIZER_STEP, Entry, Joint, Number, Tape, written
 
 FEW = 4  # numbers, of which less are one another's multiples by chance
+MARK_BEGINS, MARK_ENDS = "profiler._record_function_enter", "profiler._record_function_exit"  # of PyTorch's profiler
 KEPT = " in the optimiser"  # how the names of what an optimiser keeps end
 BEGINS = ("lift_fresh", "zeros_like", "zeros", "empty_like", "clone", "detach")  # with which optimisers make a state
 
 
-def explain(found: Split, a: Tape, b: Tape) -> Cause:
-    """Of two tapes, a and b, that part there.
+def explain(found: Split, a: Tape, b: Tape, names: Collection[str] = ()) -> Cause:
+    """Of two tapes, a and b, that part there. ``names``: of the parameters that differ after the step, if known.
 
     What nothing reads that was heard, as what is logged, is no cause for sure: then the next difference is told.
     """
     reach = [live(tape) for tape in (a, b)]
-    parting = zip((found.ours, found.theirs), (a, b), reach, strict=True)
-    unread = [entry for entry, tape, read in parting if entry is not None and id(entry) not in read | stepping(tape)]
-    if not unread or found.kind == "gradient":
-        return _explain(found, a, b)
+    parting = [entry for entry in (found.ours, found.theirs) if entry is not None]
+    read = {*reach[0], *reach[1], *stepping(a), *stepping(b)}
+    unread = [entry for entry in parting if id(entry) not in read]
+    counterparts = found.kind in ("operation", "option", "input")  # of which one may be read alone
+    if not unread or found.kind == "gradient" or (counterparts and len(unread) < len(parting)):
+        return _explain(found, a, b, names)
     lists = ([e for e in computing(tape.entries) if id(e) in read] for tape, read in zip((a, b), reach, strict=True))
     following = aligned(a, b, *lists)
-    why = _explain(following, a, b) if following.kind != "none" else Cause("nothing else differs")
+    why = _explain(following, a, b, names) if following.kind != "none" else Cause("nothing else differs")
     also = f"; {unread[0].op} at {place_of(unread[0])} differs before it, which nothing reads that was heard"
     return Cause(why.words + also, why.evidence, decided=False)
 
 
-def _explain(found: Split, a: Tape, b: Tape) -> Cause:
-    for known in (not_finite(a, b), unlike_passes(a, b), without_gradient(a, b)):
+def _explain(found: Split, a: Tape, b: Tape, names: Collection[str]) -> Cause:
+    for known in (not_finite(a, b), unlike_passes(a, b), without_gradient(a, b, names)):
         if known:
             return known
     match found.kind:
@@ -57,44 +85,58 @@ def _explain(found: Split, a: Tape, b: Tape) -> Cause:
         case "program":
             return _program(found, a, b)
         case "input":
-            return another_input(found, a, b)
+            known = another_input(found, a, b)
+            return (None if known.decided else changed_between(a, b)) or known
         case "gradient":
             return _gradient(found, a, b)
         case "none":
             return Cause("nothing that was computed in this step differs", decided=False)
 
 
-def changed_outside(a: Tape, b: Tape) -> tuple[str, Entry | None]:
-    """What else than an optimiser writes to parameters by a line that one run alone has; "": nothing that is heard.
+def changed_outside(a: Tape, b: Tape, names: Collection[str]) -> tuple[str, Entry | None]:
+    """What else than an optimiser writes to tensors that differ, of these ``names``, by a line that one run alone has,
+    or with another number; "": nothing that is heard.
 
-    Where both have all such lines, what they write follows from something else, which the tapes may tell.
+    Where both write all the same, it follows from something else, which the tapes may tell.
     """
-    ours, theirs = map(_writes, (a, b))
-    for which, mine, other in (("b", theirs, a), ("a", ours, b)):
-        there = {(entry.op, written(entry.where)) for entry in other.entries}
-        for entry in mine:
-            if (entry.op, written(entry.where)) not in there:
-                return f": {which} alone writes to {entry.to} by {entry.op} at {place_of(entry)}", entry
+    if alone := written_alone(a, b, names):
+        which, entry = alone
+        return f": {which} alone writes to {entry.to} by {entry.op} at {place_of(entry)}", entry
+    for x, y in zip(_writes(a, names), _writes(b, names), strict=False):
+        if (x.op, written(x.where)) == (y.op, written(y.where)) and (option := _other_option(x, y, alike=False)):
+            return f"; {another_option(option).words}", x
     found = split(a, b)
-    why = explain(found, a, b)
+    why = explain(found, a, b, names)
     said = why.decided and found.kind in ("option", "operation", "gradient")
     return (f"; {why.words}", found.ours) if said else ("", None)
 
 
-def _writes(tape: Tape) -> list[Entry]:
-    """What is written to parameters in place, but by an optimiser's step."""
+def written_alone(a: Tape, b: Tape, names: Collection[str]) -> tuple[str, Entry] | None:
+    """Which run alone writes to one of these tensors by an operation of a line, and that."""
+    for which, mine, other in (("b", b, a), ("a", a, b)):
+        there = {(entry.op, written(entry.where), entry.to) for entry in other.entries}
+        for entry in _writes(mine, names):
+            if (entry.op, written(entry.where), entry.to) not in there:
+                return which, entry
+    return None
+
+
+def _writes(tape: Tape, names: Collection[str]) -> list[Entry]:
+    """What is written to these tensors in place, but by an optimiser's step."""
     inside = stepping(tape)
-    return [entry for entry in tape.entries if entry.to and KEPT not in entry.to and id(entry) not in inside]
+    return [entry for entry in tape.entries if entry.to in names and id(entry) not in inside]
 
 
 def stepping(tape: Tape) -> set[int]:
     """The entries, by identity, that an optimiser's own step makes."""
     found: set[int] = set()
-    within = False
+    within: list[bool] = []  # a mark lies within another, as that of zero_grad() in a closure
     for entry in tape.entries:
-        if entry.op.startswith("profiler"):
-            within = OPTIMIZER_STEP in str(entry.inputs)
-        elif within:
+        if entry.op.startswith(MARK_ENDS):
+            within = within[:-1]
+        elif entry.op.startswith(MARK_BEGINS):
+            within.append(OPTIMIZER_STEP in str(entry.inputs))
+        elif any(within):
             found.add(id(entry))
     return found
 
@@ -182,7 +224,7 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     if joint.node == LEAF and used(joint) == used(other) and found.ours is not None and found.theirs is not None:
         return _forward(found, a, b)
     alike = len(joint.consumers) == len(other.consumers)
-    if alike and (scaled := _scaled(found, a, b)):
+    if alike and (scaled := _scaled(found, a, b) or _scaled_once(joint, other, one, two, a, b)):
         return Cause(scaled, evidence)
     if rounded := _rounding(joint, other, one, two, a, b, found):
         return Cause(*rounded[:1], evidence, decided=rounded[1])
@@ -191,6 +233,11 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     if path := _another_path(joint, other, a, b):
         return Cause(path, evidence)
     words = f"{subject(joint)} has another gradient: {gap(one, two)}"
+    first = [entry for entry in (found.ours, found.theirs) if entry is not None]
+    if len(first) == 2 and first[0].where and first[1].where:
+        words += (
+            f"; what one alone computes begins in a with {operation_of(first[0])}, in b with {operation_of(first[1])}"
+        )
     mine, its = ({node for node, _, _ in j.consumers} for j in (joint, other))
     if not mine & its and outside(a) == outside(b):
         ours, theirs = (" and ".join(dict.fromkeys(uses)) or "nothing" for uses in parts(found))
@@ -218,11 +265,12 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
                  f"{found.theirs.op} at {place_of(found.theirs)}")  # fmt: skip
 
 
-def _other_option(ours: Entry, theirs: Entry) -> Split | None:
-    """Of one operation in both runs: the first input that is no tensor and another, if all tensors are the same."""
-    if len(ours.inputs) != len(theirs.inputs) or numbers_in(ours) != numbers_in(theirs):
+def _other_option(ours: Entry, theirs: Entry, *, alike: bool = True) -> Split | None:
+    """Of one operation in both runs: the first input that is no tensor and another. ``alike``: of the same tensors."""
+    if len(ours.inputs) != len(theirs.inputs) or (alike and numbers_in(ours) != numbers_in(theirs)):
         return None
-    differ = (i for i, pair in enumerate(zip(ours.inputs, theirs.inputs, strict=True)) if pair[0] != pair[1])
+    pairs = zip(ours.inputs, theirs.inputs, strict=True)
+    differ = (i for i, (x, y) in enumerate(pairs) if x != y and not (isinstance(x, Number) or isinstance(y, Number)))
     return next((Split("option", ours, theirs, i) for i in differ), None)
 
 
@@ -247,7 +295,7 @@ def _scaled(found: Split, a: Tape, b: Tape) -> str:
         one, two = a.values.get(joint.gradient.digest), b.values.get(other.gradient.digest)
         if one is None or two is None or one.shape != two.shape:
             return ""
-        factor = _factor(one.double(), two.double())
+        factor = _factor(one.double(), two.double(), least=1)  # which all parameters' gradients must have
         if factor is None or abs(factor - 1) < 1e-5:
             return ""
         factors[joint.backward] = factor
@@ -261,6 +309,24 @@ def _scaled(found: Split, a: Tape, b: Tape) -> str:
     return f"b has the gradient of a times {factor:.6g}: another coefficient, or another mean or norm"
 
 
+def _scaled_once(joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape) -> str:
+    """Whether all that differs does so by one tensor whose gradient is a multiple of the other run's.
+
+    One number is always another's multiple: then by the same operations, of the same data.
+    """
+    uses = [sorted(node for node, _, _ in each.consumers) for each in (joint, other)]
+    if uses[0] != uses[1] or not begins_at_once(a, b):
+        return ""
+    if one.numel() > 1:
+        factor = _factor(one.double(), two.double())
+    else:
+        factor = float(two / one) if one.all() and two.all() and outside(a) == outside(b) else None
+    if factor is None or abs(factor - 1) < 1e-5 or not math.isfinite(factor):
+        return ""
+    return (f"the gradient of {subject(joint)} is that of a times {factor:.6g} in b: another coefficient, mean or "
+            "norm, or a hook")  # fmt: skip
+
+
 def _explained(factors: dict[int, float], joint: Joint, other: Joint, a: Tape, b: Tape) -> bool:
     """Whether a parameter's gradient differs by the factor of its backward pass, and by nothing else."""
     one, two = a.values.get(joint.gradient.digest), b.values.get(other.gradient.digest)
@@ -270,9 +336,9 @@ def _explained(factors: dict[int, float], joint: Joint, other: Joint, a: Tape, b
     return bool((two.double() - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
-def _factor(one: Tensor, two: Tensor) -> float | None:
+def _factor(one: Tensor, two: Tensor, least: int = FEW) -> float | None:
     """The number by which the first is multiplied to get the second; None if there is none."""
-    if one.count_nonzero() < FEW or bool(((one == 0) != (two == 0)).any()):
+    if one.count_nonzero() < least or bool(((one == 0) != (two == 0)).any()):
         return None
     ratios = two[one != 0] / one[one != 0]
     middle = float(ratios.median())
@@ -325,26 +391,32 @@ def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> str:
     for which, more, less, tape in (("b", other, joint, a), ("a", joint, other, b)):
         if len(more.consumers) <= len(less.consumers):
             continue
-        places = {_use(node, where): (node, where) for node, _, where in more.consumers}
-        passing, cut = (Counter(_use(node, where) for node, _, where in j.consumers) for j in (more, less))
-        computed = Counter(
-            _use(entry.op.partition(".")[0], entry.where)
-            for entry in tape.entries
-            if not entry.node and any(number.digest == less.number for number in numbers_in(entry))
-        )
-        said = {
-            use: f"{which} has a gradient more, through {plain(node)} at {where}, which the other run"
-            for use, (node, where) in places.items()
-            if passing[use] > cut[use]
-        }
-        for use, words in said.items():
-            if computed[use] >= passing[use]:
+        uses = _used_for(b if which == "b" else a, more)
+        extra = [use for use in uses if use not in _used_for(tape, less)]
+        computed = {use for entry in tape.entries if not entry.node for use in _uses(entry, less.number)}
+        said = [f"{which} has a gradient more, through {plain(node)} at {where}, which the other run"
+                for node, where in map(uses.__getitem__, extra)]  # fmt: skip
+        for use, words in zip(extra, said, strict=True):
+            if use in computed:
                 return f"{words} computes without one: a detach() is missing, or one too many"
-        if said and not any(computed[use] for use in said):
-            return f"{next(iter(said.values()))} does not compute"
+        if said:
+            return f"{said[0]} does not compute"
     return ""
 
 
-def _use(node: str, where: str) -> tuple[str, str]:
-    """An operation, as autograd and PyTorch's dispatcher both call it, and its line."""
-    return plain(node).replace("_", ""), written(where)
+def _used_for(tape: Tape, joint: Joint) -> dict[tuple[str, str, str], tuple[str, str]]:
+    """What is computed of a tensor by operations that pass a gradient to it: with which number they make, where."""
+    forward = {entry.sequence: entry for entry in tape.entries if not entry.node and entry.sequence >= 0}
+    found = {}
+    for node, sequence, where in joint.consumers:
+        entry = forward.get(sequence)
+        if entry is not None and entry.outputs:
+            found[plain(node).replace("_", ""), written(where), entry.outputs[0].digest] = node, where
+    return found
+
+
+def _uses(entry: Entry, digest: str) -> list[tuple[str, str, str]]:
+    """The same of an operation that reads a number."""
+    if not entry.outputs or all(number.digest != digest for number in numbers_in(entry)):
+        return []
+    return [(entry.op.partition(".")[0].replace("_", ""), written(entry.where), entry.outputs[0].digest)]

@@ -40,7 +40,7 @@ DEEPEST = 50  # levels of a config
 FLOATS = ("F16", "F32", "F64")  # as safetensors names those that NumPy has
 LAST_EPISODES = 100  # over which a finished run's return is averaged
 LOSS = "loss"  # among the versions in run.json: the digest of the loss's source, in which twins may differ
-OF_RECORDS = ("options_digest", "gradient_digest")  # in the rows of a watched run, and no numbers either
+OF_RECORDS = ("options_digest", "options", "gradient_digest")  # in the rows of a watched run, and no numbers either
 # Where and how a run is recorded and watched over: not part of what it is.
 WHERE_KEYS = ("run_root", "run_dir", "checkpoint_seconds", "keep_checkpoints", "env.timeout")
 
@@ -246,7 +246,10 @@ class RunFolder:
         """Which file is missing or cannot be read, and why; empty if all can. Reads the run as a whole."""
         try:
             self._read_config()
-            listed = self._read_info().get("files", {})
+            info = self._read_info()
+            if "hash" in info and info.get("optimizer_steps") == 0 and self.status == "finished":
+                return f"{self.path}: no step of a watched optimiser was seen; watch the one that trains the model"
+            listed = info.get("files", {})
             self._check_presence(listed)
             tables: dict[str, Sized] = {
                 "metrics.csv": self.metrics,

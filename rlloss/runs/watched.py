@@ -170,6 +170,18 @@ class Record:
             raise Damaged(self.run.path, name, f"has fewer hashes than {self.steps:,} optimiser steps make")
         return np.frombuffer(data, f"V{HASH_BYTES}")
 
+    def options(self, step: int, optimizer: int | None = None) -> str:
+        """The options, as JSON, with which the last step of an optimiser up to this one was made; "" if not recorded.
+
+        None: of the optimiser that makes this step.
+        """
+        rows = self.run.metrics.iloc[:step]
+        if "options" not in rows or not len(rows):
+            return ""
+        which = rows["optimizer"].iloc[-1] if optimizer is None else optimizer
+        written = rows.loc[rows["optimizer"] == which, "options"].dropna()
+        return str(written.iloc[-1]) if len(written) else ""
+
     def counts(self, step: int) -> list[int]:
         """The steps that each optimiser had made."""
         rows = self.run.metrics.iloc[:step]

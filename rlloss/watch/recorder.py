@@ -24,7 +24,7 @@ from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import HASH_BYTES, Record, signature
 from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written, replace
 from rlloss.version import __version__
-from rlloss.watch.steps import options, options_digest
+from rlloss.watch.steps import deciding, options, options_digest
 from rlloss.watch.tape import Tape, names_of
 from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, tensors, witness, witnessed
 
@@ -61,6 +61,7 @@ class Recorder:
         self._models, self._known, self.folder = models, known, folder
         self._buffers, self._with_gradients, self._every = buffers, with_gradients, snapshot_every
         self._counts: list[int] = []
+        self._options: dict[int, str] = {}  # of each optimiser, at its last step
         self._witnesses: dict[int, tuple[int, int]] = {}  # of each optimiser, where its smallest tensor is
         self._written_options: dict[str, Any] = {}
         self._segments: list[dict[str, Any]] = []
@@ -69,6 +70,7 @@ class Recorder:
         self._scalars: list[dict[str, Any]] = []
         self._trace, self._tape = trace, Tape()
         self._listens = False
+        self._unwatched: list[str] = []
         self._outside = 0
         self._flushed = time.monotonic()
         self._found = self._tensors()
@@ -102,7 +104,10 @@ class Recorder:
         if self._trace and self.writer.optimizer_steps == self._trace - 1:
             with self._tape.paused():
                 tape = self._tape
-                tape.renew = lambda: names_of([(entry.name, entry.tensor) for entry in self._tensors()], self._known)
+                tape.renew = lambda: names_of(
+                    [(entry.name, entry.tensor) for entry in tensors(self._models, self._known, buffers=True)],
+                    self._known,
+                )
                 tape.names = tape.renew()
             self._listens = True
             self._tape.__enter__()
@@ -128,6 +133,14 @@ class Recorder:
             self._tape = Tape()
         self._record(optimizer, skipped)
         self.listen_if_due()
+
+    def note_unwatched(self, name: str) -> None:
+        """An optimiser of this class trains the model, and its steps are not recorded."""
+        step = self.writer.optimizer_steps
+        log.warning("%s: after step %s %s trains the model, which is not watched; give it, too, or None for all",
+                    self.folder, step, name)  # fmt: skip
+        self._unwatched.append(name)
+        self.writer.note(unwatched=self._unwatched)
 
     def _look(self) -> None:
         """Which tensors there are, and which changed since the last step."""
@@ -159,6 +172,9 @@ class Recorder:
         self._last = hashes(self._found)
         self.writer.extend("tensors.bin", self._last)
         self.writer.stepped(hashlib.sha256(self._signature + self._last).digest())
+        decide = deciding(optimizer)
+        anew = self._options.get(which) != decide
+        self._options[which] = decide
         rates = [float(group.get("lr", math.nan)) for group in optimizer.param_groups]
         row = {
             "iteration": self.writer.optimizer_steps,
@@ -167,7 +183,8 @@ class Recorder:
             "optimizer_step": self._counts[which],
             "learning_rate": rates[0],
             "learning_rates": " ".join(map(repr, rates)),
-            "options_digest": options_digest(optimizer),
+            "options_digest": options_digest(decide),
+            "options": decide if anew else "",  # of a step since which they are others
             "skipped_steps": int(skipped),
             "changed_outside": self._outside,
             "random_digests": random_digests(),
@@ -191,6 +208,8 @@ class Recorder:
         now = hashes(found)
         if now == self._last:
             self.writer.snapshot(floats(found))
+        if not self.writer.optimizer_steps:
+            log.warning("%s: no step of an optimiser was seen; is it the one that trains?", self.folder)
         changed_after = hashlib.sha256(now).hexdigest() if now != self._last else ""
         self.writer.finish({"env_steps": 0, "changed_after": changed_after})
         self.writer.__exit__(None, None, None)
@@ -230,6 +249,7 @@ class Recorder:
         self._segments = [part for part in record.segments if part["step"] <= step]
         self._description, self._signature = record.tensors(step), signature(record.tensors(step))
         self._counts = record.counts(step)
+        self._options = {i: record.options(step, i) for i in range(len(self._counts))}
         return record.written(step)
 
 

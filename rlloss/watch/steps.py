@@ -1,6 +1,7 @@
 """Listening to optimisers: when a step begins and ends, and when one was forbidden."""
 
 import hashlib
+import json
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -23,6 +24,8 @@ _SCALED_STEP = GradScaler.step
 class Steps:
     """Calls ``before()`` and ``after(optimizer, skipped)`` around every step of some optimisers.
 
+    And ``elsewhere(name)`` once an optimiser that is none of them has trained one of the tensors.
+
     A step within another one is part of it, as where ``step`` calls ``super().step()`` or another optimiser's. A step
     that GradScaler forbids is a step all the same, ``skipped``: so the steps of two runs are counted alike.
 
@@ -36,9 +39,11 @@ class Steps:
         trained: Callable[[], Iterable[Tensor]],
         before: Callable[[], None],
         after: Callable[[Optimizer, bool], None],
+        elsewhere: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.optimizers = [] if optimizers is None else _inner(optimizers)
         self._late, self._trained, self._tell_before, self._tell_after = optimizers is None, trained, before, after
+        self._tell_elsewhere = elsewhere
         self._others = weakref.WeakSet[Optimizer]()  # seen, and of no concern
         self._running: FrameType | None = None  # the frame that made the step in progress
         self._made = 0
@@ -55,6 +60,7 @@ class Steps:
         else:
             handles = [optimizer.register_step_pre_hook(self._begins) for optimizer in self.optimizers]
             handles += [optimizer.register_step_post_hook(self._ends) for optimizer in self.optimizers]
+            handles.append(register_optimizer_step_post_hook(self._strange))
         self._handles = handles
         _LISTENING.append(self)
         GradScaler.step = _scaled_step  # type: ignore[method-assign]  # it tells nobody that it forbade a step
@@ -73,8 +79,7 @@ class Steps:
             return True
         if not self._late or optimizer in self._others:
             return False
-        ours = {id(tensor) for tensor in self._trained()}
-        if any(id(tensor) in ours for group in optimizer.param_groups for tensor in group["params"]):
+        if _trains(optimizer, self._trained()):
             self.optimizers.append(optimizer)
             return True
         self._others.add(optimizer)
@@ -94,6 +99,15 @@ class Steps:
         found_inf = getattr(optimizer, "found_inf", None)  # which GradScaler leaves with a fused optimiser
         self._tell_after(optimizer, found_inf is not None and bool(found_inf))
 
+    def _strange(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """A step of any optimiser has ended."""
+        if optimizer in self._others or any(optimizer is ours for ours in self.optimizers):
+            return
+        if not self._is_within(sys._getframe(1)):  # a part of a step of ours
+            self._others.add(optimizer)
+            if _trains(optimizer, self._trained()):
+                self._tell_elsewhere(_named(optimizer))
+
     def _is_within(self, frame: FrameType) -> bool:
         """Whether this frame was called by a step in progress. One that ended by an exception calls nobody any more."""
         caller: FrameType | None = frame if self._running else None
@@ -109,6 +123,12 @@ class Steps:
         """A step that was not made."""
         self._tell_before()
         self._tell_after(optimizer, True)
+
+
+def _trains(optimizer: Optimizer, tensors: Iterable[Tensor]) -> bool:
+    """Whether an optimiser has one of these tensors."""
+    ours = {id(tensor) for tensor in tensors}
+    return any(id(tensor) in ours for group in optimizer.param_groups for tensor in group["params"])
 
 
 def _scaled_step(self: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
@@ -159,13 +179,17 @@ def options(optimizers: Iterable[Optimizer]) -> dict[str, Any]:
     }
 
 
-def options_digest(optimizer: Optimizer) -> str:
-    """Of the options that decide what a step computes, but for the learning rates, which change with schedules."""
+def deciding(optimizer: Optimizer) -> str:
+    """The options that decide what a step computes, of each group, but for learning rates, which schedules change."""
     groups = [
         {key: value for key, value in _plain(group).items() if key not in RATES + FORMS}
         for group in optimizer.param_groups
     ]
-    return hashlib.sha256(repr(groups).encode()).hexdigest()[:8]
+    return json.dumps(groups)
+
+
+def options_digest(decide: str) -> str:
+    return hashlib.sha256(decide.encode()).hexdigest()[:8]
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ SILENT = (  # that compute no number
 
 
 BLANK = ("empty", "new_empty")  # that make memory with whatever is in it
+STATISTICS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")  # that write to two inputs, and say nothing
+TRAINING = 5  # which of their inputs says so
 FETCHED = ("set_.source_Storage",)  # that bring numbers in, as another process of a data loader made them
 AUTOGRAD: Any = torch.autograd
 T = TypeVar("T")
@@ -108,7 +110,7 @@ class Tape:
         self._last_sequence = _next_sequence()
         self._made: dict[int, tuple[str, str]] = {}  # by sequence number: digest of what was made, and where
         self._known: set[str] = set()
-        self._blank: dict[int, Tensor] = {}  # memory that nothing has been written to
+        self._blank: dict[int, Any] = {}  # by where it lies: memory that nothing has been written to
         self._operations = _Operations(self)
         self._listens = False
         self.failure = ""  # why no more was heard, if something could not be
@@ -180,19 +182,23 @@ class Tape:
         if op.startswith("profiler") and self.renew is not None and OPTIMIZER_STEP in str(args):
             renew = self.renew
             self._safely(lambda: self.names.update(renew()))  # a state that was loaded since has names, too
-        self._safely(lambda: self._write_down(op, inputs or [], _made(result) or _written_to(func, args, kwargs)))
+        writes = op in STATISTICS and len(args) > TRAINING and args[TRAINING] is True
+        made = _made(result) or _written_to(func, args, kwargs)
+        self._safely(lambda: self._write_down(op, inputs or [], made, _is_view(func), args[3:5] if writes else ()))
         return result
 
-    def _write_down(self, op: str, inputs: list[Number | str], made: list[Tensor]) -> None:
-        blank = op.startswith(BLANK)
-        for x in made:
-            if blank:
-                self._blank[id(x)] = x
-            else:
-                self._blank.pop(id(x), None)
-        outputs = [NOTHING if blank else self._number(x) for x in made]
+    def _write_down(
+        self, op: str, inputs: list[Number | str], made: list[Tensor], views: bool, statistics: Sequence[Any]
+    ) -> None:
+        if op.startswith(BLANK):
+            self._blank |= {_memory(x): x.untyped_storage() for x in made if _memory(x)}
+        elif not views:
+            for x in made:
+                self._blank.pop(_memory(x), None)
+        outputs = [NOTHING if op.startswith(BLANK) or _memory(x) in self._blank else self._number(x) for x in made]
         if not op.startswith(FETCHED):
             self._known.update(number.digest for number in outputs)
+            self._known.update(self._number(x).digest for x in statistics if isinstance(x, Tensor))
         node, sequence, where = torch._C._current_autograd_node(), -1, ""
         if node is not None:
             sequence, where = node._sequence_nr(), self._made.get(node._sequence_nr(), ("", ""))[1]
@@ -205,7 +211,8 @@ class Tape:
         for x in made if in_place else ():
             if x._base is not None and _has_memory(x):  # the rest is made of it, though by nothing that is heard
                 self._bases[x.untyped_storage().data_ptr()] = x._base
-        to = self._written(made) if in_place and node is None else ""  # autograd writes to gradients
+        written_to = made if in_place else [x for x in statistics if isinstance(x, Tensor)]
+        to = self._written(written_to) if node is None else ""  # autograd writes to gradients
         self.entries.append(Entry(op, inputs, outputs, _short(node) if node else "", sequence, where, to))
 
     def _written(self, made: Sequence[Tensor]) -> str:
@@ -260,7 +267,7 @@ class Tape:
         return self._made.get(node._sequence_nr(), ("", ""))[1]
 
     def _input(self, tensor: Tensor) -> Number:
-        if id(tensor) in self._blank:
+        if _memory(tensor) in self._blank:
             return NOTHING
         found, name = self._number(tensor), self._name(tensor)
         if _has_memory(tensor) and tensor.untyped_storage().data_ptr() in self._bases:
@@ -387,6 +394,17 @@ def names_of(
 
 def _has_memory(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor._is_zerotensor() and bool(tensor.data_ptr())
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where the memory lies that a tensor and its views share; 0 if it has none."""
+    return tensor.untyped_storage().data_ptr() if _has_memory(tensor) else 0
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operation hands on the memory of an input, and writes nothing."""
+    returns = [returned.alias_info for returned in func._schema.returns]
+    return any(returns) and not any(alias is not None and alias.is_write for alias in returns)
 
 
 def _next_sequence() -> int:

@@ -120,6 +120,8 @@ def witness(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
 def witnessed(optimizer: torch.optim.Optimizer, place: tuple[int, int]) -> str:
     """The hash of the witness's gradient; "" without one."""
     groups = optimizer.param_groups
+    if isinstance(optimizer, torch.optim.LBFGS):  # whose last gradient is of another place
+        return ""
     tensor = groups[place[0]]["params"][place[1]] if groups and groups[place[0]]["params"] else None
     if tensor is None or tensor.grad is None or tensor.grad.numel() > MOST_WITNESSED:
         return ""

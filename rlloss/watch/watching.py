@@ -91,8 +91,10 @@ class Watch:
         trace: int,
     ) -> None:
         self._steps = Steps(
-            optimizer, lambda: (entry.tensor for entry in tensors(models, (), buffers=False)), self._before, self._after
-        )
+            optimizer,
+            lambda: (entry.tensor for entry in tensors(models, (), buffers=False)),
+            self._before, self._after, self._elsewhere,
+        )  # fmt: skip
         self._recorder = Recorder(
             models, self._steps.optimizers, folder, config,
             buffers=buffers, with_gradients=gradients, snapshot_every=snapshot_every, step=step, trace=trace,
@@ -133,6 +135,10 @@ class Watch:
         with self._unless_it_cannot():
             if self._is_open:
                 self._recorder.after(optimizer, skipped)
+
+    def _elsewhere(self, name: str) -> None:
+        with self._unless_it_cannot():
+            self._recorder.note_unwatched(name)
 
     @contextmanager
     def _unless_it_cannot(self) -> Iterator[None]:

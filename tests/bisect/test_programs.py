@@ -275,7 +275,7 @@ CAUSES = {
     "samples with other labels": (handed({"flip": "y"}), r"^the same rows, put together otherwise"),
     "another mask": (handed({"change": "mask"}), r"^other data: 2 of 8 rows of one tensor, beside equal ones"),
     "half a batch": (half_a_batch, r"^another minibatch: 8 \| 4 samples"),
-    "a hook on a gradient": (hooked, r"^0\.weight has another gradient"),
+    "a hook on a gradient": (hooked, r"^the gradient of 0\.weight is that of a times 2 in b: .*, or a hook$"),
     "other groups of parameters": (
         grouped,
         r"^with equal gradients, .*: group 1 of optimiser 0 in one run alone, with weight_decay 0\.0$",

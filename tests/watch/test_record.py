@@ -179,8 +179,8 @@ def test_a_change_after_the_last_step_is_a_difference(tmp_path):
     assert (found.verdict, found.first_difference) == ("DIVERGED", None)
     assert found.reason == "identical at every optimiser step; after the last one something else changed the parameters"
     assert not bisect(a, b).differs
-    assert (
-        bisect(a, c).cause == "something else than an optimiser changed the parameters of one run after its last step"
+    assert bisect(a, c).cause == (
+        "something else than an optimiser changed the parameters of both runs, otherwise in each, after its last step"
     )
 
 
