@@ -92,6 +92,8 @@ def examine(
         questions = OF_SEQUENCES if formulation.sequence else OF_SAMPLES
         traits = tuple(_answer(question, formulation, finite, clip_coef, left_out) for question in questions)
         derivatives = derivatives_of(formulation, clip_coef, seed)
+        if old := formulation.old_policies():
+            left_out.append(f"another number for {old[0]} than for {' or '.join(old[1:])}: all got the one old policy")
     return Alone(
         formulation.name,
         formulation.sequence,
@@ -118,7 +120,10 @@ def _taken(
             errors[dtype] = error
             continue
         if not np.array_equal(first, again, equal_nan=True):
-            raise LossError(f"{loss.name} gives another gradient when called again; a random loss cannot be examined")
+            raise LossError(
+                f"{loss.name} gives another gradient when called again; one that is random, or keeps a state from call "
+                "to call, cannot be examined"
+            )
         taken.append(dtype)
     if not taken:
         raise next(iter(errors.values()))

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ from rlloss.check.measure import (
     array,
     contrast,
     describe,
+    in_short_formats,
     measure,
     shrinking,
     small,
@@ -26,8 +27,8 @@ from rlloss.check.measure import (
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import Probe, random_batch, random_sequences
-from rlloss.check.result import ANY_SIZE, FEW, SIZES, TOKENS, Comparison, Part, Proof, Values
-from rlloss.check.survey import Survey, groups_of, networks, survey, together, usable
+from rlloss.check.result import ANY_SIZE, FEW, ONE_OLD_POLICY, SIZES, TOKENS, Comparison, Part, Proof, Values
+from rlloss.check.survey import Survey, groups_of, survey, together, usable
 from rlloss.errors import LossError
 from rlloss.losses.formulation import ANSWERS, Formulation, asked_of_tokens, dtype_name, resolve
 from rlloss.verdicts import Verdict
@@ -93,15 +94,26 @@ def compare(
         not_finite=not_finite(a, b, contrasts),
         tried=tried(a.probes),
         seed=seed,
-        proof=known.proof,
+        proof=_of_one_old_policy(known.proof, left, right),
         padding=compare_padding(left, right, clip_coef),
         left_out=(*left_out, *sizes_left_out),
         rounding=known.rounding,
-        called=tuple(filter(None, (called(loss, clip_coef) for loss in (left, right)))),
+        called=(
+            *(line for loss in (left, right) for line in called(loss, clip_coef)),
+            *filter(None, [known.elsewhere]),
+        ),
         single=prover is None or prover.may_shorten(left, right),
         digits=digits(left, right, known),
+        alone_in=_alone_in(tried_at, dtypes),
         only_of_tokens=_only_of_tokens(tried_at),
     )
+
+
+def _of_one_old_policy(proof: Proof | None, *losses: Formulation) -> Proof | None:
+    """A proof with what it is about, where a loss takes several old policies and has got one."""
+    if proof is None or not any(loss.old_policies() for loss in losses):
+        return proof
+    return replace(proof, scope=proof.scope.replace("every input", f"every input{ONE_OLD_POLICY}", 1))
 
 
 def regions_of(f: Formulation, g: Formulation, contrasts: Sequence[Contrast], clip_coef: float) -> tuple[str, ...]:
@@ -112,10 +124,22 @@ def regions_of(f: Formulation, g: Formulation, contrasts: Sequence[Contrast], cl
         return regions.regions(f, g, contrasts, clip_coef, bisect=False)
 
 
-def called(loss: Formulation, clip_coef: float) -> str:
-    """In words: the half-width that a loss has by default, and was not called with; "" if it was."""
-    other = [f"{name}={clip_coef:g}, whose default is {its:g}" for name, its in loss.widths() if its != clip_coef]
-    return f"{loss.name} with {' and '.join(other)}: --clip-coef is handed to both losses" if other else ""
+def called(loss: Formulation, clip_coef: float) -> Iterator[str]:
+    """In words: with what a loss was called that its author may not expect, as a half-width that is not its default."""
+    if other := [f"{name}={clip_coef:g}, whose default is {its:g}" for name, its in loss.widths() if its != clip_coef]:
+        yield f"{loss.name} with {' and '.join(other)}: --clip-coef is handed to both losses"
+    if old := loss.old_policies():
+        yield (f"{loss.name} with one old policy for {' and '.join(old)}: what they differ by was not tried; a loss of "
+               "two old policies is compared by wrapping it")  # fmt: skip
+    if absent := loss.absent():
+        yield f"{loss.name} with {' and '.join(f'{name}=None' for name in absent)}, as by default: not tried otherwise"
+
+
+def _alone_in(contrasts: Sequence[Contrast], dtypes: Sequence[torch.dtype]) -> str:
+    """The dtype in which alone they differ, if finer ones were tried; or ""."""
+    differing = {c.probe.dtype for c in contrasts if c.real.any()}
+    finest = min(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return dtype_name(differing.pop()) if len(differing) == 1 and finest not in differing else ""
 
 
 def _only_of_tokens(contrasts: Sequence[Contrast]) -> bool:
@@ -137,6 +161,7 @@ class Known(NamedTuple):
     proof: Proof | None
     margin: Margin  # what more than usual is rounding
     rounding: str  # why, in words
+    elsewhere: str  # in words: in which format one computes something else
 
 
 def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype], prover: "Prover | None") -> Known:
@@ -150,10 +175,18 @@ def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype]
         shortest = prover.shortest_format(f, g) if proof.holds else None
     shrinks = shrinking(contrasts) if refutation is None else 0.0
     proved = small(contrasts) if proof is not None and proof.holds else 0.0
-    margin = Margin(shortest, shrinks or proved)
+    in_short = in_short_formats(contrasts) if proof is not None and proof.holds else 0.0
+    margin = Margin(shortest, shrinks or proved or in_short)
     if margin != USUAL:
         contrasts, found = contrast_all(a, b, margin), again(f, g, found, margin)
-    rounding = rounding_in_words(margin, shrinks=shrinks > 0)
+    if proof is not None and proof.holds and all(c.probe.extreme for c in contrasts if c.real.any()):
+        contrasts = [out_of_range(c) for c in contrasts]
+        found = None if found is None else out_of_range(found)
+    if margin != USUAL:
+        real = [c for c in contrasts if c.real.any()]
+        if real and (found is None or not found.real.any()):
+            found = min(real, key=lambda c: c.probe.logp.numel())
+    rounding = rounding_in_words(margin, shrinks=shrinks > 0, in_short=not proved and in_short > 0)
     if proof is not None and proof.holds and found is not None and found.real.any() and not asked(found.probe):
         # What was found of a few samples goes for all sizes only if the loss computes the same of all.
         proof = replace(proof, scope=proof.scope.replace(ANY_SIZE, f"every input in {FEW}"))
@@ -162,7 +195,9 @@ def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype]
         if finest is None:
             proof = replace(proof, why=_only_in_float64(f, g, refutation))
         found = finest or found
-    return Known(contrasts, found, proof, margin, rounding)
+    short = found is not None and found.real.any() and found.probe.dtype != torch.float64
+    elsewhere = prover.elsewhere(f, g) if prover is not None and proof is not None and proof.holds and short else ""
+    return Known(contrasts, found, proof, margin, rounding, elsewhere)
 
 
 def _only_in_float64(f: Formulation, g: Formulation, refutation: Contrast) -> str:
@@ -176,6 +211,8 @@ def digits(f: Formulation, g: Formulation, known: Known) -> str:
     """In words: what becomes of the example of two that are proved to be one gradient, and yet differ; or ""."""
     c = known.found
     if c is None or not c.real.any() or known.proof is None or not known.proof.holds or not asked(c.probe):
+        return ""
+    if known.elsewhere:
         return ""
     i, p = counterexample.worst(c), c.probe
     if p.dtype == torch.float64:
@@ -200,12 +237,19 @@ def asked(probe: Probe) -> bool:
     return all(n <= most for n, most in zip(probe.logp.shape, sizes, strict=True))
 
 
-def rounding_in_words(margin: Margin, *, shrinks: bool) -> str:
+def out_of_range(c: Contrast) -> Contrast:
+    """What differs at ratios that no training has, of two that are proved to be one: as what is not finite there."""
+    return replace(c, real=np.zeros_like(c.real), not_finite=c.not_finite | c.real) if c.probe.extreme else c
+
+
+def rounding_in_words(margin: Margin, *, shrinks: bool, in_short: bool) -> str:
     """Why a difference that is larger than usual is rounding after all; "" if nothing is."""
     if margin.shortest is not None:
         return f"one factor is computed in {dtype_name(margin.shortest)}, whatever the inputs' dtype, and rounded so"
     if margin.roundings:
         many = f"some {margin.roundings:.1g} of its units"
+        if in_short:
+            return f"one gradient in exact arithmetic, and what differs in short formats is rounding, {many}"
         if not shrinks:
             return f"one gradient in exact arithmetic: what differs in float64 is rounding, {many}"
         return f"the difference shrinks from float32 to float64 as rounding does: {many}, in every format"
@@ -233,7 +277,7 @@ def tried(probes: Sequence[Probe]) -> tuple[str, ...]:
         batches = (
             f"batches of {shapes} tokens, of equal and unequal lengths, on- and off-policy; holes, late starts, empty "
             "answers, advantages of 0; every ratio of a grid in answers of 1 and 2 tokens; log π to -40; the losses' "
-            "own numbers as bounds and lengths"
+            "own numbers as bounds, lengths and advantages"
         )
     else:
         points = next(probe.logp.numel() for probe in probes if probe.grid)
@@ -296,14 +340,21 @@ def part(contrasts: Iterable[Contrast], a: Survey, b: Survey, *, on_policy: bool
 
 
 def _network(a: Survey, b: Survey, *, on_policy: bool, margin: Margin) -> tuple[float, bool]:
-    """The largest relative difference of the parameters' gradients, and whether it is more than half of the digits."""
+    """The largest relative difference of the parameters' gradients, and whether it is more than half of the digits.
+
+    That is no difference where the samples of that very batch lie on an edge, or are rounded.
+    """
     furthest, moved = 0.0, False
-    for probe, x, y in zip(networks(a.probes), a.networks, b.networks, strict=True):
-        if probe.on_policy == on_policy and not torch.equal(x, y):
-            norm = max(float(x.double().norm()), float(y.double().norm()))
-            relative = float((x.double() - y.double()).norm()) / norm
-            eps = max(torch.finfo(dtype).eps for dtype in (probe.dtype, margin.shortest or probe.dtype))
-            furthest, moved = max(furthest, relative), moved or relative > max(math.sqrt(eps), margin.roundings * eps)
+    for x, y in zip(a.networks, b.networks, strict=True):
+        if x.batch.on_policy == on_policy and not torch.equal(x.gradient, y.gradient):
+            one, other = x.gradient.double(), y.gradient.double()
+            relative = float((one - other).norm()) / max(float(one.norm()), float(other.norm()))
+            eps = max(torch.finfo(dtype).eps for dtype in (x.batch.dtype, margin.shortest or x.batch.dtype))
+            furthest = max(furthest, relative)
+            if relative > max(math.sqrt(eps), margin.roundings * eps):
+                left, right = (measure(s.loss, x.batch, s.measurements[0].clip_coef) for s in (a, b))
+                c = contrast(left, right, margin)
+                moved = moved or bool(c.real.any()) or not c.unequal
     return furthest, moved
 
 

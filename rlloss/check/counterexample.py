@@ -228,13 +228,16 @@ def example(f: Formulation, g: Formulation, found: Contrast) -> Example:
     x, y = (float(measure(loss, probe, clip_coef).gradient[i]) for loss in (f, g))
     inputs = (probe.ratio, probe.sample_advantages, probe.logp, probe.old_logp)
     ratio, A, logp, old = (float(t.double().flatten()[i]) for t in inputs)
+    every = tuple(array(probe.advantages).tolist()) if probe.advantages.dim() == 1 else ()
+    advantages = every if len(set(every)) > 1 else ()
     if probe.mask is None:
-        return Example(why, dtype_name(probe.dtype), len(probe.logp), ratio, A, logp, old, clip_coef, (x, y))
+        mine = (why, dtype_name(probe.dtype), len(probe.logp), ratio, A, logp, old, clip_coef, (x, y))
+        return Example(*mine, advantages=advantages)
     ratios = tuple(tuple(row[counts].tolist()) for row, counts in zip(probe.ratio, probe.mask, strict=True))
     token = (i // probe.logp.shape[1] + 1, i % probe.logp.shape[1] + 1)
     padded = not bool(probe.mask.flatten()[i])
     mine = (why, dtype_name(probe.dtype), 1, ratio, A, logp, old, clip_coef, (x, y))
-    return Example(*mine, ratios, token, padded, masks_of(probe))
+    return Example(*mine, ratios, token, padded, masks_of(probe), advantages)
 
 
 def masks_of(probe: Probe) -> tuple[str, ...]:

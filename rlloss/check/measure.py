@@ -29,6 +29,7 @@ SHRINKS = 2**20  # times, at least, from float32 to float64, which have 29 digit
 SMALL = 2**-40  # of the terms in float64, 4,096 of its units: what is proved to be one gradient differs so by rounding
 MOST_ROUNDINGS = 2.0**20  # of which a difference may consist
 EPS_64 = torch.finfo(torch.float64).eps
+AS_MANY = 4  # times the roundings of a long format may be those of a short one, of which fewer cancel
 COARSE = 1 / 16  # of the terms, where 16 such roundings would be more: bfloat16 and float16 have too few digits for 16
 COARSEST = 1 / 2  # of the terms, where even one would: half of a gradient is never called rounding
 
@@ -47,6 +48,7 @@ class Margin(NamedTuple):
 
 
 USUAL = Margin()
+MOVES = (1.0, -4.0, 4.0)  # of one advantage: beyond all others, too, for ranks
 OUTER_AT = 48  # samples
 COMMON = 2.5  # of log-ratios and advantages
 DRAWS, MOVED = 4, 8  # of how data are rounded; by so many roundings, so that what is left of them is not rounded away
@@ -217,12 +219,12 @@ def _mixes(loss: Formulation, clip_coef: float) -> bool:
         logp, old_logp = (-0.1 - torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in "ab")
         A = torch.randn(8, generator=generator, dtype=torch.float64).to(dtype)
         probe = Probe("mixed", False, logp, old_logp, A, torch.ones(shape, dtype=torch.bool) if loss.sequence else None)
-        moved = replace(probe, advantages=A + torch.eye(8, dtype=dtype)[0])
+        moved = [replace(probe, advantages=A + by * torch.eye(8, dtype=dtype)[0]) for by in MOVES]
         try:
-            x, y = (gradient_of(loss, p, p.logp, clip_coef)[0].reshape(8, -1)[1:] for p in (probe, moved))
+            x, *others = (gradient_of(loss, p, p.logp, clip_coef)[0].reshape(8, -1)[1:] for p in (probe, *moved))
         except LossError:
             continue
-        return not np.array_equal(x, y, equal_nan=True)
+        return not all(np.array_equal(x, y, equal_nan=True) for y in others)
     return True
 
 
@@ -338,8 +340,20 @@ def shrinking(contrasts: Sequence[Contrast]) -> float:
 
 def small(contrasts: Sequence[Contrast]) -> float:
     """How many roundings of float64 explain what differs in it, as in a sum of thousands; 0 if it is more than that."""
-    sizes = [float(c.size.max()) for c in contrasts if c.probe.dtype == torch.float64]
+    sizes = [float(c.size.max()) for c in contrasts if c.probe.dtype == torch.float64 and not c.probe.extreme]
     return 2 * max(sizes) / torch.finfo(torch.float64).eps if 0 < max(sizes, default=0.0) <= SMALL else 0.0
+
+
+def in_short_formats(contrasts: Sequence[Contrast]) -> float:
+    """How many roundings explain what differs in short formats alone, by those of the formats in which nothing does;
+    0 if the longest differs, too, or if there are no more of them than usual.
+    """
+    differ = {c.probe.dtype for c in contrasts if c.real.any()}
+    longest = min((c.probe.dtype for c in contrasts), key=lambda dtype: torch.finfo(dtype).eps)
+    if not differ or longest in differ:
+        return 0.0
+    most = max(float(c.ulp.max()) for c in contrasts if c.probe.dtype not in differ)
+    return AS_MANY * most if most > ULPS_OF_ROUNDING else 0.0
 
 
 def spacing(x: Array, dtype: torch.dtype) -> Array:

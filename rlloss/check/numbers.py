@@ -31,9 +31,12 @@ def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
 
 
 def large_numbers(*functions: Callable[..., Any]) -> tuple[int, ...]:
-    """Whole numbers in these functions' code that may count samples, and more of them than are tried."""
+    """Whole numbers in these functions' code, and products of two, that may count samples: more than are tried."""
     found = {x for function in functions for x in _numbers(function, DEPTH, set())}
-    return tuple(sorted({int(x) for x in found if MANY < x < math.inf and float(x).is_integer()}))
+    whole = {int(x) for x in found if 1 < x < math.inf and float(x).is_integer()}
+    smaller = sorted(x for x in whole if x <= MANY)[-MOST:]
+    products = {x * y for x, y in itertools.combinations_with_replacement(smaller, 2)}
+    return tuple(sorted(x for x in whole | products if x > MANY))
 
 
 def group_sizes(numbers: Sequence[float]) -> list[int]:

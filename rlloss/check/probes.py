@@ -22,6 +22,7 @@ THROUGH, SHAPES_THROUGH = (64, 100), ((3, 7), (4, 16))  # through a network: a p
 TIES = 8  # rounding ties per bound
 LOG_PROBABILITIES = (-0.01, -0.1, -0.5, -1.0, -1.5, *(-float(i) - 0.05 for i in range(2, 41)))
 PROBABILITIES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)
+MOST_ADVANTAGE = 1e4  # beyond which a number is none
 MOST_RARE = 60.0  # beyond which a number is no log-probability
 LONGEST = 8_192  # tokens: of the longest answer that a number of the losses is tried with
 LONG = 3_000  # tokens of an answer that is tried in any case
@@ -41,7 +42,7 @@ class Probe:
     mask: Tensor | None = None
     grid: bool = False  # a systematic grid, from which regions are read
     extreme: bool = False  # ratios so tiny or huge that they leave the dtype's range
-    rare: bool = False  # one log-probability after another, down to some that no training meets
+    rare: bool = False  # one number after another, some of which no training meets
     network: bool = False  # to be run through a network, too
 
     @property
@@ -352,6 +353,15 @@ def with_own_advantages(probe: Probe, generator: torch.Generator) -> Probe:
     return replace(probe, name=f"{probe.name}, an advantage a token", advantages=A)
 
 
+def own_advantages(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float], spread: float) -> Probe:
+    """Answers whose advantages, or rewards, lie on both sides of every number that the losses are written with."""
+    beside = [sign * abs(x) * by for x in numbers if abs(x) <= MOST_ADVANTAGE for sign in (1, -1) for by in (0.9, 1.2)]
+    probe = random_sequences((max(8, 4 * math.ceil(len(beside) / 4)), 4), dtype, generator, spread, ragged=False)
+    A = probe.advantages.clone()
+    A[torch.randperm(len(A), generator=generator)[: len(beside)]] = torch.tensor(beside, dtype=torch.float64).to(dtype)
+    return replace(probe, name="own numbers as advantages", advantages=A, rare=True)
+
+
 def sequence_probes(
     dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = (), *, tokens: bool = False
 ) -> Iterator[Probe]:
@@ -365,6 +375,8 @@ def sequence_probes(
     for length in (1, 2):
         yield sequence_grid(dtype, clip_coef, length, numbers)
     yield from hostile_sequences(dtype, clip_coef, generator, numbers)
+    for spread in (0.3, 0.0):
+        yield own_advantages(dtype, generator, numbers, spread)
     if tokens:
         for spread in (0.3, 0.0, 1.0):
             for ragged in (False, True):

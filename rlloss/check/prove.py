@@ -91,6 +91,14 @@ class Prover:
         formats = {DTYPES[name] for graph in graphs for name in graph.formats if name in DTYPES}
         return max(formats, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
+    def elsewhere(self, f: Formulation, g: Formulation) -> str:
+        """In words: a format in which a loss computes something else, as by a branch on its inputs' dtype; or ""."""
+        for subject in map(self.subject, (f, g)):
+            batch = Batch((1, 1), ((True,),)) if subject.loss.sequence else Batch((1,))
+            if short := subject.another_graph(batch):
+                return f"in {short} {subject.loss.name} computes something else"
+        return ""
+
     def may_shorten(self, f: Formulation, g: Formulation) -> bool:
         """Whether a loss computes something in a format shorter than its inputs', or has no graph that tells."""
         try:
@@ -212,7 +220,7 @@ class _Pair:
         elif self.left.elementwise and self.right.elementwise:
             batches, scope = [Batch((1,))], ANY_SIZE
             if larger := large_numbers(self.left.loss.function, self.right.loss.function):
-                scope += f" below {min(larger):,}, a number in their code"
+                scope += f" below {min(larger):,}, a number in their code or a product of two"
         else:
             batches = [Batch((n,)) for n in (*SIZES[1:], 1)]
             scope = f"every input in {FEW}"
@@ -284,6 +292,8 @@ class _Pair:
 
         refinements = 0
         while True:
+            if time.monotonic() > self.until:
+                raise Late
             answer = question.ask(is_new)
             if answer.found is not None and refinements < REFINEMENTS and question.refine():
                 refinements += 1  # no float lies on a tie for sure, so nothing is computed there

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlloss.check.measure import Contrast, array, contrast, describe, measure
+from rlloss.check.measure import Contrast, array, contrast, describe, measure, mixes
 from rlloss.check.numbers import numbers_of
 from rlloss.check.probes import LONG, Probe, at_ratio, counts, random_sequences
 from rlloss.losses.formulation import Formulation
@@ -41,6 +41,9 @@ def regions(
         return ()
     if f.sequence:
         return _of_sequences(f, g, real, clip_coef, bisect=bisect)
+    if mixes(f, clip_coef) or mixes(g, clip_coef):  # then a sample's own numbers do not decide
+        ordinary = sorted(real, key=lambda c: not c.probe.ordinary)
+        return tuple(describe(c.probe, int(c.real.argmax())) for c in ordinary[:MOST_RANGES])
     on_grid = next((c for c in real if c.probe.grid), None)
     return (
         (by_rarity(f, g, clip_coef) if bisect else ())

@@ -9,6 +9,7 @@ SIZES = (1, 2, 3)  # samples, about which proofs are asked
 TOKENS = (2, 3)  # the largest batch of sequences about which they are: answers, tokens
 FEW = f"batches of {SIZES[0]} to {SIZES[-1]} samples"
 ANY_SIZE = "every input and batch size"
+ONE_OLD_POLICY = " of one old policy"  # of a loss that takes several and has got one
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Example:
     token: tuple[int, int] = (0, 0)  # the sequence and its token, each from 1, whose numbers these are
     padded: bool = False  # that token is one that does not count
     masks: tuple[str, ...] = ()  # of each sequence, 1 for a token that counts, where there are holes or late starts
+    advantages: tuple[float, ...] = ()  # of each sample or sequence, where they are not all one
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Size:
 
     relative: float
     cosine: float
+    ordinary: bool = True  # a batch that a training might have; else of the samples that differ alone
+    largest: float = 1.0  # at a sample, relative to the terms that autograd adds up there
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class Comparison:
     called: tuple[str, ...] = ()  # clip_coef in the place of a loss's own default
     single: bool = False  # something may be computed in float32, whatever the inputs' dtype
     digits: str = ""  # in words: which of two forms of one gradient loses its digits, where they differ as computed
+    alone_in: str = ""  # the dtype, not the finest of those tried, in which alone they differ
     only_of_tokens: bool = False  # they differ, and only where the tokens of an answer have advantages of their own
 
     @property

@@ -12,21 +12,33 @@ from rlloss.check.measure import Array, Contrast, Measurement, array, mixes
 from rlloss.check.probes import Probe
 from rlloss.check.result import Size
 
+ORDINARY = 48  # numbers of a batch, of which less say little of another's
 CANCELLED = 1e3  # times the gradient: terms beyond have cancelled, and their rest has no ratio worth the name
 TOLERANCE = 1e3  # in units of the dtype's rounding
 
 
 def size(a: Sequence[Measurement], b: Sequence[Measurement], contrasts: Sequence[Contrast]) -> Size | None:
-    """On the batch in which most samples differ, one that is no grid if there is any; None if nothing differs."""
+    """On the batch in which most samples differ, of an ordinary size if there is any; None if nothing differs.
+
+    Where no ordinary batch differs, of the samples that do: others, as of a huge ratio, would hide them.
+    """
     real = [i for i, c in enumerate(contrasts) if c.real.any() and np.isfinite(a[i].gradient).all()]
     real = [i for i in real if np.isfinite(b[i].gradient).all() and a[i].gradient.any()]
     if not real:
         return None
-    i = max(real, key=lambda i: (not contrasts[i].probe.grid, not contrasts[i].probe.extreme, contrasts[i].real.mean()))
-    x, y = a[i].gradient, b[i].gradient
+
+    def usual(i: int) -> tuple[bool, bool, bool, float]:
+        p, share = contrasts[i].probe, float(contrasts[i].real.mean())
+        return p.ordinary, p.ordinary and p.logp.numel() >= ORDINARY, not p.grid and not p.extreme, share
+
+    i = max(real, key=usual)
+    ordinary = contrasts[i].probe.ordinary
+    chosen = slice(None) if ordinary else contrasts[i].real
+    x, y = a[i].gradient[chosen], b[i].gradient[chosen]
     norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     cosine = float(x @ y) / (norms[0] * norms[1]) if all(norms) else math.nan
-    return Size(float(np.linalg.norm(y - x)) / norms[0], cosine)
+    largest = max(float(contrasts[i].size.max()) for i in real)
+    return Size(float(np.linalg.norm(y - x)) / (norms[0] or norms[1]), cosine, ordinary, largest)
 
 
 # The names of what a gradient may be multiplied by, from the plainest on, each as a number per element of a probe.

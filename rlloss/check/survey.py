@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Survey:
     loss: Formulation
     probes: list[Probe]
     measurements: list[Measurement]
-    networks: list[Tensor]
+    networks: list["Through"]
     places: list[int]  # of these probes among all
     refused: Mapping[str, list[str]]  # why the others are not among them -> their names
 
@@ -79,7 +80,10 @@ def survey(
         measurements.append(measured)
     again = measure(loss, probes[0], clip_coef)
     if not np.array_equal(again.gradient, measurements[0].gradient, equal_nan=True):
-        raise LossError(f"{loss.name} gives another gradient when called again; a random loss cannot be compared")
+        raise LossError(
+            f"{loss.name} gives another gradient when called again; one that is random, or keeps a state from call to "
+            "call, cannot be compared"
+        )
     through = [network_gradient(loss, probe, clip_coef) for probe in networks(probes)]
     return Survey(loss, probes, measurements, through, places, refused)
 
@@ -194,7 +198,14 @@ def networks(probes: Sequence[Probe]) -> list[Probe]:
     return [p for p in probes if p.network]
 
 
-def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Tensor:
+class Through(NamedTuple):
+    """A batch whose log-probabilities are a network's, and the gradient of all its parameters."""
+
+    batch: Probe
+    gradient: Tensor
+
+
+def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Through:
     """The gradient of all parameters of a small softmax policy whose actions have the probe's advantages.
 
     ``old_logp`` comes from the same network with its weights moved a little, or not at all if on-policy.
@@ -214,6 +225,7 @@ def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Tenso
 
     old_logp = logp([w + (0 if probe.on_policy else 0.2) * draw(*w.shape) for w in weights])
     leaves = [w.requires_grad_() for w in weights]
-    batch = Probe(probe.name, probe.on_policy, probe.logp, old_logp.detach(), probe.advantages, probe.mask)
-    gradients = torch.autograd.grad(batch.loss(loss, logp(leaves), clip_coef).mean(), leaves)
-    return torch.cat([g.flatten() for g in gradients])
+    mine = logp(leaves)
+    batch = replace(probe, logp=mine.detach(), old_logp=old_logp.detach())
+    gradients = torch.autograd.grad(batch.loss(loss, mine, clip_coef).mean(), leaves)
+    return Through(batch, torch.cat([g.flatten() for g in gradients]))

@@ -1,16 +1,19 @@
 """A comparison in words: for the terminal, and for the message of a failed assertion."""
 
+import math
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 
 from rlloss import tables
-from rlloss.check.result import Comparison, Example, Padding, Part, Proof
+from rlloss.check.result import ONE_OLD_POLICY, Comparison, Example, Padding, Part, Proof
 from rlloss.verdicts import Verdict
 
 LABEL, WIDTH = 13, 118  # characters: of the column of labels, of a line
 OF_TOKENS = (
     "they differ where the tokens of an answer have advantages of their own; with one an answer no difference was found"
 )
+EVERY_INPUT = f"^every input(?:{ONE_OLD_POLICY})?"
 VERBOSE = ("subnormal", "not bitwise")  # labels that only the whole report has
 MEANING = {
     Verdict.IDENTICAL: "equal to the last bit on everything tried where both are finite",
@@ -43,12 +46,14 @@ def _known(c: Comparison) -> str:
         return f"{c.verdict} ({MEANING[c.verdict]})"
     if c.verdict == Verdict.DIFFERENT:
         at = f" at clip_coef {short(c.example.clip_coef)}" if c.example and c.example.clip_coef != c.clip_coef else ""
-        how = f"{c.verdict} as computed, one gradient in exact arithmetic" if c.digits else c.verdict
+        alone = f" in {c.alone_in} alone" if c.alone_in else ""
+        how = f"{c.verdict}{alone}" + (" as computed, one gradient in exact arithmetic" if c.digits else "")
         return f"{how}{at}: {in_short(c.example)}" if c.example else f"{how} ({MEANING[c.verdict]})"
     exact = c.proof.exact in ("proved", "edges")
     scope = c.proof.scope + (", where both are finite" if c.proof.left_out else "")
     if c.verdict == Verdict.IDENTICAL and c.proof.bitwise == "proved":
-        return f"{c.verdict}, proved for {scope.replace('every input', 'every input, dtype', 1)}"
+        every_dtype = re.sub(EVERY_INPUT, r"\g<0>, dtype", scope)
+        return f"{c.verdict}, proved for {every_dtype}"
     if exact and c.verdict == Verdict.EQUAL:
         return f"{c.verdict}, proved in exact arithmetic for {scope}"
     if exact:
@@ -169,8 +174,10 @@ def _size(c: Comparison) -> list[str]:
     if c.size is None:
         return []
     apart, cosine = f"{c.size.relative:.3g}", f"{c.size.cosine:.6g}"
-    lines = [f"on one batch the difference is {apart} of {c.a}'s gradient (L2); the cosine of the two is {cosine}"]
-    if c.single and c.size.relative < SINGLE:
+    where = "on one batch the difference" if c.size.ordinary else "on no ordinary batch; of the samples that differ it"
+    beside = "" if math.isnan(c.size.cosine) else f"; the cosine of the two is {cosine}"
+    lines = [f"{where} is {apart} of {c.a}'s gradient (L2){beside}"]
+    if c.single and max(c.size.relative, c.size.largest) < SINGLE:
         lines += ["that is no more than float32 rounds: something may be computed in it, whatever the inputs' dtype"]
     return [*lines, f"{c.b}'s gradient is {c.a}'s times {c.factor}"] if c.factor else lines
 
@@ -217,7 +224,10 @@ def _example(c: Comparison, e: Example) -> list[str]:
     x, y = map(number, e.gradients) if exact else told_apart(*e.gradients)
     gradients = f"gradient {x} for {c.a}, {y} for {c.b}"
     clip_coef = "" if e.clip_coef == c.clip_coef else f", clip_coef {number(e.clip_coef)}"
-    at = f"A = {number(e.advantage)}, logp {number(e.logp)}{clip_coef}"
+    every = [short(A) for A in e.advantages]
+    every = [f"{A!r}" for A in e.advantages] if len(set(every)) == 1 else every
+    among = f" among ({_few(every)})" if every else ""
+    at = f"A = {number(e.advantage)}{among}, logp {number(e.logp)}{clip_coef}"
     if e.sequences:
         where = f"{_answers(e, number)}, {at} ({e.dtype})"
         token = "the padded token" if e.padded else "token"
@@ -233,13 +243,14 @@ MOST_SHOWN = 6  # numbers of an answer, answers of a batch
 def _answers(e: Example, number: Callable[[float], str]) -> str:
     """The ratios of an example's tokens that count, and its masks if they say more."""
 
-    def few(items: Sequence[str]) -> str:
-        return ", ".join(items[:MOST_SHOWN]) + (f", … ({len(items)} in all)" if len(items) > MOST_SHOWN else "")
-
-    answers = [f"({few([number(r) for r in ratios])})" for ratios in e.sequences]
+    answers = [f"({_few([number(r) for r in ratios])})" for ratios in e.sequences]
     one = "one sequence with the ratios " if len(answers) == 1 else "sequences with the ratios "
-    shown = one + few(answers).replace("), (", ") and (")
-    return f"{shown}, masks {few(e.masks)}" if e.masks else shown
+    shown = one + _few(answers).replace("), (", ") and (")
+    return f"{shown}, masks {_few(e.masks)}" if e.masks else shown
+
+
+def _few(items: Sequence[str]) -> str:
+    return ", ".join(items[:MOST_SHOWN]) + (f", … ({len(items)} in all)" if len(items) > MOST_SHOWN else "")
 
 
 def _values(c: Comparison) -> list[str]:

@@ -19,7 +19,7 @@ from rlloss import lazy
 from rlloss.errors import ConfigError, LossError, lookup
 from rlloss.losses.samples import LOSSES, Loss
 from rlloss.losses.sequences import SEQUENCE_LOSSES
-from rlloss.losses.signature import BY_POSITION, Binding, bind, refuse_parts, signature_of
+from rlloss.losses.signature import BY_POSITION, Binding, bind, meaning, refuse_parts, signature_of
 
 # What a sequence loss may take in place of the contract's mask and advantages, in the order in which it is tried.
 MASK_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -92,6 +92,20 @@ class Formulation:
         mine = [name for name, role in self.binding.roles if role == "clip_coef"]
         defaults = ((name, signature.parameters[name].default) for name in mine)
         return [(name, its) for name, its in defaults if isinstance(its, int | float)]
+
+    def old_policies(self) -> list[str]:
+        """The parameters that the one old policy is handed to, if they are several."""
+        mine = [name for name, role in self.binding.roles if role == "old_logp"]
+        return mine if len(mine) > 1 else []
+
+    def absent(self) -> list[str]:
+        """The parameters that are called as data are, and stay at their default, None."""
+        signature = signature_of(self.function)
+        if signature is None:
+            return []
+        handed = {name for name, _ in self.binding.roles}
+        none = (p.name for p in signature.parameters.values() if p.default is None and p.name not in handed)
+        return [name for name in none if meaning(name) not in ("", "clip_coef", "foreign")]
 
     def unchecked(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, *, clip_coef: float) -> Tensor:
         """The per-sample function's own result, for torch's compiler, which cannot check every result."""
