@@ -26,7 +26,7 @@ from rlloss.check.measure import (
 )
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
-from rlloss.check.probes import Probe, random_batch, random_sequences
+from rlloss.check.probes import LONGEST, Probe, random_batch, random_sequences
 from rlloss.check.result import ANY_SIZE, FEW, ONE_OLD_POLICY, SIZES, TOKENS, Comparison, Part, Proof, Values
 from rlloss.check.survey import Survey, groups_of, survey, together, usable
 from rlloss.errors import LossError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 CLIP_COEF = 0.2
+MOST_TOKENS = 10**6  # of an answer: a larger number in a loss counts none
 
 AnyLoss = str | Callable[..., Any]
 
@@ -96,7 +97,7 @@ def compare(
         seed=seed,
         proof=_of_one_old_policy(known.proof, left, right),
         padding=compare_padding(left, right, clip_coef),
-        left_out=(*left_out, *sizes_left_out),
+        left_out=(*left_out, *sizes_left_out, *longer_answers(left, right)),
         rounding=known.rounding,
         called=(
             *(line for loss in (left, right) for line in called(loss, clip_coef)),
@@ -107,6 +108,15 @@ def compare(
         alone_in=_alone_in(tried_at, dtypes),
         only_of_tokens=_only_of_tokens(tried_at),
     )
+
+
+def longer_answers(*losses: Formulation) -> Iterator[str]:
+    """In words: a number in the losses' code that may count tokens, and more of them than any answer has."""
+    if losses[0].sequence:
+        large = [n for n in numbers_of(*(loss.function for loss in losses)) if LONGEST < n <= MOST_TOKENS]
+        whole = [int(n) for n in large if n.is_integer()]
+        if whole:
+            yield f"answers of more than {LONGEST:,} tokens; {min(whole):,} is a number in their code"
 
 
 def _of_one_old_policy(proof: Proof | None, *losses: Formulation) -> Proof | None:

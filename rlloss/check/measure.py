@@ -30,6 +30,7 @@ SMALL = 2**-40  # of the terms in float64, 4,096 of its units: what is proved to
 MOST_ROUNDINGS = 2.0**20  # of which a difference may consist
 EPS_64 = torch.finfo(torch.float64).eps
 AS_MANY = 4  # times the roundings of a long format may be those of a short one, of which fewer cancel
+NEXT_TO_NOTHING = 1e-6  # of the largest difference, each relative to its terms
 COARSE = 1 / 16  # of the terms, where 16 such roundings would be more: bfloat16 and float16 have too few digits for 16
 COARSEST = 1 / 2  # of the terms, where even one would: half of a gradient is never called rounding
 
@@ -120,7 +121,7 @@ class Measurement:
     def terms(self) -> Array:
         """The gradient as a sum over all paths to logp, every term with its absolute value; 0 where that overflows."""
         _, total, logp, _ = gradient_of(self.loss, self.probe, self.probe.logp, self.clip_coef)
-        for node in _nodes(total.grad_fn):
+        for node in nodes_of(total.grad_fn):
             node.register_hook(_absolute)
         (terms,) = torch.autograd.grad(total, logp)
         return np.nan_to_num(array(terms.abs()), nan=0.0, posinf=0.0)
@@ -238,7 +239,7 @@ def nudge(probe: Probe, side: int, rounded: torch.dtype) -> Tensor:
     return torch.minimum(moved, neighbour) if side < 0 else torch.maximum(moved, neighbour)
 
 
-def _nodes(root: Any) -> Iterator[Any]:
+def nodes_of(root: Any) -> Iterator[Any]:
     """Every node of an autograd graph, once."""
     seen, todo = {root}, [root]
     while todo:
@@ -375,6 +376,17 @@ def _underflows(probe: Probe, terms: Array, rounded: torch.dtype) -> NDArray[np.
     incoming = np.abs(array(probe.sample_advantages)) / (1 if probe.grid else probe.logp.numel())
     lost: NDArray[np.bool_] = ((incoming != 0) & (incoming < smallest)) | (terms < smallest)
     return lost
+
+
+def telling(contrasts: Sequence[Contrast]) -> list[int]:
+    """The places of those that really differ, in the finest format that does, and not by next to nothing beside others:
+    what differs so little may be the rounding of long sums.
+    """
+    real = [i for i, c in enumerate(contrasts) if c.real.any()]
+    finest = min((torch.finfo(contrasts[i].probe.dtype).eps for i in real), default=0.0)
+    real = [i for i in real if torch.finfo(contrasts[i].probe.dtype).eps == finest]
+    largest = max((float(contrasts[i].size.max()) for i in real), default=0.0)
+    return [i for i in real if contrasts[i].size.max() >= NEXT_TO_NOTHING * largest]
 
 
 def describe(probe: Probe, i: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlloss.check.measure import Contrast, array, contrast, describe, measure, mixes
+from rlloss.check.measure import Contrast, array, contrast, describe, measure, mixes, telling
 from rlloss.check.numbers import numbers_of
 from rlloss.check.probes import LONG, Probe, at_ratio, counts, random_sequences
 from rlloss.losses.formulation import Formulation
@@ -40,7 +40,7 @@ def regions(
     if not real:
         return ()
     if f.sequence:
-        return _of_sequences(f, g, real, clip_coef, bisect=bisect)
+        return _of_sequences(f, g, [contrasts[i] for i in telling(contrasts)], clip_coef, bisect=bisect)
     if mixes(f, clip_coef) or mixes(g, clip_coef):  # then a sample's own numbers do not decide
         ordinary = sorted(real, key=lambda c: not c.probe.ordinary)
         return tuple(describe(c.probe, int(c.real.argmax())) for c in ordinary[:MOST_RANGES])
@@ -146,7 +146,8 @@ def _of_sequences(
         rarity = by_rarity(left, right, clip_coef) if bisect else ()
         texts += rarity or by_ratio(left, right, tokens, clip_coef, bisect=bisect)
     if not texts and bisect:
-        texts += by_length(f, g, clip_coef)
+        shortest = min((c.probe.logp.shape[1] for c in real if _is_full(c.probe)), default=0)
+        texts += [text for length, text in by_length(f, g, clip_coef) if length <= shortest]
     kinds = sorted({_kind(c.probe) for c in real}, reverse=True)
     plain = [kind for kind in kinds if kind.endswith("lengths")]
     return (*texts, *(plain or kinds))
@@ -164,8 +165,14 @@ def of_tokens(loss: Formulation) -> Formulation:
     return Formulation(loss.name, function)
 
 
-def by_length(f: Formulation, g: Formulation, clip_coef: float) -> tuple[str, ...]:
-    """From which length of answers on they differ, or up to which, if answers of equal lengths show it."""
+def _is_full(probe: Probe) -> bool:
+    return probe.mask is not None and bool(probe.mask.all())
+
+
+def by_length(f: Formulation, g: Formulation, clip_coef: float) -> Iterator[tuple[int, str]]:
+    """From which length of answers on they differ, or up to which, if answers of equal lengths show it: the shortest
+    that differ, and in words.
+    """
 
     def differ(n: int) -> bool:
         generator = torch.Generator().manual_seed(3)
@@ -173,7 +180,6 @@ def by_length(f: Formulation, g: Formulation, clip_coef: float) -> tuple[str, ..
         return bool(contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef)).real.any())
 
     lengths = sorted({1, 2, 8, 64, LONG, *counts(numbers_of(f.function, g.function))})
-    texts = []
     differs = [differ(n) for n in lengths]
     for i in range(len(lengths) - 1):
         low, high = lengths[i], lengths[i + 1]
@@ -185,8 +191,7 @@ def by_length(f: Formulation, g: Formulation, clip_coef: float) -> tuple[str, ..
                 low = middle
             else:
                 high = middle
-        texts.append(f"answers of {high} tokens and more" if differs[i + 1] else f"answers of up to {low} tokens")
-    return tuple(texts)
+        yield (high, f"answers of {high} tokens and more") if differs[i + 1] else (1, f"answers of up to {low} tokens")
 
 
 def _kind(probe: Probe) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlloss.check.measure import Array, Contrast, Measurement, array, mixes
+from rlloss.check.measure import Array, Contrast, Measurement, array, mixes, telling
 from rlloss.check.probes import Probe
 from rlloss.check.result import Size
 
@@ -22,7 +22,7 @@ def size(a: Sequence[Measurement], b: Sequence[Measurement], contrasts: Sequence
 
     Where no ordinary batch differs, of the samples that do: others, as of a huge ratio, would hide them.
     """
-    real = [i for i, c in enumerate(contrasts) if c.real.any() and np.isfinite(a[i].gradient).all()]
+    real = [i for i in telling(contrasts) if np.isfinite(a[i].gradient).all()]
     real = [i for i in real if np.isfinite(b[i].gradient).all() and a[i].gradient.any()]
     if not real:
         return None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rlloss.check.measure import measure
+from rlloss.check.measure import measure, nodes_of
 from rlloss.check.probes import Probe
 from rlloss.check.result import SIZES, TOKENS
 from rlloss.errors import GraphError, LossError
@@ -136,6 +136,10 @@ class Subject:
                 close = abs(value - gradient) <= rough * max(1.0, abs(gradient))
                 if not close and (math.isfinite(value) or math.isfinite(gradient)):
                     at = ", ".join(f"{name} {x:.4g}" for name, x in inputs.items() if not name.startswith("mask"))
+                    if own := own_derivative(self.loss, probe, inputs[EPSILON]):
+                        raise GraphError(
+                            f"{self.loss.name} has a derivative of its own, by {own}, an autograd.Function"
+                        )
                     raise untrue(self.loss.name, at)
 
     @cached_property
@@ -192,6 +196,13 @@ def measured(loss: Formulation, probe: Probe, clip_coef: float) -> list[float]:
         single = Probe(probe.name, probe.on_policy, logp, old, A, probe.mask)
         found = measure(loss, single, clip_coef).gradient.tolist()
     return found
+
+
+def own_derivative(loss: Formulation, probe: Probe, clip_coef: float) -> str:
+    """The autograd.Function by which a loss is differentiated; "" for none."""
+    root = probe.loss(loss, probe.logp.clone().requires_grad_(), clip_coef).grad_fn
+    own = (node for node in nodes_of(root) if isinstance(node, torch.autograd.function.BackwardCFunction))
+    return next((type(node).__name__.removesuffix("Backward") for node in own), "")
 
 
 def roughness(graph: Graph) -> float:

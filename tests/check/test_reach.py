@@ -222,3 +222,51 @@ def test_what_is_dropped_is_all_of_its_own_gradient():
     assert not result.size.ordinary or result.size.relative > 1e-3
     assert result.size.relative > 1e-3
     assert "cosine of the two is nan" not in said
+
+
+@pytest.mark.slow
+def test_masks_that_differ_are_not_hidden_by_the_rounding_of_long_sums():
+    def last_by_count(logp, old_logp, rewards, mask, *, clip_coef):
+        at = (mask.sum(1) - 1).clamp(min=0).long()
+        last = torch.zeros_like(logp)
+        last[torch.arange(len(logp)), at] = rewards
+        togo = (last * mask).flip(1).cumsum(1).flip(1)
+        return -(togo * logp * mask).sum() / mask.sum().clamp(min=1)
+
+    def all_of_it(logp, old_logp, rewards, mask, *, clip_coef):
+        return -(rewards[:, None] * logp * mask).sum() / mask.sum().clamp(min=1)
+
+    result, said = found(last_by_count, all_of_it)
+    assert result.verdict == Verdict.DIFFERENT
+    assert set(result.regions) == {f"{on}-policy, {kind}" for on in ("on", "off") for kind in ("holes", "late starts")}
+
+
+@pytest.mark.slow
+def test_a_number_of_tokens_beyond_all_answers_is_named():
+    def shorter(logp, old_logp, rewards, mask, *, clip_coef):
+        penalty = ((12_288 - mask.sum(1)).to(logp.dtype) / 4096).clamp(min=-1, max=0)
+        return plain(logp, old_logp, rewards + penalty, mask, clip_coef=clip_coef)
+
+    _, said = found(shorter, plain)
+    assert "left out answers of more than 8,192 tokens; 12,288 is a number in their code" in said
+
+
+def test_a_derivative_of_its_own_is_named():
+    class Clipped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logp, old_logp, advantages):
+            ratio = torch.exp(logp - old_logp)
+            ctx.save_for_backward(ratio, advantages)
+            return -ratio * advantages
+
+        @staticmethod
+        def backward(ctx, up):
+            ratio, advantages = ctx.saved_tensors
+            return -up * advantages * ratio, None, None
+
+    def by_function(logp, old_logp, advantages):
+        return Clipped.apply(logp, old_logp, advantages)
+
+    result, said = found("ppo_unclipped", by_function)
+    assert result.verdict != Verdict.DIFFERENT
+    assert "not proved: by_function has a derivative of its own: Clipped is an autograd.Function" in said
