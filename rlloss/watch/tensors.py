@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -118,14 +119,16 @@ def witness(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
 
 
 def witnessed(optimizer: torch.optim.Optimizer, place: tuple[int, int]) -> str:
-    """The hash of the witness's gradient; "" without one."""
+    """The hash of the witness's gradient; "" without one that can be read."""
+    group, number = place
     groups = optimizer.param_groups
-    if isinstance(optimizer, torch.optim.LBFGS):  # whose last gradient is of another place
-        return ""
-    tensor = groups[place[0]]["params"][place[1]] if groups and groups[place[0]]["params"] else None
-    if tensor is None or tensor.grad is None or tensor.grad.numel() > MOST_WITNESSED:
-        return ""
-    return gradients([Named("the gradient of the smallest tensor", tensor, False)]).hex()[:16]
+    tensors = groups[group]["params"] if group < len(groups) else []
+    gradient = tensors[number].grad if number < len(tensors) else None
+    if gradient is None or gradient.numel() > MOST_WITNESSED or isinstance(optimizer, torch.optim.LBFGS):
+        return ""  # L-BFGS leaves that of another place
+    with suppress(ConfigError, RuntimeError, TypeError, NotImplementedError):  # a format that cannot be added to, say
+        return gradients([Named("the smallest", tensors[number], False)]).hex()[:16]
+    return ""
 
 
 def hashed(tensor: Tensor, name: str) -> bytes:
