@@ -99,9 +99,14 @@ def together(a: Survey, b: Survey) -> tuple[Survey, Survey, tuple[str, ...]]:
     for name, why in {name.split(",")[0]: why for name, why in reversed(refused)}.items():
         _, names = reasons.setdefault(re.sub(r"\d+", "", why), (why, {}))
         names[name.removeprefix("N = ")] = None
-    n = "" if a.loss.sequence else "N = "
-    words = [f"batches of {n}{', '.join(reversed(names))}, as {why}" for why, names in reasons.values()]
+    words = [f"batches of {_listed([*names][::-1])}, as {why}" for why, names in reasons.values()]
     return a.on(both), b.on(both), tuple(words)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Sizes, as N = 1, 2, 7, and what batches are called."""
+    sizes, others = ([name for name in names if name.isdigit() == number] for number in (True, False))
+    return ", ".join([*(["N = " + ", ".join(sizes)] if sizes else []), *others])
 
 
 def probes_of(

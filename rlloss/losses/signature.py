@@ -147,12 +147,26 @@ def is_bare(name: str) -> bool:
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
     """The signature; of a torch module that of its ``forward``; None for a function written in C without one."""
+    if hasattr(schema := getattr(function, "schema", None), "arguments"):  # of torch.jit.script
+        return _of_schema(schema)
     module = getattr(function, "_orig_mod", function)  # torch.compile's module hides the names
     forward = getattr(module, "forward", None) if hasattr(module, "register_forward_hook") else None
     try:
         return inspect.signature(forward if callable(forward) else function)
     except (TypeError, ValueError):
         return None
+
+
+def _of_schema(schema: Any) -> inspect.Signature:
+    """The signature that TorchScript keeps in its own form."""
+    return inspect.Signature([
+        inspect.Parameter(
+            argument.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=argument.default_value if argument.has_default_value() else EMPTY,
+        )
+        for argument in schema.arguments
+    ])  # fmt: skip
 
 
 def bind(function: Callable[..., Any], name: str) -> Binding:

@@ -270,3 +270,25 @@ def test_a_derivative_of_its_own_is_named():
     result, said = found("ppo_unclipped", by_function)
     assert result.verdict != Verdict.DIFFERENT
     assert "not proved: by_function has a derivative of its own, by Clipped, an autograd.Function" in said
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_a_scripted_minimum_has_no_gradient_where_its_sides_are_equal():
+    """As PPO's are everywhere within the interval. From the second call on, when PyTorch has compiled it."""
+
+    def ppo(logp: torch.Tensor, old_logp: torch.Tensor, advantages: torch.Tensor, clip_coef: float = 0.2):
+        ratio = torch.exp(logp - old_logp)
+        return -torch.min(ratio * advantages, torch.clamp(ratio, 1 - clip_coef, 1 + clip_coef) * advantages)
+
+    scripted = torch.jit.script(ppo)
+    gradients = []
+    for _ in range(3):
+        logp = torch.tensor([-1.0, -0.9], requires_grad=True)
+        scripted(logp, torch.full((2,), -1.0), torch.ones(2)).sum().backward()
+        gradients.append(logp.grad.tolist())
+    assert gradients[0][0] == -1
+    assert gradients[1:] == [[0, 0], [0, 0]]
+    result, said = found("ppo_clip", scripted)
+    assert result.verdict == Verdict.DIFFERENT
+    assert "differ at A > 0: 0.8 < ratio < 1.2" in said
