@@ -179,11 +179,11 @@ def test_samples_in_groups_that_divide_no_power_of_two():
 
     result, said = found(centred(6), repeated)
     assert result.verdict == Verdict.IDENTICAL
-    assert "random batches of N = 6, 12, 66, 102, 132, 1002, 1026, 4098, 65538" in said
+    assert any("random batches of N = 6, 12, 66, 102, 132, 1002, 1026, 4098, 65538" in line for line in result.tried)
     assert "loss takes no batch of one sample, with which a proof begins" in said
-    other, said = found(centred(6), centred(10))
+    other, _ = found(centred(6), centred(10))
     assert other.verdict == Verdict.DIFFERENT
-    assert "random batches of N = 30, 90, 120, 150," in said
+    assert any("random batches of N = 30, 90, 120, 150," in line for line in other.tried)
     alone = examine(centred(6))
     assert alone.trait("split in two").verdict == "yes"
     assert "tried        6 to 102 samples" in alone_text(alone)
