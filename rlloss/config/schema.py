@@ -279,7 +279,7 @@ class Config:
             if not getattr(self, key) >= 0:
                 raise ConfigError(f"{key}={getattr(self, key)}: must be 0 or greater")
         for key in {*POSITIVE, *NON_NEGATIVE} - {"max_grad_norm"}:
-            if not math.isfinite(getattr(self, key)):
+            if isinstance(value := getattr(self, key), float) and not math.isfinite(value):
                 raise ConfigError(f"{key}={getattr(self, key)}: must be a finite number")
         for key in FRACTION:
             if not 0 <= getattr(self, key) <= 1:

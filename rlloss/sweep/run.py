@@ -130,10 +130,13 @@ def _shared(folder: Path, one: Config, other: Config) -> str:
 
 def check_elsewhere(configs: Sequence[Config]) -> None:
     """The same for runs made on other machines, in this process. What a login node need not have is left to the jobs:
-    device, threads and numerics.
+    device, threads, numerics, and memory for a batch.
     """
     native = NumericsConfig("native")
-    here = [replace(config, device="cpu", torch_threads=1, numerics=native) for config in configs]
+    here = [
+        replace(c, device="cpu", torch_threads=1, numerics=native, num_steps=min(c.num_steps, 2), num_minibatches=1)
+        for c in configs
+    ]
     check_all(here, 1, lambda numerics, calls: list(joblib.Parallel(n_jobs=1)(calls)))
 
 

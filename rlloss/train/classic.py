@@ -220,8 +220,10 @@ COPIES: dict[type, type[Copy]] = {
 class ClassicEnvironments(Environments):
     """Environments of one of the ``COPIES``, each stepped in Python's numbers."""
 
-    def __init__(self, make: Callable[[], Env], seeds: Sequence[int]) -> None:
-        super().__init__(make, seeds)
+    def __init__(
+        self, make: Callable[[], Env], seeds: Sequence[int], room: Callable[[Env], None] = lambda env: None
+    ) -> None:
+        super().__init__(make, seeds, room)
         self._read()
 
     def _read(self) -> None:

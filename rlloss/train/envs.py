@@ -4,7 +4,7 @@ import difflib
 import importlib
 import importlib.metadata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import gymnasium
@@ -25,8 +25,12 @@ SIMULATORS = {"box2d": "box2d", "mujoco": "mujoco", "atari": "ale-py"}
 """Extra of this package -> the distribution whose version decides what its environments compute."""
 
 
-def make_envs(config: EnvConfig, seeds: Sequence[int], gamma: float = 0.99) -> Environments:
+def make_envs(
+    config: EnvConfig, seeds: Sequence[int], gamma: float = 0.99, room: Callable[[Env], None] = lambda env: None
+) -> Environments:
     """One copy per seed, in the wrappers that the config names. ``gamma`` is the run's discount.
+
+    ``room`` is called with the first of them, before the others are made.
 
     Observations that are neither vectors nor images are flattened (``spaces.flattened``).
 
@@ -46,7 +50,7 @@ def make_envs(config: EnvConfig, seeds: Sequence[int], gamma: float = 0.99) -> E
         return flattened(env, config.id)
 
     bare = not config.kwargs and not config.wrappers
-    return (ClassicEnvironments if bare and has_copy(config.id, make) else Environments)(make, seeds)
+    return (ClassicEnvironments if bare and has_copy(config.id, make) else Environments)(make, seeds, room)
 
 
 def make_env(config: EnvConfig) -> Env:

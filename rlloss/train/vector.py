@@ -29,12 +29,21 @@ class Environments:
     ``rescaled``: whether wrappers change the rewards; ``raw_rewards`` then has those of the environment itself.
     ``journal``: what they need to be where they are in another process (``replay``).
 
-    Args: what makes one, in its wrappers; the seeds, one for each.
+    Args: what makes one, in its wrappers; the seeds, one for each; what is called with the first of them.
     """
 
-    def __init__(self, make: Callable[[], Env], seeds: Sequence[int]) -> None:
+    def __init__(
+        self, make: Callable[[], Env], seeds: Sequence[int], room: Callable[[Env], None] = lambda env: None
+    ) -> None:
         self.make, self.seeds = make, list(seeds)
-        self.envs = [make() for _ in seeds]
+        self.envs: list[Env] = []
+        try:
+            self.envs.append(make())
+            room(self.envs[0])
+            self.envs += [make() for _ in seeds[1:]]
+        except BaseException:
+            self.close()
+            raise
         self.recorders = [recorder for env in self.envs if (recorder := raw_recorder(env)) is not None]
         self.rescaled = bool(self.recorders)
         self.action_space = self.envs[0].action_space

@@ -15,6 +15,7 @@ OBSERVATIONS = {
     "multibinary": spaces.MultiBinary(2),
     "dict": spaces.Dict(position=VECTOR, goal=spaces.Discrete(2)),
     "tuple": spaces.Tuple((VECTOR, spaces.MultiBinary(3))),
+    "wide": spaces.Box(-1, 1, (300,), np.float32),
     "text": spaces.Sequence(spaces.Discrete(2)),
 }
 ACTIONS = {
@@ -63,6 +64,7 @@ class Line(gymnasium.Env):
             "multibinary": np.array([self.x % 2, 0], np.int8),
             "dict": {"position": x, "goal": 0},
             "tuple": (x, np.zeros(3, np.int8)),
+            "wide": np.tile(x, 150),
             "text": (0,),
         }[self.kind]
 
