@@ -1,4 +1,7 @@
-"""Being asked to stop: SIGINT and SIGTERM end a run after its iteration; a second one ends the process at once."""
+"""Being asked to stop: SIGINT and SIGTERM end a run after its iteration; a second one ends the process at once.
+
+Before its first iteration there is nothing to keep, and the first one ends it.
+"""
 
 import os
 import signal
@@ -14,6 +17,7 @@ STOP = (signal.SIGINT, signal.SIGTERM)
 SAID = "\nrlloss: ends after this iteration; once more ends at once\n"
 
 _asked = 0
+_nothing_to_keep = False
 
 
 def asked_to_stop() -> int:
@@ -26,7 +30,8 @@ def listen(
 ) -> None:
     """From now on these signals ask this process to stop, the first of them; any after that has its usual effect.
 
-    ``say`` is then written to standard error; ``forward`` is called with the signal's number.
+    ``say`` is then written to standard error; ``forward`` is called with the signal's number. While a run is set up,
+    Interrupted is raised instead.
     """
 
     def ask(signum: int, frame: FrameType | None) -> None:
@@ -34,6 +39,8 @@ def listen(
         _asked = signum
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
+        if _nothing_to_keep:
+            raise Interrupted("interrupted while it was set up; the same command begins again", signum)
         if say:
             os.write(2, say.encode())
         if forward is not None:
@@ -41,6 +48,22 @@ def listen(
 
     for each in signals:
         signal.signal(each, ask)
+
+
+@contextmanager
+def setting_up() -> Iterator[Callable[[], None]]:
+    """Within, until what it yields is called: a run is set up, and being asked to stop raises Interrupted at once."""
+    global _nothing_to_keep
+
+    def done() -> None:
+        global _nothing_to_keep
+        _nothing_to_keep = False
+
+    _nothing_to_keep = True
+    try:
+        yield done
+    finally:
+        done()
 
 
 @contextmanager

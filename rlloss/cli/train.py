@@ -20,7 +20,7 @@ from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, Interrupted
 from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.reader import RunFolder
-from rlloss.signals import asked_to_stop, listening
+from rlloss.signals import asked_to_stop, listening, setting_up
 from rlloss.sweep.run import Outcome, is_begun, kept, others_note, plan
 from rlloss.train.numerics import PORTABLE, relaunch
 
@@ -28,7 +28,8 @@ USAGE = """\
 usage: rlloss train [key=value ...] [--multirun] [--cfg job]
 
 One run; with --multirun, a sweep over comma-separated values, on all cores. A finished run is not run again, and one
-that was cut short goes on where it was: Ctrl-C and SIGTERM end it after its iteration, a second one at once.
+that was cut short goes on where it was: Ctrl-C and SIGTERM end it after its iteration, a second one at once, and
+while it is set up already the first one does.
 
   rlloss train loss=reinforce seed=3
   rlloss train --multirun loss=ppo_clip,reinforce env=cartpole,acrobot seed=1,2,3
@@ -99,7 +100,7 @@ def train_one(config: Config) -> int:
         bar: tqdm[Any] = tqdm(total=total, unit="step", unit_scale=True, disable=None, desc=folder.name[-60:])
         if config.update == "compiled":
             bar.set_postfix_str("compiling, for half a minute the first time")
-        with bar, told(), listening():
+        with bar, told(), listening(), setting_up() as begins:
 
             def progress(row: dict[str, Any]) -> None:
                 if not bar.n and row["env_steps"] > config.num_samples:  # a run that goes on
@@ -108,7 +109,7 @@ def train_one(config: Config) -> int:
                 if row["episodes"]:
                     bar.set_postfix_str(f"return {tables.number(row['episodic_return'])}")
 
-            train(config, folder, progress, asked_to_stop)
+            train(config, folder, progress, asked_to_stop, begins)
     print(tables.text(run_table([RunFolder(folder)])))
     print_remarks([RunFolder(folder)])
     print(f"written to {folder}")

@@ -99,8 +99,9 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
         parallel = _parallel({"n_jobs": CORES[name], **settings})
         kinds = _by_numerics(configs)
         with workers(parallel) as run:
-            for kind in kinds:
-                check_all(kind, joblib.effective_n_jobs(parallel.n_jobs), run)
+            with terminated("interrupted before its first run; the same command begins again"):
+                for kind in kinds:
+                    check_all(kind, joblib.effective_n_jobs(parallel.n_jobs), run)
             with progress_bar(configs):
                 for kind in reversed(kinds):  # those first whose processes are there already
                     outcomes |= _on_cores(kind, run)

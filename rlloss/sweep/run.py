@@ -18,7 +18,7 @@ from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
 from rlloss.runs.place import check_folder, is_finished, run_folder
 from rlloss.runs.provenance import made_otherwise
 from rlloss.runs.reader import CHECKPOINT, RunFolder, digest_count
-from rlloss.signals import asked_to_stop, listen
+from rlloss.signals import asked_to_stop, listen, setting_up
 
 POLL_SECONDS = 0.5
 Run = Callable[[str, Iterable[Any]], list[Any]]
@@ -81,7 +81,8 @@ def run_one(config: Config) -> Outcome:
         if not is_finished(config):
             if signum := asked_to_stop():
                 return Outcome(str(folder), "has not begun", signum=signum)
-            train(config, folder, asked_to_stop=asked_to_stop)
+            with setting_up() as begins:
+                train(config, folder, asked_to_stop=asked_to_stop, begins=begins)
     except Interrupted as error:
         return Outcome(str(folder), str(error), signum=error.signum)
     except EnvironmentFailed as error:

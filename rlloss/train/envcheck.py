@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 
 from rlloss.config.schema import EnvConfig
-from rlloss.errors import ConfigError
+from rlloss.errors import ConfigError, Interrupted
 from rlloss.train.envs import make_env
 from rlloss.train.faults import raised
 from rlloss.train.wrappers import Copied, Env
@@ -143,6 +143,8 @@ def _step(env: Env, action: Any) -> tuple[Answer, bool]:
 def _called(method: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
+    except Interrupted:  # by a signal, which is no fault of the environment
+        raise
     except TypeError as error:
         if method == "reset" and "seed" in str(error):
             raise _Fault("reset takes no seed; it reads def reset(self, *, seed=None, options=None)") from error
@@ -202,6 +204,8 @@ def _gymnasiums_own(env: Env, *, skip: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             check_env(env, skip_render_check=True)
+    except Interrupted:
+        raise
     except Exception as error:
         text = " ".join(str(error).split())
         if not (skip and "deterministic" in text.lower()):

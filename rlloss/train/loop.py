@@ -17,7 +17,7 @@ from rlloss.errors import Interrupted
 from rlloss.runs.rows import Decision, Episode
 from rlloss.train.faults import watchdog
 from rlloss.train.policy import ActorCritic
-from rlloss.train.recording import recorder
+from rlloss.train.recording import Recorder, recorder
 from rlloss.train.rollout import Rollout, collect, gae
 from rlloss.train.state import State, prepared
 from rlloss.train.switches import deterministic
@@ -55,18 +55,19 @@ def train(
     folder: str | Path | None = None,
     progress: Progress | None = None,
     asked_to_stop: Callable[[], int] = lambda: 0,
+    begins: Callable[[], None] = lambda: None,
 ) -> Run:
     """Train one policy. With a ``folder`` the run is recorded there; ``progress`` gets each iteration's metrics.
 
     A run in ``folder`` that was cut short, or that was to take fewer steps, goes on from its checkpoint, to the bits of
     one that never stopped. ``asked_to_stop`` is called after every iteration; it returns the number of a signal that
-    asks the run to stop, or 0.
+    asks the run to stop, or 0. ``begins`` is called once everything is made and checked, before anything is written.
 
     Raises: ConfigError, before anything is written, if the config cannot be run; RunFailed; Interrupted.
     """
     config.validate()
     folder = None if folder is None else Path(folder)
-    with deterministic(config), prepared(config) as state, recorder(folder, state) as record, watched(state):
+    with deterministic(config), prepared(config) as state, begun(folder, state, begins) as record, watched(state):
         start = time.perf_counter() - record.seconds
         while state.iteration < config.num_iterations and not state.stopped:
             began = time.perf_counter()
@@ -84,6 +85,11 @@ def train(
         record.finish(summary)
         digest = hashlib.sha256(state.policy.raw().data).hexdigest()
         return Run(config, state.policy, digest, state.optimizer_steps, **summary)
+
+
+def begun(folder: Path | None, state: State, begins: Callable[[], None]) -> Recorder:
+    begins()
+    return recorder(folder, state)
 
 
 def watched(state: State) -> AbstractContextManager[None]:

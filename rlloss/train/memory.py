@@ -32,10 +32,9 @@ def refuse_too_large(config: Config, env: Env | None = None) -> None:
     head = make_head(env.action_space) if env else None
     layers = 0 if pixels else parameters(config, numbers, head)
     batch = config.num_samples * sample(config, numbers, head, pixels=pixels)
-    outputs = (
-        0 if pixels else 2 * config.num_samples * max(config.hidden_sizes) * _width(config)
-    )  # before and after tanh
-    if max(config.hidden_sizes) > config.num_samples:
+    widest = max(config.hidden_sizes)
+    outputs = 0 if pixels else 2 * config.num_samples * widest * _width(config)  # of a layer, before and after its tanh
+    if widest > config.num_samples:
         layers += outputs
     else:
         batch += outputs

@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
-from rlloss.errors import EnvironmentFailed
+from rlloss.errors import EnvironmentFailed, Interrupted
 from rlloss.train.faults import Hanging, raised
 from rlloss.train.interior import Interior, capture
 from rlloss.train.replay import Journal, replay
@@ -77,6 +77,8 @@ class Environments:
         self._at = 0
         try:
             return self._step(actions, obs, rewards, terminated, truncated)
+        except Interrupted:  # by a signal
+            raise
         except (Exception, Hanging) as error:
             raise EnvironmentFailed(f"environment {self._at} ({self.name}) {raised(error)}") from error
 

@@ -140,6 +140,28 @@ def test_a_signal_ends_a_run_after_its_iteration_and_the_same_command_goes_on(si
     assert found == whole
 
 
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.parametrize(
+    "many", [[], pytest.param(["-m", "hydra.launcher.n_jobs=2", "seed=1,2"], marks=pytest.mark.slow)]
+)
+def test_the_first_signal_ends_a_run_that_is_still_set_up(signum, many, tmp_path):
+    """Half a million environments take minutes to make."""
+    sizes = ("num_envs=500000", "num_steps=2", "total_timesteps=1000000", "checkpoint_seconds=9")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlloss", "train", *many, *sizes, f"run_root={tmp_path / 'runs'}"],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    time.sleep(12 if many else 5)
+    assert process.poll() is None
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode in (128 + signum, -signum), err
+    assert "Traceback" not in err
+    assert err.count("\n") <= 1
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path):
     """The first would wait for an iteration of a minute."""
