@@ -17,6 +17,7 @@ from rlloss.runs.reader import RunFolder
 from rlloss.train import streams
 from rlloss.train.checkpoint import unpack
 from rlloss.train.envs import make_env
+from rlloss.train.faults import close_all
 from rlloss.train.policy import ActorCritic, make_head
 from rlloss.train.portable import actors_tanh
 from rlloss.train.precision import make_precision
@@ -167,7 +168,7 @@ def play(
                 length, ended = length + 1, bool(terminated or truncated)
             yield Played(episode, reset, score.total, length)
     finally:
-        env.close()
+        close_all([env])
 
 
 def _picture(env: Env) -> NDArray[Any]:

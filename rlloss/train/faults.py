@@ -1,16 +1,20 @@
-"""Environments that fail in the middle of a run: what they raised, in words, and an end to a step that hangs."""
+"""Environments that fail: what they raised, in words, an end to a step that hangs, and closing them all the same."""
 
+import logging
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 LOOKS = 8  # within the time that a step may take
+
+_said: set[str] = set()  # in this process, of environments that cannot be closed
+log = logging.getLogger("rlloss")
 
 
 class Hanging(BaseException):
@@ -23,6 +27,19 @@ def raised(error: BaseException) -> str:
     where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
     text = " ".join(str(error).split())
     return f"{text} ({where})" if isinstance(error, Hanging) else f"raised {type(error).__name__}: {text} ({where})"
+
+
+def close_all(envs: Iterable[Any]) -> None:
+    """Close environments. One that raises spoils nothing that was done with it: that is logged, once a process."""
+    for env in envs:
+        try:
+            env.close()
+        except Exception as error:
+            name = env.spec.id if env.spec else type(env.unwrapped).__name__
+            note = f"note: {name}: close {raised(error)}; the run is none the worse for it"
+            if note not in _said:
+                _said.add(note)
+                log.warning(note)
 
 
 @contextmanager

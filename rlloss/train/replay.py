@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlloss.train.faults import raised
+from rlloss.train.faults import close_all, raised
 from rlloss.train.interior import Interior, capture, changed, differences, give_back
 from rlloss.train.wrappers import Env
 
@@ -118,8 +118,7 @@ def replay(
         for i, seed in enumerate(seeds):
             envs.append(_replay_one(make, seed, executable, state, i))
     except BaseException:
-        for env in envs:
-            env.close()
+        close_all(envs)
         raise
     return envs
 
@@ -138,12 +137,12 @@ def _replay_one(
         others = differences(state["interiors"][i], interior) if not found else []
         if others:  # what is not even the same from one replay to the next, a clock say, is no state
             again, second, interior_again = _play(make, seed, origin, actions, own, state["obs"][i], streams_only)
-            second.close()
+            close_all([second])
             moving = [] if again else changed(interior, interior_again)
             others = [path for path in others if path not in moving]
         if not found and not others:
             return env
-        env.close()
+        close_all([env])
         first = first or found or f"its {', '.join(path.partition('.')[2] for path in others[:3])} differs"
     raise ReplayDiffers(f"environment {i}, played again for {len(own.rewards)} steps, is not where it was: {first}")
 

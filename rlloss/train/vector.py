@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlloss.errors import EnvironmentFailed, Interrupted
-from rlloss.train.faults import Hanging, raised
+from rlloss.train.faults import Hanging, close_all, raised
 from rlloss.train.interior import Interior, capture
 from rlloss.train.replay import Journal, replay
 from rlloss.train.spaces import executable, flattening, is_image
@@ -131,5 +131,4 @@ class Environments:
         self.journal.load_state_dict(state)
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        close_all(self.envs)

@@ -84,11 +84,17 @@ class Line(gymnasium.Env):
         reward = float(self.x == 8)
         if self.fault == "reward nan" and self.t == 5:
             reward = np.nan
+        if self.fault == "reward text":
+            reward = str(reward)
         if self.fault == "reward array":
             reward = np.array([reward])
         if self.fault == "old step":
             return self.observe(), reward, self.x == 8, {}
         return self.observe(), reward, self.x == 8, False, {}
+
+    def close(self):
+        if self.fault == "close":
+            raise RuntimeError("close boom")
 
 
 class Unseeded(Line):

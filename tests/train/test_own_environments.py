@@ -76,6 +76,20 @@ def test_a_broken_contract_is_one_line_before_the_run(tmp_path, capsys, fault):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("check", ["true", "false"])
+def test_an_environment_that_cannot_be_closed_spoils_no_run(tmp_path, capsys, monkeypatch, check):
+    monkeypatch.setattr("rlloss.train.envcheck._checked", set())
+    monkeypatch.setattr("rlloss.train.faults._said", set())
+    where = f"run_dir={tmp_path / 'run'}"
+    assert main(["train", *TINY, LINE, "env.kwargs.fault=close", f"env.check={check}", where]) == 0
+    out, err = capsys.readouterr()
+    assert "finished" in out
+    assert "note: Line-v0: close raised RuntimeError: close boom (environments.py" in err
+    assert err.count("\n") == 1, err
+    assert RunFolder(tmp_path / "run").status == "finished"
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+
+
 def test_a_reset_without_a_seed_is_named():
     with pytest.raises(
         ConfigError, match=r"reset takes no seed; it reads def reset\(self, \*, seed=None, options=None\)"
