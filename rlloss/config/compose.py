@@ -220,6 +220,12 @@ def _parse(text: str) -> list[Override]:
             or value.count('"') % 2
         ):
             raise ConfigError(f"{text}: brackets or quotes do not close") from error
+        if re.fullmatch(r"\w+\(\s*\)", value):
+            raise ConfigError(f"{text}: sweeps over nothing; give at least one value") from error
+        values = [part.strip() for part in value.split(",")]
+        if not all(values) and not set(value) & set("[{('\""):
+            full = ",".join(filter(None, values))
+            raise ConfigError(f"{text}: has a comma with no value beside it; write {key}={full}") from error
         quoted = value.replace('"', "")
         raise ConfigError(f"{text}: the value has to be quoted: '{key}=\"{quoted}\"'") from error
 

@@ -58,13 +58,19 @@ def split_sweep(overrides: Sequence[str]) -> tuple[list[Job], list[str]]:
 
 
 def _values(override: Override) -> list[str]:
-    """One override for each value that this one lists."""
+    """One override for each value that this one lists. Raises: ConfigError for a sweep over no value."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if override.is_interval_sweep() or isinstance(override.value(), Glob):
         kind = "interval" if override.is_interval_sweep() else "glob"
         raise ConfigError(f"{override.input_line}: {kind} is not supported here; list the choices with commas")
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    try:
+        listed = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    except (TypeError, ValueError) as error:  # as of range with a step of 0
+        raise ConfigError(f"{override.input_line}: {one_line(error)}; list the values with commas") from error
+    if not listed:
+        raise ConfigError(f"{override.input_line}: sweeps over nothing; give at least one value")
+    return listed
 
 
 def quoted(key: str, value: str) -> str:

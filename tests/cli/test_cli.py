@@ -180,6 +180,12 @@ BAD = {
         "that differ in seed share it; leave run_dir out, or end it with _${seed}",
     ),
     "sweep of one run twice": (["-m", "seed=1,1"], "the sweep lists this run twice; give each value once"),
+    "sweep over nothing": (["-m", "seed=range(0)"], "seed=range(0): sweeps over nothing; give at least one value"),
+    "sweep over no choice": (["-m", "loss=choice()"], "loss=choice(): sweeps over nothing; give at least one value"),
+    "sweep without a step": (["-m", "seed=range(1,5,0)"], "seed=range(1,5,0): range() arg 3 must not be zero; list"),
+    "sweep with a hole": (["-m", "seed=1,,2"], "seed=1,,2: has a comma with no value beside it; write seed=1,2"),
+    "sweep that goes on": (["-m", "loss=ppo_clip,"], "loss=ppo_clip,: has a comma with no value beside it; write"),
+    "sweep backwards": (["-m", *TINY, "seed=range(3,1)"], "seed=range(3,1): sweeps over nothing"),
     "minibatch of one": (["num_minibatches=512"], "use num_minibatches=256 or fewer, or norm_adv=false"),
     "batch of one": (
         ["num_envs=1", "num_steps=1", "num_minibatches=1"],
