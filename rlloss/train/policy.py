@@ -153,9 +153,14 @@ class GaussianHead:
 def make_head(action_space: spaces.Space[Any]) -> Head:
     """The head for an action space: Discrete, MultiDiscrete, MultiBinary, or a Box of floats of any shape.
 
-    Raises: ConfigError for any other space.
+    Raises: ConfigError for any other space, and for one with nothing to choose.
     """
     size = math.prod(action_space.shape or ())
+    if not size:
+        raise ConfigError(
+            f"env: action space {' '.join(str(action_space).split())} has nothing to choose; it must have one "
+            "component at least"
+        )
     if isinstance(action_space, spaces.Discrete):
         return CategoricalHead(int(action_space.n))
     if isinstance(action_space, spaces.MultiDiscrete):

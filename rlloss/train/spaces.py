@@ -27,9 +27,14 @@ def flattened(env: Env, env_id: str) -> Env:
 
     Gymnasium's own flattening: a Discrete observation becomes one-hot, a Dict or Tuple its parts one after another.
 
-    Raises: ConfigError for a space without a fixed size, or of images too small for the network.
+    Raises: ConfigError for a space without a fixed size, without a number, or of images too small for the network.
     """
     space = env.observation_space
+    if space.is_np_flattenable and not spaces.flatdim(space):
+        raise ConfigError(
+            f"env.id={env_id}: observation space {one_line(space)} has no numbers; a policy needs one at least, "
+            "which may be constant"
+        )
     if is_image(space) or (isinstance(space, spaces.Box) and len(space.shape) == 1):
         return env
     if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:

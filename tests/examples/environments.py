@@ -15,6 +15,11 @@ OBSERVATIONS = {
     "multibinary": spaces.MultiBinary(2),
     "dict": spaces.Dict(position=VECTOR, goal=spaces.Discrete(2)),
     "tuple": spaces.Tuple((VECTOR, spaces.MultiBinary(3))),
+    "empty": spaces.Box(-1, 1, (0,), np.float32),
+    "empty rows": spaces.Box(-1, 1, (3, 0), np.float32),
+    "empty image": spaces.Box(0, 255, (0, 84, 84), np.uint8),
+    "empty dict": spaces.Dict(),
+    "empty tuple": spaces.Tuple(()),
     "wide": spaces.Box(-1, 1, (300,), np.float32),
     "text": spaces.Sequence(spaces.Discrete(2)),
 }
@@ -26,6 +31,8 @@ ACTIONS = {
     "multibinary": spaces.MultiBinary(2),
     "box": spaces.Box(-1, 1, (1,), np.float32),
     "matrix": spaces.Box(-1, 1, (2, 1), np.float32),
+    "no box": spaces.Box(-1, 1, (0,), np.float32),
+    "no choices": spaces.MultiDiscrete([]),
     "integers": spaces.Box(0, 3, (1,), np.int64),
 }
 
@@ -64,6 +71,11 @@ class Line(gymnasium.Env):
             "multibinary": np.array([self.x % 2, 0], np.int8),
             "dict": {"position": x, "goal": 0},
             "tuple": (x, np.zeros(3, np.int8)),
+            "empty": x[:0],
+            "empty rows": np.zeros((3, 0), np.float32),
+            "empty image": np.zeros((0, 84, 84), np.uint8),
+            "empty dict": {},
+            "empty tuple": (),
             "wide": np.tile(x, 150),
             "text": (0,),
         }[self.kind]
@@ -79,7 +91,7 @@ class Line(gymnasium.Env):
         if self.fault == "raises":
             raise RuntimeError("no licence")
         self.t += 1
-        up = float(np.ravel(action)[0]) > (1 if self.action_space == ACTIONS["from one"] else 0)
+        up = float([*np.ravel(action), 0][0]) > (1 if self.action_space == ACTIONS["from one"] else 0)
         self.x = int(np.clip(self.x + (1 if up else -1), 0, 8))
         reward = float(self.x == 8)
         if self.fault == "reward nan" and self.t == 5:
