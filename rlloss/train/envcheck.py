@@ -4,9 +4,10 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from rlloss.config.schema import EnvConfig
@@ -20,6 +21,7 @@ SEED = 20_240_229
 KNOWN = ("gymnasium.envs.", "ale_py.")  # entry points of environments that answer twice alike: tested here
 COMPILERS = ("numba", "jax", "tensorflow", "taichi", "warp")  # at run time
 LEAVE_OUT = "env.check=false leaves this check out"
+NUMBERS, WHOLE = "biuf", "biu"  # kinds of NumPy's dtypes
 FIELDS = ("observations", "rewards", "ends of episodes")
 
 _untried: set[str] = set()  # of which this process has said so
@@ -58,12 +60,20 @@ def notes(config: EnvConfig) -> list[str]:
         alone, again = _play(bare[:1], actions)[0], _play(bare[1:2], actions)[0]
         side_by_side = _play(bare[2:], actions)
         found = _compare(alone, again, side_by_side)
-        _gymnasiums_own(Copied(bare[0]), skip=bool(found))
+        _gymnasiums_own(bare[0], skip=bool(found))
         return found
     except _Fault as fault:
         raise ConfigError(f"env.id={config.id}: {fault}; {LEAVE_OUT}") from fault
     finally:
         close_all(copies)
+
+
+class AsTrained(Copied):
+    """An environment as the trainer takes it: observations are copied, and ends only asked whether they are true."""
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, bool(terminated), bool(truncated), info
 
 
 class _Fault(Exception):
@@ -121,7 +131,7 @@ def _reset(env: Env, seed: int) -> Answer:
     result = _called("reset", lambda: env.reset(seed=seed))
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise _Fault(f"reset returned {_kind(result)}; it must return (observation, info), info being a dict")
-    _observed(env, "reset", result[0])
+    _observed("reset", result[0], env.observation_space)
     return _bytes(result[0]), b"", b""
 
 
@@ -133,9 +143,14 @@ def _step(env: Env, action: Any) -> tuple[Answer, bool]:
             "terminated where the task ended, truncated where a limit cut it"
         )
     obs, reward, terminated, truncated, _ = result
-    _observed(env, "step", obs)
+    _observed("step", obs, env.observation_space)
     if np.ndim(reward) > 0:
         raise _Fault(f"step returned a reward of shape {np.shape(reward)}; it must be a number: float(reward)")
+    if np.asarray(reward).dtype.kind not in NUMBERS:
+        raise _Fault(f"step returned the reward {reward!r}, {_type(reward)}; it must be a number: float(reward)")
+    for name, end in (("terminated", terminated), ("truncated", truncated)):
+        if np.ndim(end) > 0 or np.asarray(end).dtype.kind not in WHOLE or end not in (0, 1):
+            raise _Fault(f"step returned {name}={end!r}, {_type(end)}; it must be a bool: bool({name})")
     return (_bytes(obs), _bytes(reward), _bytes([bool(terminated), bool(truncated)])), bool(terminated or truncated)
 
 
@@ -152,14 +167,28 @@ def _called(method: str, call: Callable[[], Any]) -> Any:
         raise _Fault(f"{method} {raised(error)}") from error
 
 
-def _observed(env: Env, method: str, obs: Any) -> None:
-    """Raises: _Fault for an observation whose structure or shape is not that of the space. Its bounds are not asked."""
-    space = env.observation_space
+def _observed(method: str, obs: Any, space: spaces.Space[Any]) -> None:
+    """Raises: _Fault for an observation whose shape or dtype is not that of the space. Its bounds are not asked."""
+    if isinstance(space, spaces.Dict) and isinstance(obs, Mapping):
+        for key in space.keys() & obs.keys():
+            _observed(method, obs[key], space[key])
+    if isinstance(space, spaces.Tuple) and isinstance(obs, tuple):
+        for part, inner in zip(obs, space, strict=False):
+            _observed(method, part, inner)
     shape = getattr(space, "shape", None)
     if shape is not None and np.shape(obs) != shape:
         raise _Fault(
             f"{method} returned an observation of shape {np.shape(obs)}, observation_space has {shape}; make them one"
         )
+    if isinstance(space, spaces.Box) and isinstance(obs, np.ndarray) and not np.can_cast(obs.dtype, space.dtype):
+        raise _Fault(
+            f"{method} returned an observation of {obs.dtype}, observation_space is of {space.dtype}; return "
+            f"obs.astype(np.{space.dtype})"
+        )
+
+
+def _type(value: object) -> str:
+    return f"of type {type(value).__name__}"
 
 
 def _kind(result: object) -> str:
@@ -197,12 +226,14 @@ def _first(one: list[Answer], other: list[Answer]) -> str:
 def _gymnasiums_own(env: Env, *, skip: bool) -> None:
     """Gymnasium's checker; ``skip``: what it says of determinism has been said. Its warnings are advice on style.
 
-    It is handed copies, as the trainer makes them: it keeps observations, and objects to an array that is used again.
+    It keeps observations, and objects to an array that is used again, and to an end that is True and no Python bool.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            check_env(env, skip_render_check=True, skip_close_check=True)  # which `close_all` says in fewer words
+            check_env(
+                AsTrained(env), skip_render_check=True, skip_close_check=True
+            )  # which `close_all` says in fewer words
     except Interrupted:
         raise
     except Exception as error:

@@ -62,14 +62,14 @@ class Line(gymnasium.Env):
             self.buffer[:] = x
             x = self.buffer
         return {
-            "vector": x,
+            "vector": x.astype(np.float64) if self.fault == "dtype" else x,
             "double": x.astype(np.float64),
             "bytes": (255 * np.abs(x)).astype(np.uint8),
             "matrix": x.reshape(2, 1),
             "discrete": self.x,
             "multidiscrete": np.array([self.x, 0]),
             "multibinary": np.array([self.x % 2, 0], np.int8),
-            "dict": {"position": x, "goal": 0},
+            "dict": {"position": x.astype(np.float64) if self.fault == "dtype" else x, "goal": 0},
             "tuple": (x, np.zeros(3, np.int8)),
             "empty": x[:0],
             "empty rows": np.zeros((3, 0), np.float32),
@@ -102,7 +102,9 @@ class Line(gymnasium.Env):
             reward = np.array([reward])
         if self.fault == "old step":
             return self.observe(), reward, self.x == 8, {}
-        return self.observe(), reward, self.x == 8, False, {}
+        ends = {"numpy ends": np.bool_, "whole ends": int, "text ends": str, "no ends": lambda end: end or None}
+        end = ends.get(self.fault, bool)
+        return self.observe(), reward, end(self.x == 8), end(False), {}
 
     def close(self):
         if self.fault == "close":

@@ -78,6 +78,10 @@ FAULTS = {
     "old step": "step returned 4 values; it must return (observation, reward, terminated, truncated, info)",
     "shape": "an observation of shape (2, 1), observation_space has (2,)",
     "reward array": "a reward of shape (1,); it must be a number: float(reward)",
+    "reward text": "step returned the reward '0.0', of type str; it must be a number: float(reward)",
+    "text ends": "step returned terminated='False', of type str; it must be a bool: bool(terminated)",
+    "no ends": "step returned terminated=None, of type NoneType; it must be a bool: bool(terminated)",
+    "dtype": "reset returned an observation of float64, observation_space is of float32; return obs.astype(np.float32)",
     "raises": "step raised RuntimeError: no licence (environments.py, line",
 }
 
@@ -90,6 +94,19 @@ def test_a_broken_contract_is_one_line_before_the_run(tmp_path, capsys, fault):
     assert said.endswith("env.check=false leaves this check out\n")
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_dtype_of_a_part_of_an_observation_is_named():
+    config = EnvConfig("tests.examples.environments:Line-v0", {"obs": "dict", "fault": "dtype"})
+    with pytest.raises(ConfigError, match=r"of float64, observation_space is of float32; return obs\.astype"):
+        notes(config)
+
+
+def test_ends_may_be_numpys_bools_or_whole_numbers(monkeypatch):
+    monkeypatch.setattr("rlloss.train.envcheck._checked", set())
+    digests = {train(load([*TINY, LINE, f"env.kwargs.fault='{fault}'"])).final_digest
+               for fault in ("none", "numpy ends", "whole ends")}  # fmt: skip
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("check", ["true", "false"])
