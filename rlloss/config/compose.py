@@ -24,6 +24,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from rlloss.config import own
 from rlloss.config.choices import choices, data_dir, groups
 from rlloss.config.group import MISSING
 from rlloss.config.mistakes import closest, other_choice, unknown_key, wrong_value
@@ -57,11 +58,35 @@ def load(overrides: Sequence[str] = ()) -> Config:
         for override in parsed:
             if override.key_or_group not in group_names and not is_hydras(override):
                 _set(config, override)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_own_mistake(parsed, folders) or _in_words(error, parsed)) from error
+    except yaml.YAMLError as error:
+        where = own.not_yaml(error) or f"a config below {', '.join(map(str, folders))} is no YAML"
+        raise ConfigError(where) from error
+    try:
         return to_config(config)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_in_words(error, parsed)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"a config below {', '.join(map(str, folders))} is no YAML: {one_line(error)}") from error
+        where = _own_file(getattr(error, "full_key", None) or "", parsed, folders)
+        raise ConfigError(_own_mistake(parsed, folders) or f"{where}{_in_words(error, parsed)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{_own_file(str(error).partition('=')[0], parsed, folders)}{error}") from error
+
+
+def _chosen(overrides: Sequence[Override], folders: tuple[Path, ...]) -> list[tuple[str, str]]:
+    """The groups and choices that overrides name, where a file of the user's may stand behind them."""
+    given = [(o.key_or_group, str(o.value())) for o in overrides if o.key_or_group in groups(folders)]
+    return given if folders else []
+
+
+def _own_mistake(overrides: Sequence[Override], folders: tuple[Path, ...]) -> str:
+    return own.mistake(_chosen(overrides, folders), folders, known_keys())
+
+
+def _own_file(key: str, overrides: Sequence[Override], folders: tuple[Path, ...]) -> str:
+    """The user's file that sets a key, as the beginning of a message about it; empty if an override or none does."""
+    given = any(override.key_or_group == key for override in overrides)
+    path = "" if given else own.setting(key, _chosen(overrides, folders), folders)
+    return f"{path}: " if path else ""
 
 
 def _set(config: DictConfig, override: Override) -> None:

@@ -149,6 +149,8 @@ def wrong_value(key: str, value: object, text: str) -> str:
     if optional:
         kind = next(each for each in typing.get_args(kind) if each is not type(None))
     remedy = _remedy(key, kind, value, optional=optional)
+    if typing.get_origin(kind) is dict:
+        return f"{text}: must be names with their values; write {key}.NAME=VALUE, once for each"
     what = f"a list of {_plural(kind)}" if typing.get_origin(kind) is list else KINDS.get(kind, str(kind))
     return f"{text}: must be {what}{', or null' if optional else ''}; {remedy}"
 

@@ -372,7 +372,7 @@ class Config:
         return dict(walk(self, ""))
 
 
-_BASES: dict[str, type[Any]] = {key: get_type_hints(Config)[key] for key in GROUPS}
+BASES: dict[str, type[Any]] = {key: get_type_hints(Config)[key] for key in GROUPS}
 
 
 def config_of(tree: Mapping[str, Any]) -> Config:
@@ -385,7 +385,7 @@ def config_of(tree: Mapping[str, Any]) -> Config:
         try:
             if key in GROUPS:
                 kinds = {kind().name: kind for kind in VARIANTS.get(key, ())}
-                base = _BASES[key]
+                base = BASES[key]
                 value = kinds.get(value.get("name"), base)(**value)
             values[key] = value
         except (TypeError, AttributeError) as error:

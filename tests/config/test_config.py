@@ -128,6 +128,55 @@ def test_bad_input_is_one_line_naming_key_and_remedy(override):
     assert "\n" not in message
 
 
+OWN = {  # file below a user's folder -> its content, and what is said
+    "env/extra": ("id: CartPole-v1\nfoo: 1\n", "foo: 1: unknown key; env has id, kwargs, wrappers, timeout, check"),
+    "env/empty": ("", "has no id; write id: ..., as id: CartPole-v1"),
+    "env/list": ("- a\n- b\n", "holds a list; a config reads KEY: VALUE, a line each"),
+    "env/text": ("just text\n", "holds one value; a config reads"),
+    "env/type": ("id: CartPole-v1\ntimeout: soon\n", "timeout: soon: must be a number; 300.0 by default"),
+    "env/twice": ("id: A\nid: B\n", ", line 2: is no YAML: found duplicate key id"),
+    "env/open": ("id: [CartPole-v1\n", ", line 2: is no YAML: expected ',' or ']'"),
+    "env/refers": ("id: ${nope}\n", "env.id: Interpolation key 'nope' not found: ${...} takes keys of the config"),
+    "env/kwargs": ("id: CartPole-v1\nkwargs: 5\n", "kwargs: 5: must be names with their values"),
+    "loss/own": ("name: mine.py:my_loss\nofset: 1\n", "ofset: 1: unknown key; loss has name, offset"),
+    "optimizer/bare": ("name: adam\nlr: 1\n", "lr: 1: unknown key; here it is learning_rate"),
+    "optimizer/own": ("defaults: [adam]\nepss: 3\n", "epss: 3: unknown key; optimizer has name, betas, eps, weight_"),
+    "schedule/own": (
+        "name: plateau\nmonitor: policy_loss\n",
+        "monitor: policy_loss: a key of plateau alone; begin the file with 'defaults: [plateau_schema]'",
+    ),
+    "experiment/typo": ("# @package _global_\nlearning_rat: 1\n", "learning_rat: 1: unknown key; did you mean learn"),
+    "experiment/type": ("# @package _global_\nlearning_rate: fast\n", "learning_rate: fast: must be a number"),
+    "experiment/range": ("# @package _global_\nnum_envs: -2\n", "num_envs=-2: must be greater than 0"),
+    "experiment/bare": ("learning_rate: 1\n", "begin the file with # @package _global_ to set any"),
+    "experiment/inner": ("# @package _global_\nenv: {foo: 1}\n", "env.foo: 1: unknown key; env has id"),
+    "experiment/choice": ("# @package _global_\nenv: cartpole\n", "write 'defaults: [override /env: cartpole]'"),
+    "experiment/other": (
+        "# @package _global_\noptimizer: {alpha: 1}\n",
+        "optimizer.alpha: 1: only optimizer=rmsprop has that key; add optimizer=rmsprop",
+    ),
+    "experiment/nothing": (
+        "# @package _global_\ndefaults:\n  - override /env: cartpol\n",
+        "defaults: env: cartpol: no such env; did you mean cartpole",
+    ),
+}
+
+
+@pytest.mark.parametrize("file", OWN)
+def test_a_mistake_in_a_users_own_yaml_is_one_line_with_its_file(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content, said = OWN[file]
+    path = tmp_path / "conf" / f"{file}.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load([f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "=".join(file.split("/"))])
+    message = str(caught.value)
+    assert message.startswith(f"conf/{file}.yaml"), message
+    assert said in message
+    assert "\n" not in message
+
+
 def test_environment_keywords_may_be_added():
     assert load(["+env.kwargs.sutton_barto_reward=true"]).env.kwargs == {"sutton_barto_reward": True}
 
