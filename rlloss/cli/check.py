@@ -22,6 +22,8 @@ from rlloss.verdicts import Verdict
 if TYPE_CHECKING:
     import pandas as pd
 
+LARGEST_SEED = 1 << 63  # of torch's generators
+
 
 def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
@@ -29,6 +31,8 @@ def run(arguments: list[str]) -> int:
     settings = {"clip_coef": options.clip_coef, "dtypes": dtypes, "seed": options.seed}
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         raise ConfigError(f"-o {options.output}: is a file; name a folder")
+    if not 0 <= options.seed < LARGEST_SEED:
+        raise ConfigError(f"--seed={options.seed}: must be 0 or greater, and less than 2**63")
     enough = (Verdict.IDENTICAL,) if options.bitwise else (Verdict.IDENTICAL, Verdict.EQUAL)
     torch.set_num_threads(1)
     if options.proof is not None and len(options.losses) != 2:

@@ -23,6 +23,8 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.episodes < 1:
         raise ConfigError(f"--episodes={options.episodes}: must be 1 or greater")
+    if options.seed < 0:
+        raise ConfigError(f"--seed={options.seed}: must be 0 or greater")
     if options.video is not None and options.video.suffix != ".gif":
         raise ConfigError(f"--video={options.video}: name a .gif file")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures go into a file, and need no screen

@@ -7,12 +7,27 @@ from typing import Any
 from rlloss.config.group import MISSING, Group, one_of
 from rlloss.errors import ConfigError
 
+COUNTS = ("max_iter", "max_eval", "history_size")
+NON_NEGATIVE = ("eps", "weight_decay", "momentum", "tolerance_grad", "tolerance_change")
+
 
 @dataclass
 class OptimizerConfig(Group):
     """``name`` is the config group's choice; every other key is passed to the torch.optim class as it stands."""
 
     name: str = MISSING
+
+    def validate(self) -> None:
+        """What torch refuses in words of its own, or takes and then fails at the first step."""
+        for key, value in ((item.name, getattr(self, item.name)) for item in fields(self)):
+            if key in COUNTS and value is not None and value < 1:
+                raise ConfigError(f"optimizer.{key}={value}: must be 1 or greater")
+            if key in NON_NEGATIVE and not 0 <= value < math.inf:
+                raise ConfigError(f"optimizer.{key}={value}: must be a finite number, 0 or greater")
+            if key == "betas" and (len(value) != 2 or not all(0 <= beta < 1 for beta in value)):
+                raise ConfigError(
+                    f"optimizer.betas={value}: must be two numbers, each 0 or greater and less than 1, as [0.9,0.999]"
+                )
 
     def torch_optimizer(self) -> tuple[str, dict[str, Any]]:
         """The torch.optim class that takes the steps, by the name of its choice here, and its arguments."""
@@ -34,6 +49,11 @@ class SGDConfig(OptimizerConfig):
     nesterov: bool = False
     weight_decay: float = 0.0
 
+    def validate(self) -> None:
+        super().validate()
+        if self.nesterov and not self.momentum:
+            raise ConfigError("optimizer.nesterov=true: needs a momentum; use optimizer.momentum=0.9, or leave it out")
+
 
 @dataclass
 class RMSpropConfig(OptimizerConfig):
@@ -42,6 +62,11 @@ class RMSpropConfig(OptimizerConfig):
     eps: float = 1e-5
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+    def validate(self) -> None:
+        super().validate()
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"optimizer.alpha={self.alpha}: must lie between 0 and 1")
 
 
 @dataclass
@@ -55,6 +80,7 @@ class LBFGSConfig(OptimizerConfig):
     line_search_fn: str | None = None  # or strong_wolfe, which reads the loss's value
 
     def validate(self) -> None:
+        super().validate()
         if self.line_search_fn not in (None, "strong_wolfe"):
             raise ConfigError(f"optimizer.line_search_fn={self.line_search_fn}: use strong_wolfe or null")
 
@@ -82,6 +108,7 @@ class RuleConfig(OptimizerConfig):
         return self.base, {key: getattr(self, key) for key in BASES[self.base]}
 
     def validate(self) -> None:
+        super().validate()
         one_of("optimizer.base", self.base, BASES)
         value, default = getattr(self, self.strength), type(self)()
         if not 0 <= value < math.inf:

@@ -27,9 +27,10 @@ from rlloss.errors import ConfigError
 MODES = ("min", "max")
 
 
-def patient(group: str, patience: int) -> None:
-    if patience < 0:
-        raise ConfigError(f"{group}.patience={patience}: must be 0 or greater")
+def not_negative(group: str, **values: float) -> None:
+    for key, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{group}.{key}={value}: must be 0 or greater, and finite")
 
 
 class Monitoring(Group):
@@ -97,7 +98,10 @@ class PlateauConfig(Monitoring, ScheduleConfig):
     def validate(self) -> None:
         super().validate()
         one_of("schedule.threshold_mode", self.threshold_mode, ("rel", "abs"))
-        patient("schedule", self.patience)
+        not_negative(
+            "schedule", patience=self.patience, threshold=self.threshold, cooldown=self.cooldown, min_lr=self.min_lr,
+            eps=self.eps,
+        )  # fmt: skip
         if not 0 < self.factor < 1:
             raise ConfigError(f"schedule.factor={self.factor}: must lie between 0 and 1")
 
@@ -118,6 +122,11 @@ class ThresholdStopConfig(Monitoring, StopConfig):
     mode: str = "min"  # stop at or below the threshold; max: at or above it
     threshold: float = 0.0
 
+    def validate(self) -> None:
+        super().validate()
+        if math.isnan(self.threshold):
+            raise ConfigError("stop.threshold=nan: must be a number")
+
 
 @dataclass
 class NoImprovementStopConfig(Monitoring, StopConfig):
@@ -133,7 +142,7 @@ class NoImprovementStopConfig(Monitoring, StopConfig):
 
     def validate(self) -> None:
         super().validate()
-        patient("stop", self.patience)
+        not_negative("stop", patience=self.patience, min_delta=self.min_delta)
 
 
 @dataclass

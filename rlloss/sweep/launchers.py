@@ -102,7 +102,7 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
     else:
         if settings.keys() - {"n_jobs"}:  # Hydra has the schema; joblib hands on whatever it does not know
             compose_all([*todo[0].overrides, *hydras])
-        parallel = _parallel({"n_jobs": CORES[name], **settings})
+        parallel = _parallel({"n_jobs": CORES[name], **settings}, len(todo))
         kinds = _by_numerics(configs)
         with workers(parallel) as run:
             with terminated("interrupted before its first run; the same command begins again"):
@@ -133,13 +133,16 @@ def _launcher(hydras: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def _parallel(settings: Mapping[str, Any]) -> Any:
-    """The joblib.Parallel that these settings make. Raises: ConfigError for those that joblib does not take."""
+def _parallel(settings: Mapping[str, Any], runs: int) -> Any:
+    """The joblib.Parallel that these settings make. Raises: ConfigError for those that joblib does not take.
+
+    More processes than runs would only be started; two are enough for the runs to be in other processes than this.
+    """
     n_jobs = settings["n_jobs"]
     if type(n_jobs) is not int or n_jobs == 0:
         raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be a number of processes, or -1 for one per core")
     try:
-        return joblib.Parallel(**{"batch_size": 1, **settings})
+        return joblib.Parallel(**{"batch_size": 1, **settings, "n_jobs": min(n_jobs, max(2, runs))})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"hydra/launcher=joblib: {one_line(error)}") from error
 
@@ -169,7 +172,11 @@ def workers(parallel: Any) -> Iterator[Run]:
                 get_reusable_executor().shutdown()
             pool = needed
             if not elsewhere or joblib.effective_n_jobs(parallel.n_jobs) > 1:
-                return list(parallel(calls))
+                try:
+                    return list(parallel(calls))
+                except multiprocessing.TimeoutError as error:
+                    setting = f"hydra.launcher.timeout={parallel.timeout}"
+                    raise ConfigError(f"{setting}: a run took longer; use more seconds, or leave it out") from error
             executor = get_reusable_executor(max_workers=1)
             futures = [executor.submit(function, *args, **kwargs) for function, args, kwargs in calls]
             return [future.result() for future in futures]

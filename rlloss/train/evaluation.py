@@ -158,7 +158,8 @@ def play(
     score = next(layer for layer in layers(env) if isinstance(layer, Score))
     rng = streams.numpy_stream(seed, streams.ACTIONS)
     try:
-        for episode, reset in enumerate(streams.env_seeds(seed, episodes), 1):
+        for episode in range(1, episodes + 1):
+            reset = streams.env_seed(seed, episode - 1)
             obs, _ = env.reset(seed=reset)
             length, ended = 0, False
             while not ended and length < LONGEST:

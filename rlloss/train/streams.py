@@ -24,4 +24,8 @@ def torch_stream(seed: int, purpose: int) -> torch.Generator:
 
 def env_seeds(seed: int, num_envs: int) -> list[int]:
     """One seed per environment; the first k do not depend on how many follow."""
-    return [int(_child(seed, ENVIRONMENTS, i).generate_state(1)[0]) for i in range(num_envs)]
+    return [env_seed(seed, i) for i in range(num_envs)]
+
+
+def env_seed(seed: int, i: int) -> int:
+    return int(_child(seed, ENVIRONMENTS, i).generate_state(1)[0])

@@ -170,9 +170,9 @@ BAD = {
         ["-m", *TINY, "run_root=.", "seed=1,2", "hydra/launcher=nope"],
         "hydra/launcher=nope: unknown; use",
     ),
-    "one beta": (["optimizer.betas=[0.9]"], "optimizer=adam"),
+    "one beta": (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9]: must be two numbers, each 0 or greater and less"),
     "no such device": (["device=tpu"], "device=tpu: unknown; use cpu or cuda"),
-    "optimizer setting": (["optimizer.betas=[2,0.9]"], "optimizer=adam"),
+    "optimizer setting": (["optimizer.betas=[2,0.9]"], "optimizer.betas=[2.0, 0.9]: must be two numbers, each 0 or"),
     "sweep of bad": (["-m", "seed=1,2", "loss=ppo_clip,nope"], "loss=nope: no such loss"),
     "config of a sweep": (["-m", "--cfg", "job", "seed=1,2"], "--cfg job: shows one config; leave --multirun out"),
     "sweep into one folder": (
@@ -262,6 +262,9 @@ def test_unknown_claims_and_sizes_are_named(tmp_path, called_here):
         (["reproduce", "--claim", "x"], "--claim=x: no such claim; use one of identical_trajectories"),
         (["reproduce", "--jobs", "0"], "--jobs=0: must be 1 or greater"),
         (["benchmark", "--timesteps", "3"], "--timesteps=3"),
+        (["evaluate", ".", "--seed", "-1"], "--seed=-1: must be 0 or greater"),
+        (["check", "ppo_clip", "--seed", "-1"], "--seed=-1: must be 0 or greater, and less than 2**63"),
+        (["check", "ppo_clip", "--seed", str(10**30)], "must be 0 or greater, and less than 2**63"),
         (["report", "typo"], "typo: no such folder; name the one that the runs went to"),
     ):
         done = called_here(*arguments)

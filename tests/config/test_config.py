@@ -115,6 +115,19 @@ BAD = {
     "target_kl=0": "target_kl=0.0: must be greater than 0, or null",
     "num_minibatches=3": "num_minibatches=3 does not divide the batch of 512 = num_envs 4 x num_steps 128; use one",
     "num_minibatches=512": "norm_adv=false",
+    "optimizer.betas=[0.9,0.9,0.9]": "optimizer.betas=[0.9, 0.9, 0.9]: must be two numbers, each 0 or greater and less",
+    "optimizer.weight_decay=-1": "optimizer.weight_decay=-1.0: must be a finite number, 0 or greater",
+    "optimizer.eps=nan": "optimizer.eps=nan: must be a finite number",
+    "optimizer=lbfgs optimizer.history_size=0": "optimizer.history_size=0: must be 1 or greater",
+    "optimizer=lbfgs optimizer.max_iter=-1": "optimizer.max_iter=-1: must be 1 or greater",
+    "optimizer=rmsprop optimizer.alpha=2": "optimizer.alpha=2.0: must lie between 0 and 1",
+    "optimizer=sgd optimizer.nesterov=true optimizer.momentum=0": "optimizer.nesterov=true: needs a momentum",
+    "optimizer=sam optimizer.betas=[2,3]": "optimizer.betas=[2.0, 3.0]: must be two numbers",
+    "schedule=plateau schedule.cooldown=-5": "schedule.cooldown=-5: must be 0 or greater",
+    "schedule=plateau schedule.min_lr=nan": "schedule.min_lr=nan: must be 0 or greater",
+    "stop=threshold stop.threshold=nan": "stop.threshold=nan: must be a number",
+    "stop=no_improvement stop.min_delta=-1": "stop.min_delta=-1.0: must be 0 or greater",
+    "env.kwargs=5": "env.kwargs=5: must be names with their values; write env.kwargs.NAME=VALUE, once for each",
     "total_timesteps=100": "total_timesteps=100 is less than one iteration of 512",
 }
 
@@ -122,7 +135,7 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_bad_input_is_one_line_naming_key_and_remedy(override):
     with pytest.raises(ConfigError) as caught:
-        load([override])
+        load(override.split(" "))
     message = str(caught.value)
     assert BAD[override] in message
     assert "\n" not in message

@@ -137,3 +137,16 @@ def test_slurm_that_is_not_there_is_bad_input(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install 'rlloss\[slurm\]'"):
         launch.sweep(jobs, ["hydra/launcher=slurm"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_processes_are_asked_for_than_there_are_runs():
+    assert launch._parallel({"n_jobs": 100_000_000}, 3).n_jobs == 3
+    assert launch._parallel({"n_jobs": 8}, 1).n_jobs == 2, "so that the run is in another process than this"
+    assert launch._parallel({"n_jobs": -1}, 3).n_jobs == -1
+
+
+@pytest.mark.slow
+def test_a_launchers_timeout_is_named(tmp_path):
+    jobs = launch.jobs_of([(*TINY, f"seed={seed}", f"run_root={tmp_path / 'runs'}") for seed in (1, 2)])
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.timeout=0\.01: a run took longer; use more seconds"):
+        launch.sweep(jobs, ["hydra.launcher.n_jobs=2", "hydra.launcher.timeout=0.01"])
