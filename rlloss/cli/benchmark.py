@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlloss import figures, tables
 from rlloss.cli.exits import Exit
+from rlloss.cli.paths import output_file
 from rlloss.errors import ConfigError
 
 OF = {  # what is timed -> its module of rlloss.benchmark, and the function
@@ -31,6 +32,7 @@ def run(arguments: list[str]) -> int:
     timesteps = (102_400 if options.of == "sweep" else 20_480) if options.timesteps is None else options.timesteps
     if timesteps < 512:
         raise ConfigError(f"--timesteps={timesteps}: must be at least one iteration of 512")
+    output_file("-o", options.output)
     module, function = OF[options.of]
     peers = dict(map(peer, options.peer))
     if peers and options.of != "train":

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from rlloss.bisect.found import Finding
 from rlloss.cli.exits import Exit
+from rlloss.cli.paths import one_run, output_file
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import RunFolder, to_json
 
@@ -16,9 +17,9 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.output is not None and options.output.suffix != ".html":
         raise ConfigError(f"-o {options.output}: unknown format {options.output.suffix or '(none)'}; use .html")
+    output_file("-o", options.output)
     for path in options.runs:
-        if not path.is_dir():
-            raise ConfigError(f"RUN={path}: no such folder; name a run's folder")
+        one_run(path)
     from rlloss.bisect.bisect import bisect  # here, since it needs torch
 
     with tqdm(unit="step", disable=None, leave=False) as bar:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from rlloss import tables
 from rlloss.cli.exits import Exit
+from rlloss.cli.paths import one_run, output_file
 from rlloss.config.schema import Config, config_of
 from rlloss.errors import ConfigError, RunFailed
 from rlloss.runs.certificate import Certificate, canonical, certify, checkpoint_before, mismatch, printable, read
@@ -28,12 +29,12 @@ DECIDE = (LOSS, "environment")  # sources of a user's: if they are others, anoth
 
 def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    if not options.run.is_dir():
-        raise ConfigError(f"RUN={options.run}: no such folder; name a run's folder")
-    document = certify(RunFolder(options.run))
+    output_file("--out", options.out)
+    document = certify(RunFolder(one_run(options.run)))
     out = options.out or options.run / "certificate.json"
     certificate = Certificate(out, document, intact=True)
     what = described(certificate, certified(certificate, f"RUN={options.run}"))
+    out.parent.mkdir(parents=True, exist_ok=True)
     replace(out, (to_json(document) + "\n").encode())
     print(f"certificate of {what}\nwritten to {out}; `rlloss verify --certificate {out}` plays it again")
     return Exit.HOLDS

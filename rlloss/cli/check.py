@@ -14,6 +14,7 @@ from rlloss import tables
 from rlloss.check.comparison import compare
 from rlloss.check.text import full_text, text
 from rlloss.cli.exits import Exit
+from rlloss.cli.paths import output_file, output_folder
 from rlloss.errors import ConfigError
 from rlloss.losses.formulation import ZOO, resolve
 from rlloss.runs.reader import to_json
@@ -29,16 +30,14 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     dtypes = tuple(getattr(torch, name) for name in dict.fromkeys(options.dtype or ("float64", "float32", "bfloat16")))
     settings = {"clip_coef": options.clip_coef, "dtypes": dtypes, "seed": options.seed}
-    if options.output is not None and options.output.exists() and not options.output.is_dir():
-        raise ConfigError(f"-o {options.output}: is a file; name a folder")
+    output_folder("-o", options.output)
+    output_file("--proof", options.proof)
     if not 0 <= options.seed < LARGEST_SEED:
         raise ConfigError(f"--seed={options.seed}: must be 0 or greater, and less than 2**63")
     enough = (Verdict.IDENTICAL,) if options.bitwise else (Verdict.IDENTICAL, Verdict.EQUAL)
     torch.set_num_threads(1)
     if options.proof is not None and len(options.losses) != 2:
         raise ConfigError(f"--proof {options.proof}: asks about two losses, not {len(options.losses)}; name two")
-    if options.proof is not None and not options.proof.absolute().parent.is_dir():
-        raise ConfigError(f"--proof {options.proof}: there is no such folder; make it first")
     if options.no_proof and (options.proof is not None or len(options.losses) != 2):
         raise ConfigError("--no-proof: only tries two losses; name two, and leave --proof out")
     if options.list:
@@ -97,6 +96,7 @@ def check_pair(options: argparse.Namespace, settings: dict[str, Any], enough: Se
     if options.proof is not None:
         from rlloss.check.prove import Prover
 
+        options.proof.parent.mkdir(parents=True, exist_ok=True)
         options.proof.write_text(Prover(options.clip_coef).written(*map(resolve, options.losses)))
         print(f"written to {options.proof}", file=sys.stderr)
     if options.output is not None:

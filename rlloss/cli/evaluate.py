@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from rlloss import stats, tables
 from rlloss.cli.exits import Exit
+from rlloss.cli.paths import one_run, output_file
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import to_json
 
@@ -27,6 +28,8 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"--seed={options.seed}: must be 0 or greater")
     if options.video is not None and options.video.suffix != ".gif":
         raise ConfigError(f"--video={options.video}: name a .gif file")
+    output_file("--video", options.video)
+    one_run(options.run)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures go into a file, and need no screen
     from rlloss.train.evaluation import load_policy, play  # here, since it needs torch
 

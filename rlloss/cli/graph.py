@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlloss import tables
 from rlloss.cli.exits import Exit
+from rlloss.cli.paths import output_file, output_folder
 from rlloss.errors import ConfigError
 from rlloss.graph.graph import Graph, trace
 from rlloss.graph.page import page
@@ -91,6 +92,7 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError("--explain: takes no LOSS and no --table; it writes one page of its own")
         if output is None or output.suffix or output.is_file():
             raise ConfigError(f"-o {output}: --explain writes into a folder; name one, as in -o results/report")
+        output_folder("-o", output)
         return
     if not options.losses:
         raise ConfigError("LOSS: none given; name one or more, as in rlloss graph ppo_clip reinforce -o page.html")
@@ -104,3 +106,5 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--table {table}: unknown format {table.suffix or '(none)'}; use {', '.join(TABLES)}")
     if not 0 < options.clip_coef < 1:
         raise ConfigError(f"--clip-coef={options.clip_coef}: must lie between 0 and 1")
+    output_file("-o", output)
+    output_file("--table", table)

@@ -12,6 +12,7 @@ from rlloss.claims.claim import select
 from rlloss.claims.judged import HOLDS, Judged
 from rlloss.claims.report import report_claims
 from rlloss.cli.exits import Exit
+from rlloss.cli.paths import output_folder
 from rlloss.errors import ConfigError
 from rlloss.train.numerics import PORTABLE, available, is_own, refuse_elsewhere, relaunch
 
@@ -19,7 +20,8 @@ from rlloss.train.numerics import PORTABLE, available, is_own, refuse_elsewhere,
 def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if not options.runs.is_dir():
-        raise ConfigError(f"{options.runs}: no such folder; name the one that the runs went to")
+        raise ConfigError(f"FOLDER={options.runs}: no such folder; name the one that the runs went to")
+    output_folder("--report", options.report)
     numerics = numerics_of(options)
     judged = report_claims(select(options.claim, numerics), options.preset, options.runs, options.report)
     return Exit.HOLDS if print_verdicts(judged, options.report) else Exit.FAILS

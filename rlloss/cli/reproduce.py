@@ -10,6 +10,7 @@ from rlloss.claims.claim import select
 from rlloss.claims.reference import compare, made_with, other_versions, reference_dir
 from rlloss.claims.report import report_claims
 from rlloss.cli.exits import Exit
+from rlloss.cli.paths import output_folder
 from rlloss.cli.report import add_claims, numerics_of, print_verdicts
 from rlloss.cli.train import exit_code, print_note
 from rlloss.errors import ConfigError
@@ -25,6 +26,8 @@ from rlloss.train.switches import portable_kernels
 def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     hydras = launcher_settings(options)
+    output_folder("--runs", options.runs)
+    output_folder("--report", options.report)
     numerics = numerics_of(options)
     claims = select(options.claim, numerics)
     where = quoted("run_root", str(options.runs))
