@@ -142,12 +142,17 @@ def train_sweep(overrides: list[str]) -> int:
     if any(is_begun(job.config) for job in jobs):
         print(plan([job.config for job in jobs]), file=sys.stderr, flush=True)
     outcomes = sweep(jobs, hydras)
-    first = jobs[0].config
     runs = [RunFolder(run_folder(job.config)) for job in jobs]
     print(tables.text(run_table(runs)))
     print_remarks(runs)
-    print(f"written to {first.run_root if first.run_dir is None else 'their run_dir'}")
+    print(f"written to {roots([job.config for job in jobs])}")
     return exit_code(outcomes)
+
+
+def roots(configs: Sequence[Config]) -> str:
+    """The folders that hold the runs of a sweep, in words."""
+    found = dict.fromkeys(config.run_root if config.run_dir is None else "their run_dir" for config in configs)
+    return " and ".join(found)
 
 
 def print_remarks(runs: Sequence[RunFolder]) -> None:
@@ -184,7 +189,11 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
 
 
 def run_table(runs: Sequence[RunFolder]) -> tables.Rows:
-    """What came of some runs: a row each. The return is the mean over the last 100 episodes."""
+    """What came of some runs: a row each. The return is the mean over the last 100 episodes.
+
+    A run is called by its folder's name; by its path where two have one name.
+    """
+    named = len({run.path.name for run in runs}) == len(runs)
     return [
         {
             "status": run.status,
@@ -192,7 +201,7 @@ def run_table(runs: Sequence[RunFolder]) -> tables.Rows:
             "steps/s": run.info.get("steps_per_second"),
             "return": run.info.get("episodic_return"),
             "final digest": run.info.get("final_digest", "")[:12],
-            "run": run.path.name,
+            "run": run.path.name if named else str(run.path),
         }
         for run in runs
     ]

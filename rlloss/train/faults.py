@@ -65,7 +65,7 @@ def watchdog(progress: Callable[[], int | None], seconds: float) -> Iterator[Non
 
     def watch() -> None:
         last, since = progress(), time.monotonic()
-        while not done.wait(seconds / LOOKS):
+        while not done.wait(min(seconds / LOOKS, threading.TIMEOUT_MAX)):
             now = progress()
             if now is None or now != last:
                 last, since = now, time.monotonic()

@@ -114,6 +114,15 @@ def test_multirun_sweeps_over_cores_and_ends_with_a_table(tmp_path, called_here)
     assert not (tmp_path / "multirun").exists()
 
 
+def test_a_sweep_over_folders_names_them_all(tmp_path, called_here):
+    done = called_here("train", "-m", *TINY, "run_root=a,b", "hydra.launcher.n_jobs=1")
+    assert done.returncode == 0, done.stderr
+    name = "CartPole-v1__total_timesteps-400__num_envs-2__num_steps-50__ppo_clip__seed-1"
+    assert f"a/{name}\n" in done.stdout
+    assert f"b/{name}\n" in done.stdout
+    assert done.stdout.endswith("written to a and b\n")
+
+
 def test_a_folder_in_the_way_of_a_sweep_is_found_before_anything_runs(tmp_path, called_here):
     in_the_way = tmp_path / run_folder(load([*TINY, "seed=2", "run_root=runs"]))
     in_the_way.mkdir(parents=True)

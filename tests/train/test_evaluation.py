@@ -117,7 +117,7 @@ def test_the_command_prints_episodes_mean_and_interval_and_draws_a_video(make_ru
 def test_what_cannot_be_evaluated_is_one_line(make_run, tmp_path, capsys):
     train(load([*SHORT, LINE]), tmp_path / "line")
     cases = {
-        (str(tmp_path / "nowhere"),): "no run there; name a run's folder",
+        (str(tmp_path / "nowhere"),): "no such folder; name a run's folder",
         (str(make_run().path), "--best"): "has no best.safetensors; train it with best=metric",
         (str(tmp_path / "line"), "--video", "a.gif"): "takes no render_mode, so it draws no pictures",
         (str(make_run().path), "--video", "a.mp4"): "name a .gif file",

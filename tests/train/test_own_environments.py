@@ -96,6 +96,14 @@ def test_a_broken_contract_is_one_line_before_the_run(tmp_path, capsys, fault):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_timeout_longer_than_any_thread_waits_is_no_limit(monkeypatch):
+    """A thread that dies leaves a traceback, and the run unwatched."""
+    died = []
+    monkeypatch.setattr("threading.excepthook", died.append)
+    train(load([*TINY, LINE, "env.timeout=1e300"]))
+    assert died == []
+
+
 def test_the_dtype_of_a_part_of_an_observation_is_named():
     config = EnvConfig("tests.examples.environments:Line-v0", {"obs": "dict", "fault": "dtype"})
     with pytest.raises(ConfigError, match=r"of float64, observation_space is of float32; return obs\.astype"):
