@@ -101,7 +101,7 @@ def sweep(jobs: Sequence[Job], hydras: Sequence[str] = ()) -> list[Outcome]:
             outcomes = _on_slurm(configs, executor)
     else:
         if settings.keys() - {"n_jobs"}:  # Hydra has the schema; joblib hands on whatever it does not know
-            compose_all([*todo[0].overrides, *hydras])
+            _composed(name, todo[0], hydras)
         parallel = _parallel({"n_jobs": CORES[name], **settings}, len(todo))
         kinds = _by_numerics(configs)
         with workers(parallel) as run:
@@ -131,6 +131,23 @@ def _launcher(hydras: Sequence[str]) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"{line}: of Hydra's own keys a sweep takes hydra/launcher and hydra.launcher.*")
     lookup(CORES | dict.fromkeys(SLURM), "hydra/launcher", name)
     return name, settings
+
+
+def _composed(name: str, job: Job, hydras: Sequence[str]) -> Any:
+    """Hydra's node ``hydra.launcher``. Raises: ConfigError for settings that the launcher has not, or of another type.
+
+    The launcher's own node, without the settings, says which there are.
+    """
+    try:
+        return compose_all([*job.overrides, *hydras]).hydra.launcher
+    except ConfigError as error:
+        plain = compose_all([*job.overrides, f"hydra/launcher={name}"]).hydra.launcher
+        for override in parse_overrides(hydras):
+            key = override.key_or_group.removeprefix("hydra.launcher.")
+            if key != override.key_or_group and key.partition(".")[0] not in plain and not override.is_add():
+                keys = ", ".join(str(each) for each in plain if not str(each).startswith("_"))
+                raise ConfigError(f"{override.input_line}: launcher {name} has no {key}; it has {keys}") from error
+        raise
 
 
 def _parallel(settings: Mapping[str, Any], runs: int) -> Any:
@@ -248,14 +265,14 @@ def _executor(name: str, job: Job, hydras: Sequence[str]) -> "AutoExecutor":
     """
     if not all(map(importlib.util.find_spec, ("submitit", "hydra_plugins.hydra_submitit_launcher"))):
         raise ConfigError(f"hydra/launcher={name}: its launcher is not installed; pip install 'rlloss[slurm]'")
-    if shutil.which("sbatch") is None:
+    if absent := [program for program in ("sbatch", "srun") if shutil.which(program) is None]:
         raise ConfigError(
-            f"hydra/launcher={name}: no sbatch on this machine; run this where Slurm is installed, a login node say, "
-            "or leave the launcher out to run on this machine's cores"
+            f"hydra/launcher={name}: no {absent[0]} on this machine; run this where Slurm is installed, a login node "
+            "say, or leave the launcher out to run on this machine's cores"
         )
     from submitit import AutoExecutor
 
-    node = compose_all([*job.overrides, *hydras]).hydra.launcher
+    node = _composed(name, job, hydras)
     try:
         settings: Any = OmegaConf.to_container(node, resolve=True)
         del settings["_target_"]
@@ -275,7 +292,7 @@ def _on_slurm(configs: Sequence[Config], executor: "AutoExecutor") -> dict[Path,
     """
     from submitit.core.utils import FailedJobError
 
-    from rlloss.sweep.slurm import Lost, QueuedJob, RunOne, array_size, outcomes_of
+    from rlloss.sweep.slurm import Lost, QueuedJob, RunOne, array_size, nothing_left, outcomes_of
 
     outcomes: dict[Path, Outcome] = {}
     size = array_size()
@@ -284,11 +301,15 @@ def _on_slurm(configs: Sequence[Config], executor: "AutoExecutor") -> dict[Path,
         part = parts.pop(0)
         reached = [digest_count(run_folder(config)) for config in part]
         try:
-            with redirect_stderr(io.StringIO()):  # where submitit prints what it raises
+            # where submitit prints what it raises
+            with nothing_left(executor.folder), redirect_stderr(io.StringIO()):
                 jobs = executor.map_array(RunOne(), part)  # type: ignore[no-untyped-call]
         except FailedJobError as error:
-            said = [line for line in str(error).splitlines() if line.startswith("sbatch:")]
-            raise ConfigError(" ".join(said) or one_line(error)) from error
+            lines = [line.removeprefix("sbatch: ") for line in str(error).splitlines() if line.startswith("sbatch:")]
+            raise ConfigError(
+                f"hydra/launcher=slurm: sbatch takes no jobs: {' '.join(lines) or one_line(error)}; mend that with "
+                "hydra.launcher.KEY=VALUE, or leave the launcher out to run on this machine's cores"
+            ) from error
         # submitit names its own class for the jobs of an array, whatever the executor's job_class
         queued = [QueuedJob(executor.folder, job.job_id) for job in jobs]
         found = outcomes_of(queued, part)

@@ -9,10 +9,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from submitit import SlurmJob
@@ -131,6 +132,24 @@ def outcomes_of(jobs: Sequence[QueuedJob], configs: Sequence[Config]) -> list[Ou
         for job in jobs:
             _tidy(job)
     return outcomes
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Within: a submission of jobs with this folder, ``%j`` in it. If it fails, what it wrote and made is removed."""
+    home = next(path for path in (folder, *folder.parents) if "%" not in str(path))
+    before = set(home.iterdir()) if home.is_dir() else set()
+    made = [path for path in (home, *home.parents) if not path.exists()]
+    try:
+        yield
+    except Exception:
+        for path in set(home.glob("*.pkl")) | set(home.glob(".submission_file_*.sh")):
+            if path not in before:
+                path.unlink(missing_ok=True)
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def array_size() -> int:

@@ -39,7 +39,7 @@ REFUSED = {
     "hydra/launcher=ray": "hydra/launcher=ray: unknown; use one of joblib, basic, slurm, submitit_slurm",
     "hydra/launcher=joblib,slurm": "hydra/launcher=joblib,slurm: all runs of a sweep go one way; give one value",
     "hydra.launcher.n_jobs=many": "hydra.launcher.n_jobs=many: must be a number of processes",
-    "hydra.launcher.nope=1": "hydra.launcher.nope: Key 'nope' not in",
+    "hydra.launcher.nope=1": r"hydra\.launcher\.nope=1: launcher joblib has no nope; it has n_jobs, backend, prefer",
 }
 
 
@@ -65,7 +65,7 @@ def test_hydras_settings_of_the_slurm_launcher_become_sbatchs(tmp_path, monkeypa
     assert expected.items() <= executor.parameters.items()
     for setting, message in {
         "+hydra.launcher.nope=1": "Unknown argument 'nope'",
-        "hydra.launcher.nope=1": "hydra.launcher.nope: Key 'nope' not in",
+        "hydra.launcher.nope=1": r"hydra\.launcher\.nope=1: launcher slurm has no nope; it has submitit_folder, time",
         "hydra.launcher.timeout_min=soon": "hydra.launcher.timeout_min: Value 'soon'",
         "hydra.launcher.partition=${nope}": "hydra.launcher.partition: Interpolation key 'nope' not found",
     }.items():
@@ -133,6 +133,10 @@ def test_slurm_that_is_not_there_is_bad_input(tmp_path, monkeypatch):
         installed.setattr(launch.importlib.util, "find_spec", lambda name: object())
         with pytest.raises(ConfigError, match="hydra/launcher=slurm: no sbatch on this machine"):
             launch.sweep(jobs, ["hydra/launcher=slurm"])
+        (tmp_path / "sbatch").touch(mode=0o755)
+        with pytest.raises(ConfigError, match="hydra/launcher=slurm: no srun on this machine"):
+            launch.sweep(jobs, ["hydra/launcher=slurm"])
+        (tmp_path / "sbatch").unlink()
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'rlloss\[slurm\]'"):
         launch.sweep(jobs, ["hydra/launcher=slurm"])
@@ -150,3 +154,19 @@ def test_a_launchers_timeout_is_named(tmp_path):
     jobs = launch.jobs_of([(*TINY, f"seed={seed}", f"run_root={tmp_path / 'runs'}") for seed in (1, 2)])
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.timeout=0\.01: a run took longer; use more seconds"):
         launch.sweep(jobs, ["hydra.launcher.n_jobs=2", "hydra.launcher.timeout=0.01"])
+
+
+def test_a_cluster_that_takes_no_jobs_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    programs, home = tmp_path / "bin", tmp_path / "home"
+    programs.mkdir(), home.mkdir()
+    for name in ("sbatch", "srun"):
+        (programs / name).write_text("#!/bin/sh\necho 'sbatch: error: Unknown host' >&2\nexit 1\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    jobs = launch.jobs_of([(*TINY, f"run_root={home / 'runs'}")])
+    with pytest.raises(ConfigError) as caught:
+        launch.sweep(jobs, ["hydra/launcher=slurm"])
+    assert str(caught.value).startswith("hydra/launcher=slurm: sbatch takes no jobs: error: Unknown host; mend that")
+    assert "\n" not in str(caught.value)
+    assert list(home.iterdir()) == []
