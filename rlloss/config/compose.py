@@ -3,7 +3,7 @@
 import copy
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ def load(overrides: Sequence[str] = ()) -> Config:
 
     Raises: ConfigError with one line naming key, value and remedy.
     """
+    if isinstance(overrides, str | Mapping) or not all(isinstance(override, str) for override in overrides):
+        raise TypeError(f"load takes a list of overrides, as load(['seed=1', 'loss=reinforce']), not {overrides!r}")
     parsed = parse_overrides(overrides)
     folders = search_path(parsed)
     _reject_unknown_keys(parsed, folders)

@@ -6,8 +6,9 @@ environment and no machine: what these refuse is refused by ``rlloss.train``.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 from rlloss.config.group import MISSING, Group, one_of
@@ -272,6 +273,7 @@ class Config:
         Raises: ConfigError for values out of range, minibatches that do not divide the batch, a budget below one
             iteration.
         """
+        self._check_types()
         self._check_ranges()
         for group in GROUPS:
             getattr(self, group).validate()
@@ -279,6 +281,21 @@ class Config:
         self._check_numerics()
         self._check_compiled()
         self._check_batch()
+
+    def _check_types(self) -> None:
+        """Hydra sees to the types of what it composes; this is for a Config that Python code made."""
+        for key, kind in BASES.items():
+            if not isinstance(getattr(self, key), kind):
+                like = f"a {kind.__name__}, as rlloss.config.load(['{key}=...']) has it"
+                raise ConfigError(f"{key}={getattr(self, key)!r}: must be {like}")
+        for key, default in SCALARS.items():
+            expected, what = EXPECTED[type(default)]
+            if not isinstance(getattr(self, key), expected):
+                raise ConfigError(f"{key}={getattr(self, key)!r}: must be {what}; {default!r} by default")
+        if not isinstance(self.hidden_sizes, Sequence) or not all(isinstance(n, Integral) for n in self.hidden_sizes):
+            raise ConfigError(
+                f"hidden_sizes={self.hidden_sizes!r}: must be a list of whole numbers; [64, 64] by default"
+            )
 
     def _check_ranges(self) -> None:
         for key in POSITIVE:
@@ -382,6 +399,12 @@ class Config:
 
 
 BASES: dict[str, type[Any]] = {key: get_type_hints(Config)[key] for key in GROUPS}
+
+
+SCALARS = {item.name: item.default for item in fields(Config) if isinstance(item.default, int | float | str)}
+EXPECTED: dict[type[Any], tuple[type[Any], str]] = {
+    bool: (bool, "True or False"), int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "text"),
+}  # fmt: skip
 
 
 def config_of(tree: Mapping[str, Any]) -> Config:

@@ -50,6 +50,7 @@ class TrainedPolicy:
 
         Raises: ConfigError where a wrapper needs more than one observation; use ``make_env`` and ``act_on`` there.
         """
+        _refuse_other_shape(obs, self.env.unwrapped.observation_space)
         for layer in reversed(list(layers(self.env))):
             if isinstance(layer, gymnasium.ObservationWrapper):
                 obs = layer.observation(obs)
@@ -61,11 +62,25 @@ class TrainedPolicy:
 
     def act_on(self, obs: Any, *, greedy: bool = True, rng: np.random.Generator | None = None) -> Any:
         """The same for an observation of ``make_env()``, in its wrappers."""
+        if rng is not None and not isinstance(rng, np.random.Generator):
+            raise TypeError(f"rng={rng!r}: must be a generator, as numpy.random.default_rng(0) makes one")
+        _refuse_other_shape(obs, self.env.observation_space)
         actor, head = self.policy.actor(), self.policy.head
         noise = head.noise(rng or np.random.default_rng(), 1, 1)[0]
         dtype = np.uint8 if is_image(self.env.observation_space) else actor.dtype
         actions = actor.act(np.asarray(obs, dtype)[None], np.zeros_like(noise) if greedy else noise)
         return executable(self.env.action_space)(actions)[0]
+
+
+def _refuse_other_shape(obs: Any, space: gymnasium.Space[Any]) -> None:
+    """Raises: ConfigError for an observation that is none of a Box, or that is not a number somewhere."""
+    if not isinstance(space, gymnasium.spaces.Box):
+        return
+    if np.shape(obs) != space.shape or np.asarray(obs).dtype.kind not in "biuf":
+        what = f"of shape {np.shape(obs)}" if np.shape(obs) or isinstance(obs, float | int) else repr(obs)
+        raise ConfigError(f"act: the observation is {what}; it must be one array of numbers, of shape {space.shape}")
+    if np.isnan(obs).any():
+        raise ConfigError("act: the observation holds nan; a policy has no answer to that")
 
 
 class Played(NamedTuple):

@@ -65,6 +65,8 @@ def train(
 
     Raises: ConfigError, before anything is written, if the config cannot be run; RunFailed; Interrupted.
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"train takes a Config, as rlloss.config.load(['seed=1']) makes one, not {config!r}")
     config.validate()
     folder = None if folder is None else Path(folder)
     with deterministic(config), prepared(config) as state, begun(folder, state, begins) as record, watched(state):
