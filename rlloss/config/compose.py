@@ -24,7 +24,6 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from rlloss.config import own
 from rlloss.config.choices import choices, data_dir, groups
 from rlloss.config.group import MISSING
 from rlloss.config.mistakes import closest, other_choice, unknown_key, wrong_value
@@ -63,7 +62,9 @@ def load(overrides: Sequence[str] = ()) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_own_mistake(parsed, folders) or _in_words(error, parsed)) from error
     except yaml.YAMLError as error:
-        where = own.not_yaml(error) or f"a config below {', '.join(map(str, folders))} is no YAML"
+        from rlloss.config.own import not_yaml  # here, since mistakes are rare
+
+        where = not_yaml(error) or f"a config below {', '.join(map(str, folders))} is no YAML"
         raise ConfigError(where) from error
     try:
         return to_config(config)
@@ -81,13 +82,17 @@ def _chosen(overrides: Sequence[Override], folders: tuple[Path, ...]) -> list[tu
 
 
 def _own_mistake(overrides: Sequence[Override], folders: tuple[Path, ...]) -> str:
-    return own.mistake(_chosen(overrides, folders), folders, known_keys())
+    from rlloss.config.own import mistake
+
+    return mistake(_chosen(overrides, folders), folders, known_keys())
 
 
 def _own_file(key: str, overrides: Sequence[Override], folders: tuple[Path, ...]) -> str:
     """The user's file that sets a key, as the beginning of a message about it; empty if an override or none does."""
+    from rlloss.config.own import setting
+
     given = any(override.key_or_group == key for override in overrides)
-    path = "" if given else own.setting(key, _chosen(overrides, folders), folders)
+    path = "" if given else setting(key, _chosen(overrides, folders), folders)
     return f"{path}: " if path else ""
 
 
