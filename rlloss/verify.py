@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rlloss.cause import cause, other_machine
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
+from rlloss.runs.agreement import contradiction as contradiction, disagreement
 from rlloss.runs.provenance import is_the_users
 from rlloss.runs.reader import RunFolder, common_snapshots, find_runs, natural
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed
@@ -279,7 +280,7 @@ def _incomplete(run: RunFolder) -> str:
     """Why a run cannot be judged as a whole; empty if it can."""
     if run.status != "finished":
         return f"{run.path.name} is {run.standing}"
-    if why := contradiction(run):
+    if why := disagreement(run):
         return why
     if is_watched(run) and (other := Record(run).other_digest()):
         return f"{run.path.name}: {other}"
@@ -292,19 +293,6 @@ def _incomplete(run: RunFolder) -> str:
         return f"{run.path.name}: {other}"
     if not np.isfinite(run.snapshot(run.snapshot_steps[-1])).all():
         return f"{run.path.name} ended with parameters that are not finite numbers"
-    return ""
-
-
-def contradiction(run: RunFolder) -> str:
-    """Where a finished run's digests are not those that ``run.json`` counts; empty if they are."""
-    for key in ("optimizer_steps", "final_digest"):
-        if key not in run.info:
-            return f"{run.path.name}/run.json has no {key}"
-    if len(run.digests) != run.info["optimizer_steps"]:
-        steps = run.info["optimizer_steps"]
-        return f"{run.path.name}: digests.bin has {len(run.digests)} digests, run.json says {steps} optimiser steps"
-    if not len(run.digests) or run.digests[-1].tobytes().hex() != run.info["final_digest"]:
-        return f"{run.path.name}: the last digest of digests.bin is not the final_digest of run.json"
     return ""
 
 

@@ -1,11 +1,14 @@
 """What several tests share: short real runs, and where the project's files lie."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from rlloss.runs import RunFolder
+from rlloss.runs.place import config_digest
+from rlloss.runs.provenance import digest, loss_source
 from rlloss.verify import compare_runs
 
 ROOT = Path(__file__).parents[1]
@@ -48,3 +51,19 @@ def assert_identical_though_clipped(a: RunFolder, b: RunFolder) -> None:
     assert (a.metrics["actions_digest"] == b.metrics["actions_digest"]).all()
     assert a.metrics["clip_active_frac"].sum() > 0, "nothing was clipped"
     assert a.metrics["policy_loss"].ne(b.metrics["policy_loss"]).all()
+
+
+def rewrite_config(folder: Path, old: str, new: str) -> None:
+    """Other words in the config of a copied run, as if it had been trained so."""
+    text = (folder / "config.yaml").read_text()
+    assert old in text
+    write_config(folder, text.replace(old, new))
+
+
+def write_config(folder: Path, text: str) -> None:
+    """Another config for a copied run, as if it had been trained so: run.json says the same."""
+    (folder / "config.yaml").write_text(text)
+    run = RunFolder(folder)
+    info = {**run.info, "config_digest": config_digest(run.config)}
+    info["versions"] = {**info["versions"], "loss": digest(loss_source(run.loss).encode())}
+    (folder / "run.json").write_text(json.dumps(info))

@@ -19,6 +19,7 @@ from rlloss.runs import RunFolder, find_runs
 from rlloss.train import train
 from rlloss.train.recording import FolderRecorder
 from rlloss.verify import compare_runs, first_difference, pair, ulp_distance, verify
+from tests.helpers import rewrite_config
 
 ODD = "num_steps=60"  # minibatches of 30
 
@@ -350,8 +351,7 @@ def test_many_pairs_are_counted_and_what_fell_short_comes_first(make_run, tmp_pa
     for i in range(1, 12):
         for loss in ("ppo_clip", "reinforce"):
             target = shutil.copytree(make_run(f"loss={loss}").path, tmp_path / f"seed-{i}" / loss)
-            config = (target / "config.yaml").read_text().replace("seed: 1\n", f"seed: {i}\n")
-            (target / "config.yaml").write_text(config)
+            rewrite_config(target, "seed: 1\n", f"seed: {i}\n")
     for i in (10, 2):
         (tmp_path / f"seed-{i}" / "reinforce" / "episodes.csv").unlink()
     assert main(["verify", str(tmp_path)]) == 1
@@ -371,8 +371,7 @@ def test_many_pairs_are_counted_and_what_fell_short_comes_first(make_run, tmp_pa
 def test_a_config_of_another_trainer_says_nothing_of_epochs(make_run, tmp_path, value):
     a, b = (copy_of(make_run(f"loss={loss}"), tmp_path / loss) for loss in ("ppo_clip", "reinforce"))
     for run in (a, b):
-        config = run.path / "config.yaml"
-        config.write_text(config.read_text().replace("num_minibatches: 4", f"num_minibatches: {value}"))
+        rewrite_config(run.path, "num_minibatches: 4", f"num_minibatches: {value}")
     verdict = compare_runs(RunFolder(a.path), RunFolder(b.path))
     assert (verdict.verdict, verdict.tested, verdict.put_to) == ("IDENTICAL", None, {})
 
@@ -391,8 +390,7 @@ def test_a_loss_that_came_with_the_runs_is_not_loaded(loss, executed, make_run, 
     """Runs from elsewhere are data: no file that they name is executed. One of the user's, apart from them, is."""
     for i, name in enumerate(("ppo_clip", loss)):
         run = copy_of(make_run(), tmp_path / "elsewhere" / f"run{i}")
-        config = run.path / "config.yaml"
-        config.write_text(config.read_text().replace("name: ppo_clip", f"name: '{name}'"))
+        rewrite_config(run.path, "name: ppo_clip", f"name: '{name}'")
     for home in (tmp_path, tmp_path / "elsewhere"):
         (home / "evil.py").write_text(EVIL)
     done = subprocess.run(
@@ -413,16 +411,14 @@ def test_a_table_of_hundreds_of_pairs_lists_the_gravest_and_counts_the_rest(make
     names = [f"loss{i}" for i in range(120)]
     for name in ("ppo_clip", *names):
         run = copy_of(make_run(), tmp_path / name)
-        config = run.path / "config.yaml"
-        config.write_text(config.read_text().replace("name: ppo_clip", f"name: {name}"))
+        rewrite_config(run.path, "name: ppo_clip", f"name: {name}")
     for name in names[:40]:
         (tmp_path / name / "run.json").write_text('{"status": "running"}')
     other = make_run("loss=cispo")
     for name in names[90:93]:
         shutil.rmtree(tmp_path / name)
         copy_of(other, tmp_path / name)
-        config = tmp_path / name / "config.yaml"
-        config.write_text(config.read_text().replace("name: cispo", f"name: {name}"))
+        rewrite_config(tmp_path / name, "name: cispo", f"name: {name}")
     assert main(["verify", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     rows = out.splitlines()[2:32]

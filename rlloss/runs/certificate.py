@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rlloss.errors import ConfigError
+from rlloss.runs.agreement import disagreement
 from rlloss.runs.reader import CHECKPOINT, CHECKPOINTS, WHERE_KEYS, Damaged, RunFolder, flatten, to_json
 
 FORMAT = "rlloss certificate 1"
@@ -88,7 +89,7 @@ def certify(run: RunFolder) -> dict[str, Any]:
     """A finished run's certificate. Raises: ConfigError for one that is not finished, or damaged."""
     if run.status != "finished":
         raise ConfigError(f"RUN={run.path}: {run.standing}; only a finished run has a certificate; train it to its end")
-    if why := run.damage or other_parameters(run):
+    if why := run.damage or disagreement(run) or other_parameters(run):
         raise ConfigError(f"RUN={run.path}: {why}; train it again")
     if not len(run.digests):
         raise ConfigError(f"RUN={run.path}: has taken no optimiser step; there is nothing to certify")
@@ -264,7 +265,7 @@ def mismatch(certificate: Certificate, run: RunFolder) -> str:
     for step, name in kept_checkpoints(run).items():
         if step in certificate.checkpoints and _sum(run.content(name)) != certificate.checkpoints[step]["sha256"]:
             return f"another {name}"
-    return other_parameters(run)
+    return disagreement(run) or other_parameters(run)
 
 
 def checkpoint_before(certificate: Certificate, run: RunFolder, step: int) -> tuple[int, Path] | None:

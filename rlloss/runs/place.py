@@ -1,6 +1,7 @@
 """Where a run belongs: the name of its folder, and what may not be written over."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -44,6 +45,11 @@ def run_folder(config: Config) -> Path:
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config, nested, as its run folder has it: flat."""
     return read_config(yaml.safe_dump(dict(config)))
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """The SHA-256 of a config as ``recorded`` and as ``RunFolder`` have it: without what says where it is recorded."""
+    return hashlib.sha256(json.dumps(dict(config), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def check_folder(folder: Path, config: Config) -> None:

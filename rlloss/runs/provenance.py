@@ -113,6 +113,11 @@ def digest(text: bytes) -> str:
 def definitions(module: Path, name: str) -> str:
     """The source of a top-level ``name`` of a module, and of all that it refers to there; empty if there is none."""
     text = module.read_text()
+    return _source(text, _defined(text), name)
+
+
+def _defined(text: str) -> dict[str, ast.stmt]:
+    """The top-level definitions of a module, by name."""
     defined: dict[str, ast.stmt] = {}
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -120,6 +125,10 @@ def definitions(module: Path, name: str) -> str:
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             defined |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+    return defined
+
+
+def _source(text: str, defined: Mapping[str, ast.stmt], name: str) -> str:
     wanted, todo = set[str](), [name]
     while todo:
         current = todo.pop()
@@ -127,6 +136,15 @@ def definitions(module: Path, name: str) -> str:
             wanted.add(current)
             todo += [part.id for part in ast.walk(defined[current]) if isinstance(part, ast.Name)]
     return "\n".join(ast.get_source_segment(text, defined[name]) or "" for name in sorted(wanted))
+
+
+@functools.cache
+def named_by_source() -> dict[str, str]:
+    """The name of each function beside our losses, by the digest of its source."""
+    text = LOSSES.read_text()
+    defined = _defined(text)
+    names = [name for name, node in defined.items() if isinstance(node, ast.FunctionDef)]
+    return {digest(_source(text, defined, name).encode()): name for name in names}
 
 
 def made_otherwise(run: RunFolder) -> list[str]:

@@ -102,7 +102,8 @@ class Damaged(ConfigError):
 
 STATUSES = ("running", "finished", "interrupted", "failed")
 KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("status", "error", "final_digest", "flattened", "hash", "changed_after"), str),
+    **dict.fromkeys(("status", "error", "final_digest", "initial_digest", "config_digest"), str),
+    **dict.fromkeys(("flattened", "hash", "changed_after"), str),
     **dict.fromkeys(("optimizer_steps", "env_steps"), int),
     **dict.fromkeys(("steps_per_second", "episodic_return", "episodic_length"), (int, float, type(None))),
     **dict.fromkeys(("versions", "machine", "operations", "files", "optimizers"), dict),

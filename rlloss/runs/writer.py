@@ -1,7 +1,8 @@
 """The run folder: what a run leaves behind, written so that a kill at any moment leaves whole rows and whole files.
 
 - ``config.yaml``: the resolved config.
-- ``run.json``: status, counts, speed, versions, machine, final digest; once finished, the files and their rows.
+- ``run.json``: status, counts, speed, versions, machine, the digests of the config, of the initial and of the last
+  parameters; once finished, the files and their rows.
 - ``metrics.csv``: a row per iteration. ``episodes.csv``: a row per finished episode.
 - ``digests.bin``: 32 bytes per optimiser step, the SHA-256 of all parameters after it.
 - ``snapshots/*.safetensors``: parameters at step 0, at every ``snapshot_every``-th step and at the end, keyed by step.
@@ -48,7 +49,7 @@ from safetensors.numpy import save
 from rlloss.errors import ConfigError, Interrupted, RunFailed
 from rlloss.runs.lock import FolderLock
 from rlloss.runs.logger import LOGGERS
-from rlloss.runs.place import goes_on, refuse_another
+from rlloss.runs.place import config_digest, goes_on, recorded, refuse_another
 from rlloss.runs.reader import CHECKPOINT, CHECKPOINTS, DIGEST_BYTES, RunFolder, to_json
 from rlloss.runs.rows import Decision, Episode
 
@@ -129,6 +130,7 @@ class RunWriter:
         refuse_another(folder, config)
         self.folder, self.config, self.facts, self.logger, self.resume = folder, config, facts, logger, resume
         self.extends, self.snapshots_per_file = extends, snapshots_per_file
+        self._config_digest = config_digest(recorded(config))
         self.optimizer_steps = 0
         self.last_digest = b""
         self._digests = bytearray()
@@ -420,7 +422,8 @@ class RunWriter:
 
     def _run_json(self, status: str, **more: Any) -> bytes:
         counts = {"optimizer_steps": self.optimizer_steps, "final_digest": self.last_digest.hex()}
-        return (to_json({"status": status, **counts, **more, **self.facts}) + "\n").encode()
+        whole = {"status": status, **counts, **more, "config_digest": self._config_digest, **self.facts}
+        return (to_json(whole) + "\n").encode()
 
 
 def _name(step: int) -> str:

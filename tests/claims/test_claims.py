@@ -15,6 +15,7 @@ from rlloss.config import load
 from rlloss.losses import LOSSES
 from rlloss.runs import RunFolder
 from rlloss.runs.place import run_folder
+from tests.helpers import write_config
 
 CLAIMS = {claim.name: claim for claim in load_claims()}
 ASKED = {name for name, claim in CLAIMS.items() if not claim.on_request}
@@ -387,7 +388,7 @@ def test_compiled_needs_the_classes_of_eager_runs_and_only_shows_those_of_the_he
             config = yaml.safe_load((folder / "config.yaml").read_text())
             config |= way
             config["loss"]["name"] = said
-            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            write_config(folder, yaml.safe_dump(config))
             runs.append(RunFolder(folder))
     finding = CLAIMS["compiled"].judge(runs)
     assert finding.holds is holds
