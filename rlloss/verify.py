@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rlloss.cause import cause, other_machine
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
-from rlloss.runs.agreement import contradiction as contradiction, disagreement
+from rlloss.runs.agreement import contradiction as contradiction, differing_tables, disagreement
 from rlloss.runs.provenance import is_the_users
 from rlloss.runs.reader import RunFolder, common_snapshots, find_runs, natural
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed
@@ -183,7 +183,7 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     watched = not problem and first is not None and is_watched(a) and is_watched(b)
     named = first_tensors(Record(a), Record(b), first) if watched and first else None
     unlike = named is not None and Record(a).tensors(named.step) != Record(b).tensors(named.step)
-    if problem := problem or ("" if unlike else _unlike_snapshots(a, b)):
+    if problem := problem or ("" if unlike else _unlike_snapshots(a, b) or differing_tables(a, b)):
         return verdict(Verdict.INCOMPLETE, first_difference=first, first_other_actions=acted, reason=problem)
     verdict = partial(verdict, cause=cause(a, b, first), first_tensors=named)
     if first is None and acted is None:

@@ -5,6 +5,9 @@ holds the digest of the config and of the initial parameters, digests.bin that o
 checkpoint that of its own content.
 """
 
+import numpy as np
+
+from rlloss.config.metrics import DIGESTS
 from rlloss.errors import ConfigError
 from rlloss.runs.place import config_digest
 from rlloss.runs.provenance import digest, loss_source, named_by_source
@@ -22,6 +25,7 @@ def disagreement(run: RunFolder) -> str:
 def _found(run: RunFolder) -> str:
     try:
         check_config(run)
+        check_tables(run)
     except ConfigError as error:
         return str(error)
     return contradiction(run)
@@ -57,3 +61,71 @@ def check_config(run: RunFolder) -> None:
     trained = named_by_source().get(str(made))
     if trained is not None:
         raise Damaged(run.path, "config.yaml", f"names the loss {run.loss}, run.json has the source of {trained}")
+
+
+def check_tables(run: RunFolder) -> None:
+    """Raises: Damaged for rows that are not one after the other, or that count other steps than the rest of the run."""
+    rows, name = run.metrics, "metrics.csv"
+    if "iteration" in rows and not np.array_equal(rows["iteration"], np.arange(1, len(rows) + 1)):
+        raise Damaged(run.path, name, "has an iteration column that is not 1, 2, 3 …")
+    for key in ("optimizer_steps", "env_steps"):
+        if key in rows and key in run.info and not is_watched(run):
+            last = int(rows[key].iloc[-1]) if len(rows) else 0
+            if last != run.info[key]:
+                raise Damaged(run.path, name, f"ends at {key} {last:,}, run.json says {run.info[key]:,}")
+    if "source" in run.info.get("versions", {}):  # of this trainer, whose config says how much an iteration is
+        _check_increments(run)
+    if "episodes" in rows and (counted := int(rows["episodes"].sum())) != len(run.episodes):
+        raise Damaged(run.path, "episodes.csv", f"has {len(run.episodes):,} rows, metrics.csv counts {counted:,}")
+    if (np.diff(run.episodes["env_steps"]) < 0).any():
+        raise Damaged(run.path, "episodes.csv", "has rows that are not in the order of env_steps")
+    if (np.diff([decision.iteration for decision in run.decisions]) < 0).any():
+        raise Damaged(run.path, "decisions.csv", "has rows that are not in the order of iterations")
+
+
+def _check_increments(run: RunFolder) -> None:
+    """An iteration is ``num_envs * num_steps`` environment steps, and ``update_epochs`` passes or, past ``target_kl``,
+    fewer of ``num_minibatches`` optimiser steps."""
+    keys = ("num_envs", "num_steps", "update_epochs", "num_minibatches")
+    sizes = [run.config.get(key) for key in keys]
+    if not {"env_steps", "optimizer_steps"} <= set(run.metrics) or not all(type(size) is int for size in sizes):
+        return
+    envs, steps, epochs, minibatches = (int(size) for size in sizes if size is not None)
+    taken = {key: np.diff(run.metrics[key], prepend=0) for key in ("env_steps", "optimizer_steps")}
+    whole = taken["optimizer_steps"] == epochs * minibatches
+    if run.config.get("target_kl") is not None:
+        done = taken["optimizer_steps"]
+        whole = (done > 0) & (done <= epochs * minibatches) & (done % minibatches == 0)
+    for key, right in {"env_steps": taken["env_steps"] == envs * steps, "optimizer_steps": whole}.items():
+        if not right.all():
+            at = int(np.argmin(right))
+            raise Damaged(
+                run.path, "metrics.csv", f"counts {int(taken[key][at]):,} {key} in iteration {at + 1}, not what the "
+                "config says"
+            )  # fmt: skip
+
+
+def differing_tables(a: RunFolder, b: RunFolder) -> str:
+    """What two runs, said to be one by their digests, cannot have done otherwise; empty if nothing.
+
+    Other actions, rewards or observations change the update of their iteration or, those after its last step, of the
+    next one. If the digests are equal after both, though that iteration moved the parameters, one file was changed.
+    """
+    rows = min(len(a.metrics), len(b.metrics))
+    names = [name for name in DIGESTS if name in a.metrics and name in b.metrics]
+    if not rows or "optimizer_steps" not in a.metrics or "optimizer_steps" not in b.metrics:
+        return ""
+    ends = np.concatenate([[0], a.metrics["optimizer_steps"].to_numpy()[:rows]])
+    for name in names:
+        other = np.flatnonzero(a.metrics[name].to_numpy()[:rows] != b.metrics[name].to_numpy()[:rows])
+        if not len(other):
+            continue
+        first = int(other[0])
+        begin, end, until = (int(ends[min(i, rows)]) for i in (first, first + 1, first + 2))
+        moved = len(np.unique(a.digests[max(0, begin - 1) : end])) > 1
+        if moved and np.array_equal(*(run.digests[begin:until] for run in (a, b))):
+            return (
+                f"metrics.csv of {a.path.name} and of {b.path.name} have another {name} in iteration {first + 1}, "
+                f"digests.bin has equal parameters after its optimiser steps {begin + 1:,} to {until:,}"
+            )
+    return ""

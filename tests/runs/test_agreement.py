@@ -66,3 +66,70 @@ def test_of_an_older_run_the_source_of_its_loss_tells(copied, capsys):
     (b / "run.json").write_text(json.dumps(info))
     (b / "config.yaml").write_text(text.replace("name: reinforce", "name: cispo"))
     assert compare_runs(a, RunFolder(b)).verdict == "IDENTICAL"
+
+
+def rows_of(folder, name="metrics.csv"):
+    head, *rows = (folder / name).read_text().splitlines()
+    return head.split(","), [row.split(",") for row in rows]
+
+
+def write_rows(folder, head, rows, name="metrics.csv"):
+    (folder / name).write_text("".join(",".join(row) + "\n" for row in [head, *rows]))
+
+
+def cell(column, row, value):
+    def change(head, rows):
+        rows[row][head.index(column)] = value
+        return rows
+
+    return change
+
+
+ROWS = {  # a table that one run alone can be seen to contradict -> what is said
+    "reversed": (lambda head, rows: rows[::-1], "iteration column that is not 1, 2, 3"),
+    "a row in the place of another": (lambda head, rows: [*rows[:2], rows[1], *rows[3:]], "iteration column"),
+    "two rows exchanged": (lambda head, rows: [rows[1], rows[0], *rows[2:]], "iteration column"),
+    "no iteration": (cell("iteration", 2, ""), "iteration column"),
+    "optimiser steps": (cell("optimizer_steps", 2, "7"), "optimizer_steps in iteration 3, not what the config says"),
+    "the last optimiser steps": (cell("optimizer_steps", -1, "7"), "ends at optimizer_steps 7, run.json says 96"),
+    "environment steps": (cell("env_steps", 1, "199"), "env_steps in iteration 2, not what the config says"),
+    "the last environment steps": (cell("env_steps", -1, "7"), "ends at env_steps 7, run.json says 600"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_that_are_not_one_after_the_other(copied, capsys, case):
+    a, b = copied
+    change, said = ROWS[case]
+    head, rows = rows_of(b)
+    write_rows(b, head, change(head, rows))
+    refused(a, b, capsys, "b/metrics.csv", said)
+
+
+def test_episodes_that_metrics_do_not_count(copied, capsys):
+    a, b = copied
+    head, rows = rows_of(b)
+    before = rows[1][head.index("episodes")]
+    write_rows(b, head, cell("episodes", 1, str(int(before) + 1))(head, rows))
+    refused(a, b, capsys, "b/episodes.csv has", "metrics.csv counts")
+    write_rows(b, head, cell("episodes", 1, before)(head, rows))
+    names, episodes = rows_of(b, "episodes.csv")
+    write_rows(b, names, episodes[::-1], "episodes.csv")
+    refused(a, b, capsys, "b/episodes.csv has rows that are not in the order of env_steps")
+
+
+@pytest.mark.parametrize("column", ["actions_digest", "observations_digest", "rewards_digest", "ends_digest"])
+@pytest.mark.parametrize("row", [0, 3, -1])
+def test_what_was_done_otherwise_though_the_parameters_are_equal(copied, column, row):
+    a, b = copied
+    head, rows = rows_of(b)
+    write_rows(b, head, cell(column, row, "0" * 16)(head, rows))
+    verdict = compare_runs(a, RunFolder(b))
+    assert verdict.verdict == "INCOMPLETE"
+    assert f"another {column} in iteration {row % 6 + 1}, digests.bin has equal parameters" in verdict.reason
+
+
+@pytest.mark.parametrize("target_kl", ["1e-9", "1e-3", "100.0"])
+def test_an_iteration_that_target_kl_ends_early_agrees(make_run, target_kl):
+    run = make_run(f"target_kl={target_kl}")
+    assert compare_runs(run, make_run(f"target_kl={target_kl}", "loss=reinforce")).verdict == "IDENTICAL"
