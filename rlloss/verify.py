@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rlloss.cause import cause, other_machine
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
-from rlloss.runs.agreement import contradiction as contradiction, differing_tables, disagreement
+from rlloss.runs.agreement import contradiction as contradiction, differing_tables, disagreement, other_start
 from rlloss.runs.provenance import is_the_users
 from rlloss.runs.reader import RunFolder, common_snapshots, find_runs, natural
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed
@@ -183,7 +183,7 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     watched = not problem and first is not None and is_watched(a) and is_watched(b)
     named = first_tensors(Record(a), Record(b), first) if watched and first else None
     unlike = named is not None and Record(a).tensors(named.step) != Record(b).tensors(named.step)
-    if problem := problem or ("" if unlike else _unlike_snapshots(a, b) or differing_tables(a, b)):
+    if problem := problem or ("" if unlike else _unlike_snapshots(a, b) or differing_tables(a, b) or other_start(a, b, first)):
         return verdict(Verdict.INCOMPLETE, first_difference=first, first_other_actions=acted, reason=problem)
     verdict = partial(verdict, cause=cause(a, b, first), first_tensors=named)
     if first is None and acted is None:
@@ -282,15 +282,10 @@ def _incomplete(run: RunFolder) -> str:
         return f"{run.path.name} is {run.standing}"
     if why := disagreement(run):
         return why
-    if is_watched(run) and (other := Record(run).other_digest()):
-        return f"{run.path.name}: {other}"
     if run.info.get("changed_after"):
         return ""  # as where a trainer ends by loading its best weights: there is nothing to keep of the last step
     if not run.snapshot_steps or run.snapshot_steps[-1] != len(run.digests):
         return f"{run.path.name}: snapshots/ has none of the last of the steps in digests.bin"
-    kept = Record(run) if is_watched(run) else run
-    if other := kept.other_snapshot(run.snapshot_steps[-1:]):
-        return f"{run.path.name}: {other}"
     if not np.isfinite(run.snapshot(run.snapshot_steps[-1])).all():
         return f"{run.path.name} ended with parameters that are not finite numbers"
     return ""

@@ -5,14 +5,22 @@ holds the digest of the config and of the initial parameters, digests.bin that o
 checkpoint that of its own content.
 """
 
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from rlloss.config.metrics import DIGESTS
 from rlloss.errors import ConfigError
 from rlloss.runs.place import config_digest
 from rlloss.runs.provenance import digest, loss_source, named_by_source
-from rlloss.runs.reader import LOSS, Damaged, RunFolder
-from rlloss.runs.watched import is_watched
+from rlloss.runs.reader import BEST, CHECKPOINT, CHECKPOINTS, LOSS, Damaged, RunFolder
+from rlloss.runs.watched import Record, is_watched
+
+HEXADECIMAL = 64  # digits of a digest; more follow where a run went on elsewhere
 
 
 def disagreement(run: RunFolder) -> str:
@@ -26,9 +34,13 @@ def _found(run: RunFolder) -> str:
     try:
         check_config(run)
         check_tables(run)
+        if why := contradiction(run):
+            return why
+        check_snapshots(run)
+        check_checkpoints(run)
     except ConfigError as error:
         return str(error)
-    return contradiction(run)
+    return ""
 
 
 def contradiction(run: RunFolder) -> str:
@@ -105,6 +117,86 @@ def _check_increments(run: RunFolder) -> None:
             )  # fmt: skip
 
 
+def check_snapshots(run: RunFolder) -> None:
+    """Raises: ConfigError for a snapshot that is missing, or that is not what its digest is of."""
+    name = "snapshots/"
+    if is_watched(run):
+        record = Record(run)
+        if other := record.other_digest() or record.other_snapshot(run.snapshot_steps):
+            raise ConfigError(f"{run.path.name}: {other}")
+        return
+    every, steps = run.config.get("snapshot_every"), len(run.digests)
+    if "source" in run.info.get("versions", {}) and type(every) is int:
+        due = {0, *(range(every, steps + 1, every) if every > 0 else ()), steps}
+        if missing := sorted(due.difference(run.snapshot_steps)):
+            raise Damaged(run.path, name, f"has no parameters after step {missing[0]:,}")
+    half = run.config.get("precision.name") == "bf16"  # kept as float32, digested as bfloat16
+    initial = str(run.info.get("initial_digest", ""))[:HEXADECIMAL]
+    for step, array in run.snapshots():
+        data = (array.view(np.uint32) >> 16).astype(np.uint16) if half else array
+        found, digest = hashlib.sha256(np.ascontiguousarray(data).data), run.digests[step - 1].tobytes()
+        if step == 0 and initial and found.hexdigest() != initial:
+            raise Damaged(run.path, name, "has other parameters before step 1 than the initial_digest of run.json says")
+        if step > 0 and found.digest() != digest:
+            raise Damaged(run.path, name, f"has other parameters after step {step:,} than digests.bin says")
+        if step == 0 and not np.isfinite(array).all():
+            raise Damaged(run.path, name, "has parameters before step 1 that are not finite numbers")
+
+
+def check_checkpoints(run: RunFolder) -> None:
+    """Raises: Damaged for a checkpoint that is not what was written, or not of the parameters of its step."""
+    if is_watched(run):
+        return  # which has none
+    last = {CHECKPOINT: len(run.digests)} if (run.path / CHECKPOINT).exists() else {}
+    kept = {name: step for step, name in kept_checkpoints(run).items()}
+    for name, step in {**last, **kept}.items():
+        if not 0 < step <= len(run.digests):
+            raise Damaged(run.path, name, f"is of an optimiser step {step:,}, which there is not")
+        if packed_digest(run, name) != run.digests[step - 1].tobytes():
+            raise Damaged(run.path, name, f"has other parameters than the digest after step {step:,} says")
+    if (run.path / BEST).exists() and packed_digest(run, BEST) not in {digest.tobytes() for digest in run.digests}:
+        raise Damaged(run.path, BEST, "has parameters of which digests.bin has no digest")
+
+
+def kept_checkpoints(run: RunFolder) -> dict[int, str]:
+    """The name of each, by its optimiser step."""
+    paths = (run.path / CHECKPOINTS).glob("*.safetensors")
+    return {int(path.stem): f"{CHECKPOINTS}/{path.name}" for path in paths if path.stem.isdecimal()}
+
+
+def packed_digest(run: RunFolder, name: str) -> bytes:
+    """The digest of the parameters in a state that the trainer packed, of any dtype. torch is not needed.
+
+    Raises: Damaged for a file that is no such state, or whose content is not what it has the sum of.
+    """
+    try:
+        path = run.place(name)
+        if not path.is_file():
+            raise ValueError("no file")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            length = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + length])
+            document = json.loads(header.pop("__metadata__")["state"])
+            tree = document["tree"] if "sha256" in document else document  # of a version before 0.2.0
+            with memoryview(data)[8 + length :] as tensors:
+                where = {key: slice(*entry["data_offsets"]) for key, entry in header.items()}
+                if "sha256" in document and document["sha256"] != _sum_of_state(tree, where, tensors):
+                    raise ValueError("its content is not what was written")
+                return hashlib.sha256(tensors[where[dict(tree["items"])["parameters"]["tensor"]]]).digest()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise Damaged(run.path, name, f"is no checkpoint that can be read ({error})") from error
+
+
+def _sum_of_state(tree: Any, where: Mapping[str, slice], tensors: memoryview) -> str:
+    """As ``rlloss.train.checkpoint`` takes it: over the tree, and all tensors in the order of their names."""
+    found = hashlib.sha256(json.dumps(tree).encode())
+    for name in sorted(where):
+        found.update(tensors[where[name]])
+    return found.hexdigest()
+
+
 def differing_tables(a: RunFolder, b: RunFolder) -> str:
     """What two runs, said to be one by their digests, cannot have done otherwise; empty if nothing.
 
@@ -123,9 +215,21 @@ def differing_tables(a: RunFolder, b: RunFolder) -> str:
         first = int(other[0])
         begin, end, until = (int(ends[min(i, rows)]) for i in (first, first + 1, first + 2))
         moved = len(np.unique(a.digests[max(0, begin - 1) : end])) > 1
-        if moved and np.array_equal(*(run.digests[begin:until] for run in (a, b))):
+        if moved and np.array_equal(a.digests[begin:until], b.digests[begin:until]):
             return (
                 f"metrics.csv of {a.path.name} and of {b.path.name} have another {name} in iteration {first + 1}, "
                 f"digests.bin has equal parameters after its optimiser steps {begin + 1:,} to {until:,}"
             )
     return ""
+
+
+def other_start(a: RunFolder, b: RunFolder, first_difference: int | None) -> str:
+    """Whether two runs have other parameters before a first step after which they have the same; empty if not."""
+    if first_difference == 1 or is_watched(a) or not {0} <= {*a.snapshot_steps} & {*b.snapshot_steps}:
+        return ""
+    if a.snapshot(0).tobytes() == b.snapshot(0).tobytes():
+        return ""
+    return (
+        f"snapshots/ of {a.path.name} and of {b.path.name} have other parameters before step 1, digests.bin the same "
+        "after it"
+    )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from rlloss.errors import ConfigError
-from rlloss.runs.agreement import disagreement
-from rlloss.runs.reader import CHECKPOINT, CHECKPOINTS, WHERE_KEYS, Damaged, RunFolder, flatten, to_json
+from rlloss.runs.agreement import disagreement, kept_checkpoints
+from rlloss.runs.reader import WHERE_KEYS, Damaged, RunFolder, flatten, to_json
 
 FORMAT = "rlloss certificate 1"
 LINKS = 64  # at most: of a longer run, not every step has one
@@ -89,7 +89,7 @@ def certify(run: RunFolder) -> dict[str, Any]:
     """A finished run's certificate. Raises: ConfigError for one that is not finished, or damaged."""
     if run.status != "finished":
         raise ConfigError(f"RUN={run.path}: {run.standing}; only a finished run has a certificate; train it to its end")
-    if why := run.damage or disagreement(run) or other_parameters(run):
+    if why := run.damage or disagreement(run):
         raise ConfigError(f"RUN={run.path}: {why}; train it again")
     if not len(run.digests):
         raise ConfigError(f"RUN={run.path}: has taken no optimiser step; there is nothing to certify")
@@ -119,12 +119,6 @@ def certify(run: RunFolder) -> dict[str, Any]:
     return document
 
 
-def kept_checkpoints(run: RunFolder) -> dict[int, str]:
-    """The name of each, by its optimiser step."""
-    paths = (run.path / CHECKPOINTS).glob("*.safetensors")
-    return {int(path.stem): f"{CHECKPOINTS}/{path.name}" for path in paths if path.stem.isdecimal()}
-
-
 def certified_config(run: RunFolder) -> dict[str, Any]:
     """The config of a run, nested, without what says where it is recorded. Raises: Damaged."""
     tree = run.config_tree()
@@ -152,29 +146,6 @@ def hashes(run: RunFolder) -> Iterator[tuple[int, str]]:
     for digest in run.digests:
         value = chain.add(digest.tobytes())
         yield chain.step, value
-
-
-def other_parameters(run: RunFolder) -> str:
-    """Which of a run's parameters are not those that its digests say; empty if all are."""
-    if other := run.other_snapshot(run.snapshot_steps):
-        return other
-    if (run.path / CHECKPOINT).is_file():
-        found = hashlib.sha256(_parameters(run.content(CHECKPOINT))).hexdigest()
-        if found != run.info.get("final_digest"):
-            return f"{CHECKPOINT} has other parameters than the final digest says"
-    return ""
-
-
-def _parameters(checkpoint: bytes) -> bytes:
-    """The bytes of a checkpoint's parameters, of any dtype, where the checkpoint's own tree says they are."""
-    try:
-        length = int.from_bytes(checkpoint[:8], "little")
-        header = json.loads(checkpoint[8 : 8 + length])
-        tree = dict(json.loads(header["__metadata__"]["state"])["tree"]["items"])
-        begin, end = header[tree["parameters"]["tensor"]]["data_offsets"]
-        return checkpoint[8 + length + begin : 8 + length + end]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return b""
 
 
 def tables(run: RunFolder) -> dict[str, str]:
@@ -265,7 +236,7 @@ def mismatch(certificate: Certificate, run: RunFolder) -> str:
     for step, name in kept_checkpoints(run).items():
         if step in certificate.checkpoints and _sum(run.content(name)) != certificate.checkpoints[step]["sha256"]:
             return f"another {name}"
-    return disagreement(run) or other_parameters(run)
+    return disagreement(run)
 
 
 def checkpoint_before(certificate: Certificate, run: RunFolder, step: int) -> tuple[int, Path] | None:

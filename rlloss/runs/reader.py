@@ -4,7 +4,6 @@ A file that cannot be read as what it should be raises ``Damaged``, with its nam
 """
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -13,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES = 32
 CHECKPOINT = "checkpoint.safetensors"
+BEST = "best.safetensors"
 CHECKPOINTS = "checkpoints"  # the folder of those that are kept
 MARKS = {LOCK, ".lock", "config.yaml", "run.json", "metrics.csv", "episodes.csv", "digests.bin"}  # every run has these
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster; both make plain data alone
@@ -272,7 +273,7 @@ class RunFolder:
         for name in listed:
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise Damaged(self.path, "run.json", f"lists a file that lies elsewhere, {name}")
-            path = self._path(name)
+            path = self.place(name)
             if not path.is_file():
                 what = "is no file" if path.exists() else "is missing"
                 raise Damaged(self.path, name, f"{what}, though run.json lists it")
@@ -283,15 +284,15 @@ class RunFolder:
                 except (SafetensorError, ValueError, OSError) as error:
                     raise Damaged(self.path, name, f"cannot be read ({error})") from error
 
-    def _path(self, name: str) -> Path:
-        """A file of this folder. Raises: Damaged for a link that leads out of it."""
+    def place(self, name: str) -> Path:
+        """Where a file of this folder lies. Raises: Damaged for a link that leads out of it."""
         path = self.path / name
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise Damaged(self.path, name, "is a link that leads elsewhere")
         return path
 
     def _bytes(self, name: str, *, required: bool) -> bytes:
-        path = self._path(name)
+        path = self.place(name)
         if not path.exists() and not required:
             return b""
         if not path.is_file():
@@ -380,7 +381,7 @@ class RunFolder:
         damaged: dict[str, str] = {}
         for path in sorted((self.path / "snapshots").glob("*.safetensors")):
             try:
-                self._path(f"snapshots/{path.name}")
+                self.place(f"snapshots/{path.name}")
                 with safe_open(path, framework="numpy") as file:
                     for key in file.keys():  # noqa: SIM118, not a mapping
                         kept = file.get_slice(key)
@@ -406,15 +407,13 @@ class RunFolder:
         with safe_open(kept.path, framework="numpy") as file:
             return np.asarray(file.get_tensor(kept.key))
 
-    def other_snapshot(self, steps: Iterable[int]) -> str:
-        """Which of ``steps`` has a snapshot that is not what its digest is of; empty if none. Step 0 has no digest."""
-        half = self.config.get("precision.name") == "bf16"  # kept as float32, digested as bfloat16
-        for step in (step for step in steps if 0 < step <= len(self.digests)):
-            array = self.snapshot(step)
-            data = (array.view(np.uint32) >> 16).astype(np.uint16) if half else array
-            if hashlib.sha256(data.tobytes()).digest() != self.digests[step - 1].tobytes():
-                return f"snapshots/ has other parameters after step {step:,} than digests.bin says"
-        return ""
+    def snapshots(self) -> Iterator[tuple[int, NDArray[np.floating]]]:
+        """(optimiser step, all parameters) of every snapshot, in their order; each file is opened once."""
+        where = self._snapshot_files[0]
+        for path, steps in groupby(self.snapshot_steps, lambda step: where[step].path):
+            with safe_open(path, framework="numpy") as file:
+                for step in steps:
+                    yield step, np.asarray(file.get_tensor(where[step].key))
 
     def snapshot_layout(self, step: int) -> dict[str, tuple[int, list[int]]]:
         """Name to [offset, shape] within that vector. Raises: Damaged."""

@@ -121,8 +121,11 @@ class Record:
 
     def other_snapshot(self, steps: Iterable[int]) -> str:
         """Which of ``steps`` has a snapshot that is not what its hashes are of; empty if none has."""
-        for step in steps:
-            whole, layout = self.run.snapshot(step), self.run.snapshot_layout(step)
+        asked = set(steps)
+        for step, whole in self.run.snapshots():
+            if step not in asked:
+                continue
+            layout = self.run.snapshot_layout(step)
             for (name, dtype, *_), kept in zip(self.tensors(step), self.after(step), strict=True):
                 if name in layout and dtype in NARROWED:
                     offset, shape = layout[name]

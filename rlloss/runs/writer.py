@@ -50,14 +50,14 @@ from rlloss.errors import ConfigError, Interrupted, RunFailed
 from rlloss.runs.lock import FolderLock
 from rlloss.runs.logger import LOGGERS
 from rlloss.runs.place import config_digest, goes_on, recorded, refuse_another
-from rlloss.runs.reader import CHECKPOINT, CHECKPOINTS, DIGEST_BYTES, RunFolder, to_json
+from rlloss.runs.reader import BEST, CHECKPOINT, CHECKPOINTS, DIGEST_BYTES, RunFolder, to_json
 from rlloss.runs.rows import Decision, Episode
 
 Arrays = Mapping[str, NDArray[Any]]
 
 SNAPSHOTS_PER_FILE = 50
 RESULTS = (
-    "run.json", "metrics.csv", "episodes.csv", "decisions.csv", "digests.bin", CHECKPOINT, "best.safetensors",
+    "run.json", "metrics.csv", "episodes.csv", "decisions.csv", "digests.bin", CHECKPOINT, BEST,
     "last_finite.safetensors", "tensors.json", "tensors.bin", "before.bin", "gradients.bin", "scalars.csv",
     "trace.json", "trace.safetensors",
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """How this trainer fills a run folder: an adaptor between its state and the writer, which knows no trainer."""
 
 import functools
+import hashlib
 import logging
 import math
 import time
@@ -17,7 +18,7 @@ from rlloss.config.schema import Config
 from rlloss.errors import ConfigError, NonFinite
 from rlloss.runs.machine import machine
 from rlloss.runs.provenance import made_otherwise, versions
-from rlloss.runs.reader import CHECKPOINT, RunFolder
+from rlloss.runs.reader import BEST, CHECKPOINT, RunFolder
 from rlloss.runs.rows import Decision, Episode
 from rlloss.runs.writer import Arrays, RunWriter, Written
 from rlloss.train.checkpoint import pack, unpack
@@ -75,6 +76,7 @@ class FolderRecorder(Recorder):
         self.state, self.policy, self.every = state, state.policy, config.snapshot_every
         self.folder, self.between = folder, config.checkpoint_seconds
         facts: dict[str, Any] = dict(fingerprint(config))
+        facts["initial_digest"] = hashlib.sha256(state.policy.raw().data).hexdigest()
         if state.experience.envs.flattened:
             facts["flattened"] = state.experience.envs.flattened
         self.writer = RunWriter(folder, asdict(config), facts, logger=config.logger.name, resume=self._resume)
@@ -116,7 +118,7 @@ class FolderRecorder(Recorder):
             metrics = {name: value for name, value in row.items() if name != "steps_per_second"}
             best = {"parameters": self.policy.flat, "layout": self.policy.layout, "metrics": metrics}
             best["statistics"] = self.state.experience.envs.statistics()
-            self.writer.hold("best.safetensors", pack(best))
+            self.writer.hold(BEST, pack(best))
         between, steps = self.state.config.keep_checkpoints, self.state.optimizer_steps
         if between and steps // between > self._kept_at // between:
             self.writer.keep_checkpoint(pack(self.state.state_dict()))

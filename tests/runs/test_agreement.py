@@ -3,10 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from rlloss.cli.main import main
 from rlloss.runs import RunFolder
+from rlloss.runs.agreement import disagreement
 from rlloss.verify import compare_runs
 
 KEPT = ("keep_checkpoints=40",)
@@ -133,3 +137,80 @@ def test_what_was_done_otherwise_though_the_parameters_are_equal(copied, column,
 def test_an_iteration_that_target_kl_ends_early_agrees(make_run, target_kl):
     run = make_run(f"target_kl={target_kl}")
     assert compare_runs(run, make_run(f"target_kl={target_kl}", "loss=reinforce")).verdict == "IDENTICAL"
+
+
+def change_snapshots(folder, change):
+    """``change`` gets the vectors of all steps by key, and alters them."""
+    for path in sorted((folder / "snapshots").iterdir()):
+        with safe_open(path, framework="numpy") as file:
+            layout, kept = file.metadata(), {key: np.array(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+        change(kept)
+        path.write_bytes(save(kept, metadata=layout))
+
+
+SNAPSHOTS = {  # step -> how its parameters are changed, and what is said
+    "another number": (50, lambda x: x + 1, "has other parameters after step 50 than digests.bin says"),
+    "no number": (50, lambda x: x * np.nan, "has other parameters after step 50 than digests.bin says"),
+    "half of them": (90, lambda x: x[::2].copy(), "has other parameters after step 90"),
+    "missing": (50, lambda x: None, "has no parameters after step 50"),
+    "another start": (0, lambda x: x + 1, "has other parameters before step 1 than the initial_digest of run.json"),
+    "no start": (0, lambda x: None, "has no parameters after step 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SNAPSHOTS)
+def test_a_snapshot_that_is_not_what_its_digest_is_of(copied, capsys, case):
+    a, b = copied
+    step, change, said = SNAPSHOTS[case]
+
+    def spoil(kept):
+        kept[f"{step:09d}"] = changed = change(kept[f"{step:09d}"])
+        if changed is None:
+            del kept[f"{step:09d}"]
+
+    change_snapshots(b, spoil)
+    refused(a, b, capsys, f"b/snapshots/ {said}")
+
+
+def test_of_older_runs_the_twin_tells_that_one_began_with_other_parameters(copied):
+    a, b = copied
+    as_an_older_version_wrote(b, "initial_digest")
+    change_snapshots(b, lambda kept: kept["000000000"].__iadd__(1))
+    verdict = compare_runs(a, RunFolder(b))
+    assert verdict.verdict == "INCOMPLETE"
+    assert "and of b have other parameters before step 1, digests.bin the same after it" in verdict.reason
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "bf16_autocast", "fp64"])
+def test_snapshots_and_checkpoints_of_every_precision_agree(make_run, precision):
+    run = make_run(*KEPT, f"precision={precision}", "best=metric")
+    assert RunFolder(run.path).damage == ""
+    assert disagreement(RunFolder(run.path)) == ""
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "checkpoints/000000080.safetensors"])
+@pytest.mark.parametrize("place", [0.02, 0.5, 0.9999])
+def test_a_checkpoint_in_which_a_bit_changed(copied, capsys, name, place):
+    a, b = copied
+    data = bytearray((b / name).read_bytes())
+    data[int(place * len(data))] ^= 1
+    (b / name).write_bytes(data)
+    refused(a, b, capsys, f"b/{name}")
+
+
+def test_a_checkpoint_of_another_step(copied, capsys):
+    a, b = copied
+    shutil.copy(b / "checkpoints" / "000000048.safetensors", b / "checkpoints" / "000000080.safetensors")
+    refused(a, b, capsys, "b/checkpoints/000000080.safetensors has other parameters than the digest after step 80 says")
+    shutil.copy(a.path / "checkpoints" / "000000080.safetensors", b / "checkpoints")
+    shutil.copy(a.path / "checkpoints" / "000000080.safetensors", b / "checkpoints" / "000000800.safetensors")
+    refused(a, b, capsys, "b/checkpoints/000000800.safetensors is of an optimiser step 800, which there is not")
+
+
+def test_a_best_checkpoint_that_was_changed(make_run, tmp_path, capsys):
+    a = make_run("best=metric")
+    shutil.copytree(make_run("best=metric", "loss=reinforce").path, tmp_path / "b")
+    data = bytearray((tmp_path / "b" / "best.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "b" / "best.safetensors").write_bytes(data)
+    refused(a, tmp_path / "b", capsys, "b/best.safetensors", "its content is not what was written")
