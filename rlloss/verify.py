@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from rlloss.cause import cause, other_machine
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
-from rlloss.runs.agreement import contradiction as contradiction, differing_tables, disagreement, other_start
+from rlloss.runs.agreement import (
+    contradiction as contradiction,
+    differing_tables,
+    disagreement,
+    other_start,
+    passing_difference,
+)
 from rlloss.runs.provenance import is_the_users
 from rlloss.runs.reader import RunFolder, common_snapshots, find_runs, natural
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed
@@ -183,7 +189,7 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     watched = not problem and first is not None and is_watched(a) and is_watched(b)
     named = first_tensors(Record(a), Record(b), first) if watched and first else None
     unlike = named is not None and Record(a).tensors(named.step) != Record(b).tensors(named.step)
-    if problem := problem or ("" if unlike else _unlike_snapshots(a, b) or differing_tables(a, b) or other_start(a, b, first)):
+    if problem := problem or ("" if unlike else _unlike(a, b, first)):
         return verdict(Verdict.INCOMPLETE, first_difference=first, first_other_actions=acted, reason=problem)
     verdict = partial(verdict, cause=cause(a, b, first), first_tensors=named)
     if first is None and acted is None:
@@ -210,6 +216,12 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
         drift=drifts,
         reason=_listed(other_options(a, b), other_machine(a, b)),
     )
+
+
+def _unlike(a: RunFolder, b: RunFolder, first: int | None) -> str:
+    """What the files of two runs, beside each other, cannot both say; empty if nothing."""
+    found = _unlike_snapshots(a, b) or differing_tables(a, b)
+    return found or other_start(a, b, first) or passing_difference(a, b)
 
 
 def _listed(*reasons: str) -> str:

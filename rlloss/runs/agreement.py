@@ -233,3 +233,25 @@ def other_start(a: RunFolder, b: RunFolder, first_difference: int | None) -> str
         f"snapshots/ of {a.path.name} and of {b.path.name} have other parameters before step 1, digests.bin the same "
         "after it"
     )
+
+
+def passing_difference(a: RunFolder, b: RunFolder) -> str:
+    """Digests that differ and then are equal again, though no snapshot shows that the parameters did; empty if none.
+
+    Parameters that differ go on to differ, but for the rare rounding that makes them one again. Digests of watched
+    trainings are left out: they are held against their hashes, and such a training may load one state in both.
+    """
+    if is_watched(a):
+        return ""
+    steps = min(len(a.digests), len(b.digests))
+    differs = a.digests[:steps] != b.digests[:steps]
+    edges = np.flatnonzero(np.diff(differs, prepend=False))  # 0-based: a difference begins, ends, begins ...
+    both = sorted({*a.snapshot_steps} & {*b.snapshot_steps})
+    for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=False):
+        shown = [step for step in both if begin < step <= end]
+        if not any(not np.array_equal(a.snapshot(step), b.snapshot(step)) for step in shown):
+            return (
+                f"digests.bin of {a.path.name} and of {b.path.name} differ after step {begin + 1:,} and are equal "
+                f"after step {end + 1:,}, and no snapshot shows that the parameters did: one of the files was changed"
+            )
+    return ""

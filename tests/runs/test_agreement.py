@@ -1,5 +1,6 @@
 """Files of a run that can all be read and that contradict each other: never IDENTICAL, and no certificate."""
 
+import hashlib
 import json
 import shutil
 
@@ -214,3 +215,47 @@ def test_a_best_checkpoint_that_was_changed(make_run, tmp_path, capsys):
     data[-1] ^= 1
     (tmp_path / "b" / "best.safetensors").write_bytes(data)
     refused(a, tmp_path / "b", capsys, "b/best.safetensors", "its content is not what was written")
+
+
+def flip(folder, step):
+    data = bytearray((folder / "digests.bin").read_bytes())
+    data[32 * (step - 1)] ^= 1
+    (folder / "digests.bin").write_bytes(data)
+
+
+def test_a_bit_of_one_digest_alone_is_a_damaged_file_and_no_difference(copied, tmp_path):
+    a, b = copied
+    flip(b, 37)
+    verdict = compare_runs(a, RunFolder(b))
+    assert verdict.verdict == "INCOMPLETE"
+    assert "digests.bin of run and of b differ after step 37 and are equal after step 38" in verdict.reason
+
+
+def test_a_digest_of_which_there_is_a_snapshot_tells_which_file_it_is(copied, capsys):
+    a, b = copied
+    flip(b, 40)
+    refused(a, b, capsys, "b/snapshots/ has other parameters after step 40 than digests.bin says")
+
+
+def test_a_damaged_digest_before_a_real_difference_is_seen(make_run, tmp_path):
+    shutil.copytree(make_run("loss=cispo").path, tmp_path / "b")
+    first = compare_runs(make_run(), RunFolder(tmp_path / "b")).first_difference
+    flip(tmp_path / "b", first - 2)
+    verdict = compare_runs(make_run(), RunFolder(tmp_path / "b"))
+    assert verdict.verdict == "INCOMPLETE"
+    assert f"equal after step {first - 1}" in verdict.reason
+
+
+def test_a_difference_that_went_away_and_that_a_snapshot_shows_stays_one(copied):
+    a, b = copied
+    changed = {}
+
+    def nudge(kept):
+        kept["000000050"][7] += 1
+        changed["digest"] = hashlib.sha256(kept["000000050"].tobytes()).digest()
+
+    change_snapshots(b, nudge)
+    data = (b / "digests.bin").read_bytes()
+    (b / "digests.bin").write_bytes(data[: 32 * 49] + changed["digest"] + data[32 * 50 :])
+    verdict = compare_runs(a, RunFolder(b))
+    assert (verdict.verdict, verdict.first_difference) == ("DIVERGED", 50)
