@@ -32,11 +32,13 @@ def run(arguments: list[str]) -> int:
     one_run(options.run)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures go into a file, and need no screen
     from rlloss.train.evaluation import load_policy, play  # here, since it needs torch
+    from rlloss.train.faults import staying
 
-    trained = load_policy(options.run, best=options.best)
-    frames: list[NDArray[Any]] | None = [] if options.video is not None else None
-    episodes = play(trained, options.episodes, options.seed, greedy=not options.sampled, frames=frames)
-    played = pd.DataFrame(list(tqdm(episodes, total=options.episodes, unit="episode", disable=None)))
+    with staying(ConfigError, f"RUN={options.run}: its environment "):
+        trained = load_policy(options.run, best=options.best)
+        frames: list[NDArray[Any]] | None = [] if options.video is not None else None
+        episodes = play(trained, options.episodes, options.seed, greedy=not options.sampled, frames=frames)
+        played = pd.DataFrame(list(tqdm(episodes, total=options.episodes, unit="episode", disable=None)))
     if frames:
         write_gif(frames, options.video)
     spread = interval(played["episodic_return"].to_numpy())

@@ -94,6 +94,7 @@ def train_one(config: Config) -> int:
             relaunch()
         # here, so that a sweep's parent does without torch, and a finished run, too
         with unswept():
+            from rlloss.train.faults import staying
             from rlloss.train.loop import train
 
         total = config.num_iterations * config.num_samples
@@ -109,7 +110,8 @@ def train_one(config: Config) -> int:
                 if row["episodes"]:
                     bar.set_postfix_str(f"return {tables.number(row['episodic_return'])}")
 
-            train(config, folder, progress, asked_to_stop, begins)
+            with staying():
+                train(config, folder, progress, asked_to_stop, begins)
     print(tables.text(run_table([RunFolder(folder)])))
     print_remarks([RunFolder(folder)])
     print(f"written to {folder}")

@@ -176,9 +176,9 @@ def _expression(function: Callable[..., Any], title: str) -> _Subject:
         split = len(values) - len(named)
         try:
             result = function(*values[:split], **dict(zip(named, values[split:], strict=True)))
-        except GraphError:
+        except (GraphError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise LossError(f"{title} raised {describe(error)}, given a tensor for each of its parameters") from error
         if not isinstance(result, Tensor) or result.numel() != 1:
             raise LossError(f"{title} must return one number as a tensor, it returned {type(result).__name__}")

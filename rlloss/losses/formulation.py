@@ -119,7 +119,9 @@ class Formulation:
         arguments, keywords = self.binding.arguments({**inputs, "clip_coef": clip_coef})
         try:
             result = self.function(*arguments, **keywords)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit(), too, is a fault of the loss's
             raise LossError(f"{self.name} raised {describe(error)}, given {describe_inputs(inputs['logp'])}") from error
         return result[0] if isinstance(result, tuple | list) and result else result
 
@@ -271,7 +273,9 @@ def load_function(spec: str) -> Callable[..., Any]:
         found: Any = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
     except LossError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise LossError(f"LOSS={spec}: importing {where} raised {describe(error)}") from error
     inside = where
     for attribute in path.split("."):
@@ -281,7 +285,9 @@ def load_function(spec: str) -> Callable[..., Any]:
         except AttributeError:
             has = _functions_of(owner)
             raise LossError(f"LOSS={spec}: {attribute} does not exist in {inside}; it has {has}") from None
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise LossError(f"LOSS={spec}: {attribute} of {inside} raised {describe(error)}") from error
         inside = attribute
     if not callable(found):

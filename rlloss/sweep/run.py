@@ -94,7 +94,9 @@ def run_one(config: Config) -> Outcome:
         if error.filename is None:
             return Outcome(str(folder), f"{type(error).__name__}: {error}", traceback.format_exc())
         return Outcome(str(folder), f"{error.filename}: {error.strerror}; name another run_root or run_dir")
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() in somebody's program ends that run, and not the others
         return Outcome(str(folder), f"{type(error).__name__}: {error}", traceback.format_exc())
     return Outcome(str(folder))
 

@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from rlloss.config.schema import EnvConfig
 from rlloss.errors import ConfigError, Interrupted
 from rlloss.train.envs import make_env
-from rlloss.train.faults import close_all, raised
+from rlloss.train.faults import close_all, raised, staying
 from rlloss.train.wrappers import Copied, Env
 
 STEPS = 64  # of each probe, over as many episodes as they take
@@ -163,7 +163,9 @@ def _called(method: str, call: Callable[[], Any]) -> Any:
         if method == "reset" and "seed" in str(error):
             raise _Fault("reset takes no seed; it reads def reset(self, *, seed=None, options=None)") from error
         raise _Fault(f"{method} {raised(error)}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise _Fault(f"{method} {raised(error)}") from error
 
 
@@ -229,7 +231,7 @@ def _gymnasiums_own(env: Env, *, skip: bool) -> None:
     It keeps observations, and objects to an array that is used again, and to an end that is True and no Python bool.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), staying(_Fault):
             warnings.simplefilter("ignore")
             check_env(
                 AsTrained(env), skip_render_check=True, skip_close_check=True

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rlloss.errors import RunFailed
+
 LOOKS = 8  # within the time that a step may take
 
 _said: set[str] = set()  # in this process, of environments that cannot be closed
@@ -40,6 +42,20 @@ def close_all(envs: Iterable[Any]) -> None:
             if note not in _said:
                 _said.add(note)
                 log.warning(note)
+
+
+@contextmanager
+def staying(error: type[Exception] = RunFailed, what: str = "") -> Iterator[None]:
+    """Within: what is no Exception and would end the process without a word, as sys.exit() does, is one like any other.
+
+    Ctrl-C stays what it is. Raises: ``error``, which says where, after ``what``.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as exit_:
+        raise error(f"{what}{raised(exit_)}") from exit_
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from rlloss.config.schema import Config
-from rlloss.errors import Interrupted
+from rlloss.errors import Interrupted, LossError, RunFailed
 from rlloss.runs.rows import Decision, Episode
-from rlloss.train.faults import watchdog
+from rlloss.train.faults import staying, watchdog
 from rlloss.train.policy import ActorCritic
 from rlloss.train.recording import Recorder, recorder
 from rlloss.train.rollout import Rollout, collect, gae
@@ -112,7 +112,7 @@ def iterate(state: State, after_step: Callable[[], None]) -> Iteration:
         state.optimizer_steps += 1
         after_step()
 
-    with state.last_finite(enabled=finite_only):
+    with staying(), failing(), state.last_finite(enabled=finite_only):
         rollout = collect(state.experience, state.policy, config.num_steps, state.precision, finite_only=finite_only)
         batch = make_batch(rollout, config)
         metrics = update(state.stepper, batch, config, state.shuffle, stepped)
@@ -124,6 +124,15 @@ def iterate(state: State, after_step: Callable[[], None]) -> Iteration:
     row |= rollout.digests
     row["steps_per_second"] = round(config.num_samples / (time.perf_counter() - began), 1)
     return Iteration(row, rollout.episodes, decisions, stopped, kept)
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """Within: a loss that was fine when it was tried, and now is not, fails the run: that is no bad input any more."""
+    try:
+        yield
+    except LossError as error:
+        raise RunFailed(str(error)) from error
 
 
 def decide(state: State, row: dict[str, Any]) -> tuple[list[Decision], bool, bool]:

@@ -173,5 +173,7 @@ def _play(
         if np.asarray(now, obs.dtype).tobytes() != obs.tobytes():
             found = "it returned another observation"
         return found, env, {} if found else capture(env)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return f"it {raised(error)}", env, {}

@@ -18,6 +18,7 @@ from rlloss.train import streams
 from rlloss.train.conditions import BESTS, STOPS, Condition, make_schedule
 from rlloss.train.envcheck import check_environment, refuse_unportable
 from rlloss.train.envs import make_envs
+from rlloss.train.faults import staying
 from rlloss.train.memory import refuse_too_large
 from rlloss.train.numerics import PORTABLE
 from rlloss.train.optimizers import make_optimizer
@@ -119,13 +120,14 @@ def prepared(config: Config) -> Iterator[State]:
     precision = make_precision(config.precision.name)
     stop, best = lookup(STOPS, "stop", config.stop.name), lookup(BESTS, "best", config.best.name)
     refuse_too_large(config)
-    check_environment(config.env)
-    envs = make_envs(
-        config.env,
-        streams.env_seeds(config.seed, config.num_envs),
-        config.gamma,
-        lambda env: refuse_too_large(config, env),
-    )
+    with staying(ConfigError, f"env.id={config.env.id}: "):
+        check_environment(config.env)
+        envs = make_envs(
+            config.env,
+            streams.env_seeds(config.seed, config.num_envs),
+            config.gamma,
+            lambda env: refuse_too_large(config, env),
+        )
     try:
         if config.numerics.name == PORTABLE:
             refuse_unportable(config.env.id, envs.envs[0])

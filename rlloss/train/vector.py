@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlloss.errors import EnvironmentFailed, Interrupted
-from rlloss.train.faults import Hanging, close_all, raised
+from rlloss.train.faults import close_all, raised
 from rlloss.train.interior import Interior, capture
 from rlloss.train.replay import Journal, replay
 from rlloss.train.spaces import executable, flattening, is_image
@@ -77,9 +77,9 @@ class Environments:
         self._at = 0
         try:
             return self._step(actions, obs, rewards, terminated, truncated)
-        except Interrupted:  # by a signal
+        except (KeyboardInterrupt, Interrupted):  # by a signal
             raise
-        except (Exception, Hanging) as error:
+        except BaseException as error:  # sys.exit() is none that ends this process
             raise EnvironmentFailed(f"environment {self._at} ({self.name}) {raised(error)}") from error
 
     def _step(
