@@ -3,15 +3,19 @@
 import difflib
 import importlib
 import inspect
+import logging
+import random
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +39,9 @@ ADVANTAGE_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Of one advantage an answer."""
 ANSWERS = (3, 48, 64, 70, 100)  # of a batch that is tried; the first for all but losses that take theirs in groups
 IN_PLACE = "a leaf Variable that requires grad"  # how autograd begins to say that it may not be changed
+
+_said: set[str] = set()  # the losses of which this process has said that they do not answer twice alike
+log = logging.getLogger("rlloss")
 
 
 @dataclass(frozen=True)
@@ -244,7 +251,8 @@ def _try(formulation: Formulation, dtype: torch.dtype, answers: int, *, tokens: 
 def trainable(name: str) -> Loss:
     """The loss that ``loss=name`` trains: one of ``LOSSES``, ``file.py:function`` or ``module:function``.
 
-    One that is not ours is tried on a few samples first. Raises: ConfigError for one that cannot train a policy.
+    One that is not ours is tried on a few samples first, twice: logs, once a process, if it answers otherwise then.
+    Raises: ConfigError for one that cannot train a policy.
     """
     if ":" not in name:
         return lookup(LOSSES, "loss", name)
@@ -252,11 +260,40 @@ def trainable(name: str) -> Loss:
         formulation = resolve(name)
         if formulation.sequence:
             raise LossError(f"{name} takes a mask: losses of sequences are for `rlloss check`; none trains here")
-        logp = torch.linspace(-2, -0.1, 8, requires_grad=True)
-        formulation(logp, logp.detach() - 0.1, torch.linspace(-1, 1, 8), clip_coef=0.2)
+        with untouched_streams():
+            first, again = _answer(formulation), _answer(formulation)
     except LossError as error:
         raise ConfigError(f"loss={str(error).removeprefix('LOSS=')}") from error
+    if first != again and name not in _said:
+        _said.add(name)
+        log.warning(
+            "note: loss=%s: gives another value or gradient when called again for the same samples: it is random or "
+            "keeps a state, which no checkpoint holds; its runs need not repeat, nor go on to the same bits",
+            name,
+        )
     return formulation
+
+
+def _answer(formulation: Formulation) -> tuple[bytes, bytes]:
+    """The bytes of what a loss gives for eight samples, and of its gradient."""
+    logp = torch.linspace(-2, -0.1, 8, requires_grad=True)
+    result = formulation(logp, logp.detach() - 0.1, torch.linspace(-1, 1, 8), clip_coef=0.2)
+    gradient: Tensor | None = None
+    with suppress(RuntimeError):  # which training will meet, and say
+        (gradient,) = torch.autograd.grad(result.sum(), logp, allow_unused=True)
+    return bytes(result.detach().numpy().data), b"" if gradient is None else bytes(gradient.numpy().data)
+
+
+@contextmanager
+def untouched_streams() -> Iterator[None]:
+    """Within: the global random streams are drawn from, and are afterwards where they were."""
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002
 
 
 def unknown(loss: str, known: Iterable[str]) -> LossError:

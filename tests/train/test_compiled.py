@@ -8,7 +8,7 @@ import torch
 
 from rlloss.bisect.bisect import bisect
 from rlloss.config import load
-from rlloss.errors import ConfigError, Interrupted, LossError, NonFinite, RunFailed
+from rlloss.errors import ConfigError, Interrupted, NonFinite, RunFailed
 from rlloss.runs import RunFolder
 from rlloss.train import train
 from rlloss.train.compiled import CompiledStepper, epoch_function
@@ -216,8 +216,8 @@ def single(logp, old_logp, advantages, *, clip_coef):
 @pytest.mark.parametrize(
     ("loss", "error", "words"),
     [
-        ("detached_on_many", LossError, "has no gradient"),
-        ("single", ConfigError, "returned torch.float32 for inputs of torch.float64"),
+        ("detached_on_many", RunFailed, "has no gradient"),
+        ("single", RunFailed, "returned torch.float32 for inputs of torch.float64"),
     ],
 )
 def test_what_autograd_refuses_is_not_trained_compiled(tmp_path, monkeypatch, loss, error, words):
