@@ -18,6 +18,7 @@ from typing import Any, Self
 from rlloss.errors import ConfigError
 from rlloss.runs.agreement import disagreement, kept_checkpoints
 from rlloss.runs.reader import WHERE_KEYS, Damaged, RunFolder, flatten, to_json
+from rlloss.runs.watched import refuse_record
 
 FORMAT = "rlloss certificate 1"
 LINKS = 64  # at most: of a longer run, not every step has one
@@ -87,6 +88,7 @@ def signature(document: Mapping[str, Any]) -> str:
 
 def certify(run: RunFolder) -> dict[str, Any]:
     """A finished run's certificate. Raises: ConfigError for one that is not finished, or damaged."""
+    refuse_record(run, "rlloss cannot play it again, and a certificate says what playing it again gives")
     if run.status != "finished":
         raise ConfigError(f"RUN={run.path}: {run.standing}; only a finished run has a certificate; train it to its end")
     if why := run.damage or disagreement(run):

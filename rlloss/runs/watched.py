@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from rlloss.errors import ConfigError
 from rlloss.runs.reader import Damaged, RunFolder, flatten
 from rlloss.runs.writer import Written
 
@@ -38,6 +39,15 @@ def signature(description: list[list[Any]]) -> bytes:
 
 def is_watched(run: RunFolder) -> bool:
     return "hash" in run.info
+
+
+def refuse_record(run: RunFolder, lacks: str) -> None:
+    """Raises: ConfigError for a record of another trainer's training: what it lacks, and what it is for."""
+    if is_watched(run):
+        raise ConfigError(
+            f"RUN={run.path}: is a record of rlloss.watch, of another trainer's training: {lacks}; `rlloss verify` and "
+            "`rlloss bisect` hold it against another record; name a run of `rlloss train` here"
+        )
 
 
 @dataclass(frozen=True)

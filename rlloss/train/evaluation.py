@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rlloss.config.schema import Config, EnvConfig, config_of
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import RunFolder
+from rlloss.runs.watched import refuse_record
 from rlloss.train import streams
 from rlloss.train.checkpoint import unpack
 from rlloss.train.envs import make_env
@@ -110,16 +111,18 @@ class Score(gymnasium.Wrapper[Any, Any, Any, Any]):
 def load_policy(run: RunFolder | Path | str, *, best: bool = False) -> TrainedPolicy:
     """The policy of a finished run; ``best``: the one that ``best=metric`` kept.
 
-    Raises: ConfigError for a run that is not finished, or that kept no best policy.
+    Raises: ConfigError for a run that is not finished, that kept no best policy, or that is a record of watch.
     """
     run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    refuse_record(run, "rlloss knows neither its policy nor its environment")
     if run.status == "finished" and run.damage:
         raise ConfigError(f"RUN={run.path}: {run.damage}; train it again")
     name = "best.safetensors" if best else "checkpoint.safetensors"
     if not (run.path / "config.yaml").is_file():
         raise ConfigError(f"RUN={run.path}: no run there; name a run's folder")
     if not (run.path / name).is_file():
-        why = "train it with best=metric" if best else f"it is {run.status}; train it to its end"
+        ended = "train it with best=metric" if best else "another trainer's run has none"
+        why = ended if run.status == "finished" else f"it is {run.status}; train it to its end"
         raise ConfigError(f"RUN={run.path}: has no {name}; {why}")
     try:
         config = config_of(yaml.safe_load((run.path / "config.yaml").read_bytes()))

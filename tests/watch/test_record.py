@@ -259,3 +259,14 @@ def test_damage_is_one_line_that_names_the_file(tmp_path, capsys, name):
     assert said.count("\n") == 1
     assert name in said
     assert main(["verify", str(tmp_path)]) in (0, 1, 2)
+
+
+@pytest.mark.parametrize("command", ["certify", "evaluate"])
+def test_what_a_record_is_not_for_is_said_without_a_false_word(tmp_path, capsys, command):
+    training(tmp_path / "a", snapshot_every=3)
+    assert main([command, str(tmp_path / "a")]) == 2
+    err = capsys.readouterr().err
+    assert "a: is a record of rlloss.watch, of another trainer's training: rlloss " in err
+    assert "`rlloss verify` and `rlloss bisect` hold it against another record" in err
+    assert not any(word in err for word in ("train it", "digests.bin", "checkpoint"))
+    assert err.count("\n") == 1
