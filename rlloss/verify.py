@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlloss.cause import cause, other_machine
+from rlloss.errors import ConfigError
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
 from rlloss.runs.agreement import (
@@ -333,13 +334,25 @@ def pair(runs: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, RunFolder]], 
     return pairs, alone
 
 
+def _runs_of(folder: str | Path) -> list[RunFolder]:
+    """Raises: ConfigError for a folder without one, of which no verdict would be one of a pair that holds."""
+    found = find_runs(folder)
+    if not found:
+        raise ConfigError(f"{folder}: no run in it or below it; name two runs or more, or a folder with runs below it")
+    return found
+
+
 def verify(runs: str | Path | Iterable[RunFolder | str | Path]) -> tuple[list[RunComparison], list[RunFolder]]:
     """A verdict per pair of twins, and the runs that have no twin.
 
-    Of runs, of their folders, or of all that are below one folder.
+    Of runs, and of all that are in or below the folders that are named. Raises: ConfigError where no run is.
     """
-    several = find_runs(runs) if isinstance(runs, str | Path) else runs
-    pairs, alone = pair([run if isinstance(run, RunFolder) else RunFolder(Path(run)) for run in several])
+    several = [runs] if isinstance(runs, str | Path) else list(runs)
+    found = [run for one in several for run in ([one] if isinstance(one, RunFolder) else _runs_of(one))]
+    found = list({run.path.resolve(): run for run in found}.values())  # none is compared with itself
+    if not found:
+        raise ConfigError("runs=[]: nothing to verify; name two runs or more, or a folder with runs below it")
+    pairs, alone = pair(found)
     unlike = [(a.loss, b.loss, a.config.get("clip_coef")) for a, b in pairs if a.loss != b.loss and may_load(a, b)]
     with asked((one, other, clip) for one, other, clip in unlike if isinstance(clip, float)):
         return [compare_runs(a, b) for a, b in pairs], alone

@@ -15,6 +15,7 @@ from rlloss.bisect.bisect import bisect
 from rlloss.cause import stood_still
 from rlloss.cli import main
 from rlloss.config import load
+from rlloss.errors import ConfigError
 from rlloss.runs import RunFolder, find_runs
 from rlloss.train import train
 from rlloss.train.recording import FolderRecorder
@@ -446,3 +447,28 @@ def test_folders_by_name_will_do_in_python(tmp_path):
     assert find_runs(folders[0]) == [RunFolder(tmp_path / "ppo")]
     assert RunFolder(folders[0]).status == "finished"
     assert bisect(*folders).step is None
+
+
+def test_where_no_run_is_there_is_no_verdict_in_python_either(make_run, tmp_path):
+    """An answer without pairs would be one that holds: all() of nothing is true."""
+    (tmp_path / "empty").mkdir()
+    for runs, named in (
+        ([], "nothing to verify"),
+        (tmp_path / "empty", f"{tmp_path / 'empty'}: no run in it or below it"),
+        ([make_run(), str(tmp_path / "empty")], f"{tmp_path / 'empty'}: no run in it or below it"),
+        (str(tmp_path / "nosuch"), f"{tmp_path / 'nosuch'}: no such folder"),
+        ([tmp_path / "nosuch", make_run()], f"{tmp_path / 'nosuch'}: no such folder"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            verify(runs)
+        assert named in str(refused.value)
+    with pytest.raises(ConfigError, match="nosuch: no such folder"):
+        find_runs([tmp_path, tmp_path / "nosuch"])
+    assert find_runs([tmp_path]) == []
+
+
+def test_a_folder_in_a_list_is_all_that_lies_below_it(make_run, tmp_path):
+    for loss in ("ppo_clip", "reinforce"):
+        shutil.copytree(make_run(f"loss={loss}").path, tmp_path / "sweep" / loss)
+    ((found,), alone) = verify([tmp_path / "sweep", str(tmp_path / "sweep" / "ppo_clip")])
+    assert (found.verdict, alone) == ("IDENTICAL", [])

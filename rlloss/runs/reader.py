@@ -478,7 +478,7 @@ def find_runs(folders: str | Path | Iterable[str | Path]) -> list[RunFolder]:
     """Every run in or below the folders, or the folder, by path, each once.
 
     A run is a folder with two of the files that every run has: so one that has lost a file is not overlooked, and a
-    ``config.yaml`` of something else is.
+    ``config.yaml`` of something else is. Raises: ConfigError for a folder that is not there.
     """
 
     def below(folder: Path) -> Iterator[Path]:
@@ -486,8 +486,10 @@ def find_runs(folders: str | Path | Iterable[str | Path]) -> list[RunFolder]:
             if len(MARKS.intersection([*folders, *files])) > 1:
                 yield Path(path)
 
-    several = [folders] if isinstance(folders, str | Path) else folders
-    found = {path for folder in several for path in below(Path(folder))}
+    several = [Path(folder) for folder in ([folders] if isinstance(folders, str | Path) else folders)]
+    if missing := [folder for folder in several if not folder.is_dir()]:
+        raise ConfigError(f"{missing[0]}: no such folder; name a run folder or one with runs below it")
+    found = {path for folder in several for path in below(folder)}
     return [RunFolder(path) for path in sorted(found, key=natural)]
 
 
