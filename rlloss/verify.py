@@ -200,7 +200,8 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
                 return verdict(Verdict.DIVERGED, reason=reason, tested=True)
             tested, untested = power(a, b)
             lost = swallowed(Record(a), Record(b)) if is_watched(a) and is_watched(b) else None
-            reason = _listed(f"{lost}, which that step took back" if lost else "", other_machine(a, b))
+            taken_back = f"{lost}, which that step took back" if lost else ""
+            reason = _listed(taken_back, repetition(a, b), other_machine(a, b))
             return verdict(Verdict.IDENTICAL, reason=reason, tested=tested, untested=untested)
         lengths = f"{len(a.digests)} and {len(b.digests)} steps"
         reason = f"identical for {steps} optimiser steps, then one stopped: {lengths}"
@@ -227,6 +228,15 @@ def _unlike(a: RunFolder, b: RunFolder, first: int | None) -> str:
 
 def _listed(*reasons: str) -> str:
     return "; ".join(filter(None, reasons))
+
+
+def repetition(a: RunFolder, b: RunFolder) -> str:
+    """What a pair of one loss says, which is nothing about two losses; empty for a pair of two."""
+    if is_watched(a) or a.loss == "unknown" or a.label != b.label:
+        return ""
+    if a.info == b.info:  # to the speed
+        return f"{a.label} twice, one run and its copy: tests neither losses nor whether training is deterministic"
+    return f"{a.label} twice: tests whether training is deterministic, and no two losses"
 
 
 def what_was_reached(a: RunFolder, b: RunFolder) -> dict[str, Any]:

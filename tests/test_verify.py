@@ -322,9 +322,14 @@ def test_a_loss_that_differs_only_far_out_is_not_tested_by_clipping(make_run):
     assert "the losses differ at A < 0: ratio > 3 alone" in verdict.untested
 
 
-def test_a_run_and_its_repetition_test_whether_training_is_deterministic(make_run, tmp_path):
+def test_a_run_and_its_repetition_test_whether_training_is_deterministic(make_run, tmp_path, capsys):
     verdict = compare_runs(make_run(QUIET), copy_of(make_run(QUIET), tmp_path / "again"))
     assert (verdict.verdict, verdict.tested) == ("IDENTICAL", True)
+    assert verdict.reason.startswith("ppo_clip twice, one run and its copy: tests neither losses nor whether")
+    again = copy_of(make_run(QUIET), tmp_path / "later", steps_per_second=7.5)
+    assert main(["verify", str(make_run(QUIET).path), str(again.path)]) == 0
+    said = "ppo_clip twice: tests whether training is deterministic, and no two losses"
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_runs_that_did_not_record_their_ratios_are_not_known_to_be_tested(make_run, tmp_path):
