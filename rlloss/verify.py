@@ -14,13 +14,7 @@ from rlloss.cause import cause, other_machine
 from rlloss.errors import ConfigError
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
-from rlloss.runs.agreement import (
-    contradiction as contradiction,
-    differing_tables,
-    disagreement,
-    other_start,
-    passing_difference,
-)
+from rlloss.runs.agreement import differing_tables, disagreement, other_start, passing_difference
 from rlloss.runs.provenance import is_the_users
 from rlloss.runs.reader import RunFolder, common_snapshots, find_runs, natural
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed

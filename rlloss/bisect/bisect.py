@@ -11,9 +11,10 @@ from rlloss.bisect.saying import located
 from rlloss.bisect.words import explain
 from rlloss.cause import other_machine
 from rlloss.errors import ConfigError
+from rlloss.runs.agreement import disagreement
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import is_watched
-from rlloss.verify import compare_runs, contradiction, first_difference
+from rlloss.verify import compare_runs, first_difference
 
 Progress = Callable[[RunFolder, int, int], None]
 
@@ -28,7 +29,7 @@ def bisect(
     """
     a, b = (run if isinstance(run, RunFolder) else RunFolder(Path(run)) for run in (a, b))
     for run in (a, b):
-        if damage := run.damage or (contradiction(run) if run.status == "finished" else ""):
+        if damage := run.damage or (disagreement(run) if run.status == "finished" else ""):
             raise ConfigError(damage)
     if is_watched(a) != is_watched(b):
         raise ConfigError(f"{a.path} and {b.path}: one is a run of rlloss, the other a record of rlloss.watch")

@@ -213,6 +213,8 @@ def differing_tables(a: RunFolder, b: RunFolder) -> str:
         if not len(other):
             continue
         first = int(other[0])
+        if first + 1 == rows and name == "observations_digest":
+            continue  # the very last may be of an episode that nobody goes on with
         begin, end, until = (int(ends[min(i, rows)]) for i in (first, first + 1, first + 2))
         moved = len(np.unique(a.digests[max(0, begin - 1) : end])) > 1
         if moved and np.array_equal(a.digests[begin:until], b.digests[begin:until]):
