@@ -19,6 +19,7 @@ ABSENT = bytes(HASH_BYTES)  # of a gradient that is not there
 # of numbers that NumPy knows, so that a tensor need not be viewed as bytes first
 PLAIN = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool}
 WRAPPINGS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")  # by compile, checkpoints, FSDP
+LEAVE_OUT = "; buffers=False leaves all buffers out"
 MOST_WITNESSED = 1 << 14  # numbers of a gradient that is read in any case
 REFUSED = "FullyShardedDataParallel"
 
@@ -88,7 +89,7 @@ def plain(name: str) -> str:
 
 def hashes(found: Iterable[Named]) -> bytes:
     """16 bytes a tensor. Raises: ConfigError for one whose numbers cannot be read."""
-    return b"".join([hashed(entry.tensor, entry.name) for entry in found])
+    return b"".join([hashed(entry.tensor, entry.name, LEAVE_OUT if entry.is_buffer else "") for entry in found])
 
 
 def gradients(found: Iterable[Named]) -> bytes:
@@ -131,11 +132,13 @@ def witnessed(optimizer: torch.optim.Optimizer, place: tuple[int, int]) -> str:
     return ""
 
 
-def hashed(tensor: Tensor, name: str) -> bytes:
+def hashed(tensor: Tensor, name: str, remedy: str = "") -> bytes:
     try:
         return xxhash.xxh3_128_digest(raw(tensor))
     except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
-        raise ConfigError(f"{name}: a {_kind(tensor)} cannot be read ({' '.join(str(error).split())})") from error
+        raise ConfigError(
+            f"{name}: a {_kind(tensor)} cannot be read ({' '.join(str(error).split())}){remedy}"
+        ) from error
 
 
 def raw(tensor: Tensor) -> Any:

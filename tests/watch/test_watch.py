@@ -284,6 +284,18 @@ def test_a_second_watch_is_refused_until_the_first_is_closed(tmp_path):
     assert (first.steps, second.steps) == (0, 1)
 
 
+def test_a_sparse_buffer_can_be_left_out(tmp_path):
+    model = nn.Linear(3, 3)
+    model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ConfigError, match=r"^adjacency: .* cannot be read .*; buffers=False leaves all buffers out$"):
+        rlloss.watch(model, optimizer, tmp_path / "a")
+    with rlloss.watch(model, optimizer, tmp_path / "a", buffers=False) as watched:
+        model(torch.ones(3)).sum().backward()
+        optimizer.step()
+    assert watched.steps == 1
+
+
 def test_an_optimiser_without_a_learning_rate_and_sparse_gradients_are_recorded(tmp_path):
     class Halves(torch.optim.Optimizer):
         def __init__(self, parameters):
