@@ -44,6 +44,16 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class Unportable(BaseException):
+    """An operation of torch that is not known to be the same on every machine: its name. No Exception, which a loss may
+    catch.
+    """
+
+
+PASSED_ON = (KeyboardInterrupt, Interrupted, Unportable)
+"""What somebody's code lets through, and is no fault of that code."""
+
+
 class NonFinite(RunFailed):
     """The first number of a run that is not finite: which, of what, and when."""
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlloss.errors import GraphError, LossError
+from rlloss.errors import PASSED_ON, GraphError, LossError
 from rlloss.graph.data import Edge, Graph, Input, Node
 from rlloss.graph.expressions import EXPRESSIONS
 from rlloss.graph.follow import ProofListener
@@ -176,7 +176,7 @@ def _expression(function: Callable[..., Any], title: str) -> _Subject:
         split = len(values) - len(named)
         try:
             result = function(*values[:split], **dict(zip(named, values[split:], strict=True)))
-        except (GraphError, KeyboardInterrupt):
+        except (GraphError, *PASSED_ON):
             raise
         except BaseException as error:
             raise LossError(f"{title} raised {describe(error)}, given a tensor for each of its parameters") from error

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rlloss import lazy
-from rlloss.errors import ConfigError, LossError, lookup
+from rlloss.errors import PASSED_ON, ConfigError, LossError, lookup
 from rlloss.losses.samples import LOSSES, Loss
 from rlloss.losses.sequences import SEQUENCE_LOSSES
 from rlloss.losses.signature import BY_POSITION, Binding, bind, meaning, refuse_parts, signature_of
@@ -126,7 +126,7 @@ class Formulation:
         arguments, keywords = self.binding.arguments({**inputs, "clip_coef": clip_coef})
         try:
             result = self.function(*arguments, **keywords)
-        except KeyboardInterrupt:
+        except PASSED_ON:
             raise
         except BaseException as error:  # sys.exit(), too, is a fault of the loss's
             raise LossError(f"{self.name} raised {describe(error)}, given {describe_inputs(inputs['logp'])}") from error
@@ -310,7 +310,7 @@ def load_function(spec: str) -> Callable[..., Any]:
         found: Any = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
     except LossError:
         raise
-    except KeyboardInterrupt:
+    except PASSED_ON:
         raise
     except BaseException as error:
         raise LossError(f"LOSS={spec}: importing {where} raised {describe(error)}") from error
@@ -322,7 +322,7 @@ def load_function(spec: str) -> Callable[..., Any]:
         except AttributeError:
             has = _functions_of(owner)
             raise LossError(f"LOSS={spec}: {attribute} does not exist in {inside}; it has {has}") from None
-        except KeyboardInterrupt:
+        except PASSED_ON:
             raise
         except BaseException as error:
             raise LossError(f"LOSS={spec}: {attribute} of {inside} raised {describe(error)}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rlloss.errors import RunFailed
+from rlloss.errors import PASSED_ON, RunFailed
 
 LOOKS = 8  # within the time that a step may take
 
@@ -52,7 +52,7 @@ def staying(error: type[Exception] = RunFailed, what: str = "") -> Iterator[None
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt):
+    except (Exception, *PASSED_ON):
         raise
     except BaseException as exit_:
         raise error(f"{what}{raised(exit_)}") from exit_

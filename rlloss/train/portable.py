@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlloss.config.schema import Config
-from rlloss.errors import ConfigError, RunFailed
+from rlloss.errors import ConfigError, RunFailed, Unportable
 from rlloss.losses.samples import LOSSES, Loss
 from rlloss.train.numerics import PORTABLE
 from rlloss.train.policy import numpys_tanh
@@ -144,12 +144,6 @@ SAME = frozenset(
 )
 """torch's operations that had the same bits on every CPU and with every C library tried, and those that only move
 numbers. Left out, as not tried or not the same: gelu, mish, lgamma, digamma, atan and many more."""
-
-
-class Unportable(BaseException):
-    """An operation of torch that is not known to be the same everywhere: its name. No Exception, which a loss may
-    catch.
-    """
 
 
 class Portable(TorchDispatchMode):  # type: ignore[no-untyped-call]

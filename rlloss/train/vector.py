@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
-from rlloss.errors import EnvironmentFailed, Interrupted
+from rlloss.errors import PASSED_ON, EnvironmentFailed
 from rlloss.train.faults import close_all, raised
 from rlloss.train.interior import Interior, capture
 from rlloss.train.replay import Journal, replay
@@ -77,7 +77,7 @@ class Environments:
         self._at = 0
         try:
             return self._step(actions, obs, rewards, terminated, truncated)
-        except (KeyboardInterrupt, Interrupted):  # by a signal
+        except PASSED_ON:
             raise
         except BaseException as error:  # sys.exit() is none that ends this process
             raise EnvironmentFailed(f"environment {self._at} ({self.name}) {raised(error)}") from error

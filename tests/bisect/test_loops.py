@@ -208,7 +208,7 @@ def epochs(watch, bad):
     optimizer = sgd(model)
     with watch(model, optimizer):
         for epoch in range(2):
-            for x, label in DataLoader(data, 16, shuffle=True):
+            for x, label in DataLoader(data, 16, shuffle=True, generator=torch.Generator().manual_seed(epoch)):
                 optimizer.zero_grad()
                 smoothing = 0.2 if epoch and bad(AT) else 0.1
                 F.cross_entropy(model(x), label, label_smoothing=smoothing).backward()

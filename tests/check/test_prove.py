@@ -424,5 +424,5 @@ def test_the_question_is_written_to_a_file(tmp_path, capsys):
     assert str(file) in capsys.readouterr().err
     assert main(["check", "ppo_clip", "--proof", str(file)]) == 2
     assert "two losses" in capsys.readouterr().err
-    assert main(["check", "ppo_clip", "reinforce", "--proof", str(tmp_path / "none" / "x.smt2")]) == 2
+    assert main(["check", "ppo_clip", "reinforce", "--proof", str(file / "x.smt2")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

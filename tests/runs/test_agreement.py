@@ -130,6 +130,9 @@ def test_what_was_done_otherwise_though_the_parameters_are_equal(copied, column,
     head, rows = rows_of(b)
     write_rows(b, head, cell(column, row, "0" * 16)(head, rows))
     verdict = compare_runs(a, RunFolder(b))
+    if row == -1 and column == "observations_digest":  # which nobody goes on with
+        assert verdict.verdict == "IDENTICAL"
+        return
     assert verdict.verdict == "INCOMPLETE"
     assert f"another {column} in iteration {row % 6 + 1}, digests.bin has equal parameters" in verdict.reason
 
