@@ -416,6 +416,7 @@ def test_a_loss_that_came_with_the_runs_is_not_loaded(loss, executed, make_run, 
     assert ("is not loaded" in done.stdout) != executed
 
 
+@pytest.mark.slow
 def test_a_table_of_hundreds_of_pairs_lists_the_gravest_and_counts_the_rest(make_run, tmp_path, capsys):
     names = [f"loss{i}" for i in range(120)]
     for name in ("ppo_clip", *names):

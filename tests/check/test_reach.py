@@ -30,6 +30,7 @@ def corrected(logp, old_logp, advantages, clip_coef=0.2, rollout_log_probs=None)
     return weight * clipped(logp, old_logp, advantages, clip_coef)
 
 
+@pytest.mark.slow
 def test_a_second_old_policy_is_not_the_first():
     """It was given the same numbers, without a word, and "proved for every input"."""
     result, said = found(clipped, decoupled)
@@ -251,6 +252,7 @@ def test_a_number_of_tokens_beyond_all_answers_is_named():
     assert "left out answers of more than 8,192 tokens; 12,288 is a number in their code" in said
 
 
+@pytest.mark.slow
 def test_a_derivative_of_its_own_is_named():
     class Clipped(torch.autograd.Function):
         @staticmethod

@@ -62,7 +62,16 @@ def test_a_folder_cannot_stand_in_the_place_of_a_file_nor_below_one(case, home, 
     )
 
 
-@pytest.mark.parametrize("case", ["certify --out", "check --proof", "graph --table", "graph -o", "evaluate --video"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "certify --out",
+        "check --proof",
+        "graph --table",
+        "graph -o",
+        pytest.param("evaluate --video", marks=pytest.mark.slow),
+    ],
+)
 def test_missing_folders_are_made(case, home, capsys):
     arguments, option, name = FILES[case]
     more = ["--episodes", "1"] if arguments[0] == "evaluate" else []

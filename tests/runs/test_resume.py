@@ -144,6 +144,7 @@ def test_a_signal_ends_a_run_after_its_iteration_and_the_same_command_goes_on(si
 @pytest.mark.parametrize(
     "many", [[], pytest.param(["-m", "hydra.launcher.n_jobs=2", "seed=1,2"], marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_the_first_signal_ends_a_run_that_is_still_set_up(signum, many, tmp_path):
     """Half a million environments take minutes to make."""
     sizes = ("num_envs=500000", "num_steps=2", "total_timesteps=1000000", "checkpoint_seconds=9")

@@ -156,6 +156,7 @@ def test_a_launchers_timeout_is_named(tmp_path):
         launch.sweep(jobs, ["hydra.launcher.n_jobs=2", "hydra.launcher.timeout=0.01"])
 
 
+@pytest.mark.slow
 def test_a_cluster_that_takes_no_jobs_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     programs, home = tmp_path / "bin", tmp_path / "home"

@@ -80,6 +80,7 @@ def test_an_environment_that_exits_fails_its_run(there, capsys, error):
     assert f"raised {error}: 0" in run.info["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["true", "false"])
 @pytest.mark.parametrize("where", ["init", "reset"])
 def test_an_environment_that_exits_before_the_run_is_refused(there, capsys, where, check):
@@ -91,6 +92,7 @@ def test_an_environment_that_exits_before_the_run_is_refused(there, capsys, wher
     assert not (there / "r").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_the_others(there, capsys):
     sweep = ["train", "-m", *SHORT, "hydra.launcher.n_jobs=1", "run_root=runs"]
     assert main([*sweep, "env.id=leaving_envs:Exit-v0,CartPole-v1", "seed=1,2"]) == 1
@@ -114,6 +116,7 @@ def test_a_loss_that_exits_is_refused_or_fails_its_run(there, capsys):
     assert "later raised SystemExit: 0 (leaving_losses.py, line 13)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_check_and_graph_of_a_loss_that_exits_are_one_line(there, capsys):
     for command in (
         ["check", "leaving_losses.py:at_once", "ppo_clip"],
@@ -125,6 +128,7 @@ def test_check_and_graph_of_a_loss_that_exits_are_one_line(there, capsys):
         assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_in_python_it_is_a_run_that_failed(there):
     with pytest.raises(RunFailed, match="environment 0 \\(Exit-v0\\) raised SystemExit"):
         train(load([*ENV]))

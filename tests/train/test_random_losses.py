@@ -66,18 +66,26 @@ def there(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("loss", ["state", "torchs", "pythons", "numpys", "gradient_alone"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "state",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchs", "pythons", "numpys", "gradient_alone")),
+    ],
+)
 def test_a_loss_that_does_not_answer_twice_alike_is_named_once(there, capsys, loss):
     assert main(["train", *SHORT, f"loss=own.py:{loss}", "run_dir=r"]) == 0
     err = capsys.readouterr().err
     assert err.count(f"note: loss=own.py:{loss}: {NOTE}") == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_one_that_does(there, capsys):
     assert main(["train", *SHORT, "loss=own.py:plain", "run_dir=r"]) == 0
     assert "note" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_asking_twice_moves_no_stream_of_random_numbers(there):
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
     for loss in ("torchs", "pythons", "numpys"):
