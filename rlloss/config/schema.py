@@ -290,7 +290,10 @@ class Config:
                 raise ConfigError(f"{key}={getattr(self, key)!r}: must be {like}")
         for key, default in SCALARS.items():
             expected, what = EXPECTED[type(default)]
-            if not isinstance(getattr(self, key), expected):
+            value = getattr(self, key)
+            if hasattr(value, "item"):  # NumPy's float32 would be computed with in float32, to other bits
+                raise ConfigError(f"{key}={value!r}: must be {what} of Python's own; give {key}={value.item()!r}")
+            if not isinstance(value, expected):
                 raise ConfigError(f"{key}={getattr(self, key)!r}: must be {what}; {default!r} by default")
         if not isinstance(self.hidden_sizes, Sequence) or not all(isinstance(n, Integral) for n in self.hidden_sizes):
             raise ConfigError(

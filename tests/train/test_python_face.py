@@ -41,8 +41,20 @@ def test_a_value_of_another_type_is_named(key, value, said):
     assert said in str(caught.value)
 
 
-def test_numpys_numbers_are_numbers():
-    replace(Config(), seed=np.int64(1), learning_rate=np.float32(1e-3), gamma=1, hidden_sizes=(8, 8)).validate()
+@pytest.mark.parametrize(("key", "value"), [("seed", np.int64(1)), ("learning_rate", np.float32(0.5))])
+def test_numpys_numbers_are_named_with_the_right_ones(key, value):
+    """A learning rate of float32 was taken, and gave another trajectory than the number that config.yaml has of it."""
+    with pytest.raises(ConfigError) as caught:
+        rlloss.train(replace(load(list(SHORT)), **{key: value}))
+    assert str(caught.value).endswith(f"of Python's own; give {key}={value.item()!r}")
+
+
+def test_a_whole_number_and_a_tuple_are_taken_for_what_they_stand_for():
+    runs = [
+        rlloss.train(replace(load(list(SHORT)), gamma=gamma, hidden_sizes=sizes))
+        for gamma, sizes in ((1, (8, 8)), (1.0, [8, 8]))
+    ]
+    assert runs[0].final_digest == runs[1].final_digest
 
 
 @pytest.mark.parametrize(
