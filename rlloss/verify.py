@@ -1,7 +1,7 @@
 """Are two runs one? Pairs twin runs and compares their trajectories, digest by digest, from the run folders alone."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -171,12 +171,11 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     verdict = partial(verdict, steps=steps, not_recorded=not_recorded(a, b), put_to=what_was_reached(a, b))
     if differing:
         reason = "differ in " + ", ".join(f"{key} ({a.config.get(key)} | {b.config.get(key)})" for key in differing)
-        apart = [] if _incomplete(a) or _incomplete(b) or _unlike_snapshots(a, b) else drift(a, b, since=first or 0)
         return verdict(
             Verdict.INCOMPARABLE,
             first_difference=first,
             first_other_actions=acted,
-            drift=apart,
+            drift=[] if _incomplete(a) or _incomplete(b) or _unlike_snapshots(a, b) else drift(a, b, since=first or 0),
             differing_keys=differing,
             reason=_listed(reason, other_machine(a, b)),
         )
@@ -188,18 +187,7 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
         return verdict(Verdict.INCOMPLETE, first_difference=first, first_other_actions=acted, reason=problem)
     verdict = partial(verdict, cause=cause(a, b, first), first_tensors=named)
     if first is None and acted is None:
-        if len(a.digests) == len(b.digests):
-            if a.info.get("changed_after") != b.info.get("changed_after"):
-                reason = "identical at every optimiser step; after the last one something else changed the parameters"
-                return verdict(Verdict.DIVERGED, reason=reason, tested=True)
-            tested, untested = power(a, b)
-            lost = swallowed(Record(a), Record(b)) if is_watched(a) and is_watched(b) else None
-            taken_back = f"{lost}, which that step took back" if lost else ""
-            reason = _listed(taken_back, repetition(a, b), other_machine(a, b))
-            return verdict(Verdict.IDENTICAL, reason=reason, tested=tested, untested=untested)
-        lengths = f"{len(a.digests)} and {len(b.digests)} steps"
-        reason = f"identical for {steps} optimiser steps, then one stopped: {lengths}"
-        return verdict(Verdict.DIVERGED, reason=reason, tested=True)
+        return _without_difference(a, b, verdict)
     drifts = [] if unlike else drift(a, b, since=first or 0)
     bound = float(np.sqrt(np.finfo(a.snapshot(a.snapshot_steps[0]).dtype).eps)) if drifts else 0.0
     small = [row.relative <= bound for row in drifts]
@@ -212,6 +200,22 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
         drift=drifts,
         reason=_listed(other_options(a, b), other_machine(a, b)),
     )
+
+
+def _without_difference(a: RunFolder, b: RunFolder, verdict: Callable[..., RunComparison]) -> RunComparison:
+    """The verdict on two runs that are equal as far as both go."""
+    if len(a.digests) != len(b.digests):
+        lengths = len(a.digests), len(b.digests)
+        reason = f"identical for {min(lengths)} optimiser steps, then one stopped: {lengths[0]} and {lengths[1]} steps"
+        return verdict(Verdict.DIVERGED, reason=reason, tested=True)
+    if a.info.get("changed_after") != b.info.get("changed_after"):
+        reason = "identical at every optimiser step; after the last one something else changed the parameters"
+        return verdict(Verdict.DIVERGED, reason=reason, tested=True)
+    tested, untested = power(a, b)
+    lost = swallowed(Record(a), Record(b)) if is_watched(a) and is_watched(b) else None
+    taken_back = f"{lost}, which that step took back" if lost else ""
+    reason = _listed(taken_back, repetition(a, b), other_machine(a, b))
+    return verdict(Verdict.IDENTICAL, reason=reason, tested=tested, untested=untested)
 
 
 def _unlike(a: RunFolder, b: RunFolder, first: int | None) -> str:

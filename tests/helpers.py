@@ -3,8 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from rlloss.runs import RunFolder
 from rlloss.runs.place import config_digest
@@ -15,6 +18,11 @@ ROOT = Path(__file__).parents[1]
 SHORT = ("num_envs=2", "num_steps=50", "total_timesteps=600", "snapshot_every=10", "learning_rate=0.003")
 
 MakeRun = Callable[..., RunFolder]
+
+
+def a_few_fast(names: Iterable[str]) -> list[Any]:
+    """Names of cases, of which every fourth is tried in the fast suite and all in the slow one."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (i % 4 > 0)) for i, name in enumerate(names)]
 
 
 def code_blocks(readme: str) -> list[str]:

@@ -70,11 +70,7 @@ def compare(
     prover = _prover(clip_coef) if prove else None
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
-    numbers = {*numbers_of(left.function, right.function), *(prover.numbers(left, right) if prover else ())}
-    groups = groups_of((left, right), clip_coef, sorted(numbers))
-    how = seed, sorted(numbers), groups
-    dtypes, left_out = usable((left, right), clip_coef, dtypes, *how)
-    a, b, sizes_left_out = together(*(survey(loss, clip_coef, dtypes, *how) for loss in (left, right)))
+    a, b, dtypes, left_out = surveyed(left, right, clip_coef, dtypes, seed, prover)
     known = settle(a, b, clip_coef, dtypes, prover)
     contrasts, found = known.contrasts, known.found
     tried_at = [*contrasts, *([found] if found else [])]
@@ -97,17 +93,30 @@ def compare(
         seed=seed,
         proof=_of_one_old_policy(known.proof, left, right),
         padding=compare_padding(left, right, clip_coef),
-        left_out=(*left_out, *sizes_left_out, *longer_answers(left, right)),
+        left_out=left_out,
         rounding=known.rounding,
-        called=(
-            *(line for loss in (left, right) for line in called(loss, clip_coef)),
-            *filter(None, [known.elsewhere]),
-        ),
+        called=(*called(left, clip_coef), *called(right, clip_coef), *filter(None, [known.elsewhere])),
         single=prover is None or prover.may_shorten(left, right),
         digits=digits(left, right, known),
         alone_in=_alone_in(tried_at, dtypes),
         only_of_tokens=_only_of_tokens(tried_at),
     )
+
+
+def surveyed(
+    left: Formulation,
+    right: Formulation,
+    clip_coef: float,
+    dtypes: Sequence[torch.dtype],
+    seed: int,
+    prover: "Prover | None",
+) -> tuple[Survey, Survey, tuple[torch.dtype, ...], tuple[str, ...]]:
+    """Both losses on all batches that both take, in the dtypes that both take; and in words what that leaves out."""
+    numbers = sorted({*numbers_of(left.function, right.function), *(prover.numbers(left, right) if prover else ())})
+    how = seed, numbers, groups_of((left, right), clip_coef, numbers)
+    taken, refused = usable((left, right), clip_coef, dtypes, *how)
+    a, b, sizes_refused = together(*(survey(loss, clip_coef, taken, *how) for loss in (left, right)))
+    return a, b, taken, (*refused, *sizes_refused, *longer_answers(left, right))
 
 
 def longer_answers(*losses: Formulation) -> Iterator[str]:

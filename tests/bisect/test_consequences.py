@@ -14,6 +14,7 @@ from rlloss.bisect.bisect import bisect
 from rlloss.cli.main import main
 from rlloss.runs import RunFolder
 from tests.bisect.test_programs import ARRAYS, AT, LABELS, STEPS, X, Y, loaded, mlp, plain, sgd
+from tests.helpers import a_few_fast
 
 
 def told(folder, program, trace=AT, **options):
@@ -198,9 +199,7 @@ SAID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (i % 4 > 0)) for i, name in enumerate(SAID)]
-)
+@pytest.mark.parametrize("name", a_few_fast(SAID))
 def test_the_cause_is_told_and_not_what_differs_beside_it(tmp_path, name):
     program, decided, words = SAID[name]
     of_a_loss = program in (timed, logged, in_part, masked_before_a_clamp, scaled, of_one_sample)

@@ -16,6 +16,7 @@ from rlloss.runs import RunFolder
 from rlloss.verdicts import Verdict
 from rlloss.verify import compare_runs
 from tests.bisect.test_programs import LABELS, STEPS, X, Y, mlp, sgd
+from tests.helpers import a_few_fast
 
 AT = 3
 LOSS_OF = F.binary_cross_entropy_with_logits
@@ -260,9 +261,7 @@ SAID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (i % 4 > 0)) for i, name in enumerate(SAID)]
-)
+@pytest.mark.parametrize("name", a_few_fast(SAID))
 def test_the_cause_in_a_loop_as_people_write_it(tmp_path, name):
     loop, decided, words = SAID[name]
     traced = found(tmp_path, loop)[-1]

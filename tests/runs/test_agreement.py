@@ -24,7 +24,7 @@ def copied(make_run, tmp_path):
     return make_run(*KEPT), tmp_path / "b"
 
 
-def refused(a, folder, capsys, *said):
+def assert_refused(a, folder, capsys, *said):
     """``folder`` and its twin are no pair that could be judged, and it has no certificate, for one and the same why."""
     verdict = compare_runs(a, RunFolder(folder))
     assert verdict.verdict == "INCOMPLETE"
@@ -54,7 +54,7 @@ def test_a_config_that_names_another_loss_than_was_trained(copied, capsys, edit)
     text = (b / "config.yaml").read_text()
     assert edit[0] in text
     (b / "config.yaml").write_text(text.replace(*edit))
-    refused(a, b, capsys, "b/config.yaml is not the config that run.json has the digest of")
+    assert_refused(a, b, capsys, "b/config.yaml is not the config that run.json has the digest of")
 
 
 def test_of_an_older_run_the_source_of_its_loss_tells(copied, capsys):
@@ -62,7 +62,7 @@ def test_of_an_older_run_the_source_of_its_loss_tells(copied, capsys):
     as_an_older_version_wrote(b, "config_digest")
     text = (b / "config.yaml").read_text()
     (b / "config.yaml").write_text(text.replace("name: reinforce", "name: cispo"))
-    refused(a, b, capsys, "b/config.yaml names the loss cispo, run.json has the source of reinforce")
+    assert_refused(a, b, capsys, "b/config.yaml names the loss cispo, run.json has the source of reinforce")
     for name in ("reinforce", "mine.py:loss"):  # what cannot be decided is left alone
         (b / "config.yaml").write_text(text.replace("name: reinforce", f"name: {name}"))
         assert compare_runs(a, RunFolder(b)).verdict == "IDENTICAL"
@@ -108,7 +108,7 @@ def test_rows_that_are_not_one_after_the_other(copied, capsys, case):
     change, said = ROWS[case]
     head, rows = rows_of(b)
     write_rows(b, head, change(head, rows))
-    refused(a, b, capsys, "b/metrics.csv", said)
+    assert_refused(a, b, capsys, "b/metrics.csv", said)
 
 
 def test_episodes_that_metrics_do_not_count(copied, capsys):
@@ -116,11 +116,11 @@ def test_episodes_that_metrics_do_not_count(copied, capsys):
     head, rows = rows_of(b)
     before = rows[1][head.index("episodes")]
     write_rows(b, head, cell("episodes", 1, str(int(before) + 1))(head, rows))
-    refused(a, b, capsys, "b/episodes.csv has", "metrics.csv counts")
+    assert_refused(a, b, capsys, "b/episodes.csv has", "metrics.csv counts")
     write_rows(b, head, cell("episodes", 1, before)(head, rows))
     names, episodes = rows_of(b, "episodes.csv")
     write_rows(b, names, episodes[::-1], "episodes.csv")
-    refused(a, b, capsys, "b/episodes.csv has rows that are not in the order of env_steps")
+    assert_refused(a, b, capsys, "b/episodes.csv has rows that are not in the order of env_steps")
 
 
 @pytest.mark.parametrize("column", ["actions_digest", "observations_digest", "rewards_digest", "ends_digest"])
@@ -173,7 +173,7 @@ def test_a_snapshot_that_is_not_what_its_digest_is_of(copied, capsys, case):
             del kept[f"{step:09d}"]
 
     change_snapshots(b, spoil)
-    refused(a, b, capsys, f"b/snapshots/ {said}")
+    assert_refused(a, b, capsys, f"b/snapshots/ {said}")
 
 
 def test_of_older_runs_the_twin_tells_that_one_began_with_other_parameters(copied):
@@ -199,16 +199,18 @@ def test_a_checkpoint_in_which_a_bit_changed(copied, capsys, name, place):
     data = bytearray((b / name).read_bytes())
     data[int(place * len(data))] ^= 1
     (b / name).write_bytes(data)
-    refused(a, b, capsys, f"b/{name}")
+    assert_refused(a, b, capsys, f"b/{name}")
 
 
 def test_a_checkpoint_of_another_step(copied, capsys):
     a, b = copied
     shutil.copy(b / "checkpoints" / "000000048.safetensors", b / "checkpoints" / "000000080.safetensors")
-    refused(a, b, capsys, "b/checkpoints/000000080.safetensors has other parameters than the digest after step 80 says")
+    assert_refused(
+        a, b, capsys, "b/checkpoints/000000080.safetensors has other parameters than the digest after step 80 says"
+    )
     shutil.copy(a.path / "checkpoints" / "000000080.safetensors", b / "checkpoints")
     shutil.copy(a.path / "checkpoints" / "000000080.safetensors", b / "checkpoints" / "000000800.safetensors")
-    refused(a, b, capsys, "b/checkpoints/000000800.safetensors is of an optimiser step 800, which there is not")
+    assert_refused(a, b, capsys, "b/checkpoints/000000800.safetensors is of an optimiser step 800, which there is not")
 
 
 def test_a_best_checkpoint_that_was_changed(make_run, tmp_path, capsys):
@@ -217,7 +219,7 @@ def test_a_best_checkpoint_that_was_changed(make_run, tmp_path, capsys):
     data = bytearray((tmp_path / "b" / "best.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "b" / "best.safetensors").write_bytes(data)
-    refused(a, tmp_path / "b", capsys, "b/best.safetensors", "its content is not what was written")
+    assert_refused(a, tmp_path / "b", capsys, "b/best.safetensors", "its content is not what was written")
 
 
 def flip(folder, step):
@@ -237,7 +239,7 @@ def test_a_bit_of_one_digest_alone_is_a_damaged_file_and_no_difference(copied, t
 def test_a_digest_of_which_there_is_a_snapshot_tells_which_file_it_is(copied, capsys):
     a, b = copied
     flip(b, 40)
-    refused(a, b, capsys, "b/snapshots/ has other parameters after step 40 than digests.bin says")
+    assert_refused(a, b, capsys, "b/snapshots/ has other parameters after step 40 than digests.bin says")
 
 
 def test_a_damaged_digest_before_a_real_difference_is_seen(make_run, tmp_path):

@@ -77,4 +77,4 @@ def test_a_login_node_needs_no_room_for_a_batch(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "fp64", "fp16"])
 def test_what_fits_is_not_refused(precision, monkeypatch):
     monkeypatch.setattr(memory, "memory", lambda: 2 << 20)
-    train(load([*SHORT, f"precision={precision}"]))
+    assert train(load([*SHORT, f"precision={precision}"])).optimizer_steps == 96
