@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rlloss.config.schema import Config, EnvConfig, config_of
 from rlloss.errors import ConfigError
+from rlloss.runs.agreement import disagreement
 from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import refuse_record
 from rlloss.train import streams
@@ -115,8 +116,8 @@ def load_policy(run: RunFolder | Path | str, *, best: bool = False) -> TrainedPo
     """
     run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     refuse_record(run, "rlloss knows neither its policy nor its environment")
-    if run.status == "finished" and run.damage:
-        raise ConfigError(f"RUN={run.path}: {run.damage}; train it again")
+    if run.status == "finished" and (why := run.damage or disagreement(run)):
+        raise ConfigError(f"RUN={run.path}: {why}; train it again")
     name = "best.safetensors" if best else "checkpoint.safetensors"
     if not (run.path / "config.yaml").is_file():
         raise ConfigError(f"RUN={run.path}: no run there; name a run's folder")

@@ -1,6 +1,8 @@
 """A trained policy at work: what was kept is what plays, with its wrappers' statistics frozen."""
 
 import json
+import shutil
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -129,3 +131,14 @@ def test_what_cannot_be_evaluated_is_one_line(make_run, tmp_path, capsys):
         assert said in error
         assert error.count("\n") == 1
     assert RunFolder(tmp_path / "line").status == "finished"
+
+
+@pytest.mark.parametrize(("old", "new"), [("gamma: 0.99", "gamma: 0.9"), ("seed: 1", "seed: 2")])
+def test_a_config_that_was_edited_after_the_run_is_not_its_own(make_run, tmp_path, capsys, old, new):
+    run = Path(shutil.copytree(make_run().path, tmp_path / "run"))
+    text = (run / "config.yaml").read_text()
+    assert old in text
+    (run / "config.yaml").write_text(text.replace(old, new))
+    assert main(["evaluate", str(run)]) == 2
+    said = "run/config.yaml is not the config that run.json has the digest of; train it again"
+    assert said in capsys.readouterr().err
