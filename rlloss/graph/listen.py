@@ -255,14 +255,25 @@ def recording(listener: Listener) -> Iterator[None]:
 
         return followed
 
-    before = sys.getprofile()
     with ExitStack() as stack:
         for name in MATH:
             stack.enter_context(mock.patch.object(math, name, follow(name)))
         stack.enter_context(listener)
         if not tape.proving:  # a proof needs no names
-            sys.setprofile(profile)
-        try:
-            yield
-        finally:
+            stack.enter_context(_profiling(profile))
+        yield
+
+
+@contextmanager
+def _profiling(function: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    """Within: Python tells ``function`` of every call, in the place of a profiler that may run."""
+    before: Any = sys.getprofile()
+    sys.setprofile(function)
+    try:
+        yield
+    finally:
+        if before is None or callable(before):
             sys.setprofile(before)
+        else:  # cProfile's, which is no function
+            sys.setprofile(None)
+            before.enable()

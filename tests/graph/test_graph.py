@@ -1,5 +1,6 @@
 """Graphs as data: what is traced is what autograd did, on the zoo, on expressions and on a user's own functions."""
 
+import cProfile
 import math
 import re
 import sys
@@ -198,6 +199,27 @@ def test_what_a_graph_cannot_hold_is_refused_in_one_line(write, body, error, say
     with pytest.raises(error, match=says) as caught:
         trace(write(LOSS + body) + ":loss")
     assert "\n" not in str(caught.value)
+
+
+def test_a_profiler_hinders_nothing_and_goes_on():
+    traced = trace("ppo_clip")
+    profiler = cProfile.Profile()
+    with profiler:
+        found = trace("ppo_clip")
+        math.hypot(3.0, 4.0)
+    profiler.create_stats()
+    assert found == traced
+    assert any("hypot" in name for *_, name in profiler.stats)
+
+    def heard(frame, event, argument):
+        pass
+
+    sys.setprofile(heard)
+    try:
+        trace("reinforce")
+        assert sys.getprofile() is heard
+    finally:
+        sys.setprofile(None)
 
 
 def test_branches_on_a_setting_are_no_obstacle_but_numbers_hidden_from_the_slider_are(write):
