@@ -73,8 +73,8 @@ def test_an_import_loads_no_more_than_it_says(heavy):
     "command",
     [
         ("train", "total_timesteps=512"),
-        ("train", "total_timesteps=512", "optimizer=rmsprop"),
-        ("train", "total_timesteps=512", "optimizer=sgd"),
+        pytest.param(("train", "total_timesteps=512", "optimizer=rmsprop"), marks=pytest.mark.slow),
+        pytest.param(("train", "total_timesteps=512", "optimizer=sgd"), marks=pytest.mark.slow),
         ("check", "ppo_clip", "reinforce"),
     ],
     ids=" ".join,

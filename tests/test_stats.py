@@ -94,6 +94,7 @@ def test_identical_pairs_are_called_identical_and_others_get_an_interval(make_ru
     assert table["seeds"].tolist() == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_over_tasks_returns_are_placed_between_the_lowest_and_the_highest_of_their_environment(make_run):
     """CartPole with two discounts and Pendulum are three tasks on two environments; MountainCar tells nothing."""
     settings = {

@@ -22,7 +22,7 @@ MARKED = """() => rlloss.figures.map((figure) => [...figure.root.querySelectorAl
 ORDERS = ("num_steps=30", "loss=reinforce"), ("num_steps=30", "loss=reinforce_textbook")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_the_page_marks_where_in_both_losses_two_runs_part(make_run, tmp_path, browser, capsys, width):
     a, b = (make_run(*overrides) for overrides in ORDERS)
     file = tmp_path / "new" / "page.html"
@@ -75,6 +75,7 @@ def test_records_of_other_trainers_have_a_page_without_graphs(tmp_path, browser)
         assert "a | b" in tab.evaluate("document.querySelector('main').innerText")
 
 
+@pytest.mark.slow
 def test_a_report_says_of_each_two_losses_where_they_part_first(make_run, tmp_path):
     runs = [make_run(f"seed={seed}", *overrides) for seed in (1, 2) for overrides in ORDERS]
     runs += [make_run("seed=3", "num_steps=30", "loss=ppo_clip"), make_run("seed=3", *ORDERS[0])]

@@ -254,6 +254,7 @@ def test_the_zoo_is_sorted_by_its_derivatives():
         assert found.second_order == (name not in surrogates | {"gspo_token"}), name
 
 
+@pytest.mark.slow
 def test_the_points_lie_away_from_clip_bounds():
     for seed in range(5):
         for clip_coef in (0.05, 0.2, 0.5):
@@ -345,6 +346,7 @@ def test_what_the_report_says_of_token_mean():
     assert said.endswith("1 to 16 answers of 1 to 11 tokens; float64, float32; clip_coef 0.2; seed 0")
 
 
+@pytest.mark.slow
 def test_the_command_prints_it_below_the_table(tmp_path, capsys):
     mine = tmp_path / "mine.py"
     mine.write_text(
@@ -359,6 +361,7 @@ def test_the_command_prints_it_below_the_table(tmp_path, capsys):
     assert printed.err == ""
 
 
+@pytest.mark.slow
 def test_json_has_it_and_no_warning_is_printed(tmp_path, capsys):
     mine = tmp_path / "mine.py"
     mine.write_text(

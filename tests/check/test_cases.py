@@ -19,7 +19,7 @@ def found(f, g, dtypes=(torch.float64,), **settings):
     return result, " ".join(text(result).split())
 
 
-@pytest.mark.parametrize("bound", [6, 3.5, 20])
+@pytest.mark.parametrize("bound", [6, *(pytest.param(x, marks=pytest.mark.slow) for x in (3.5, 20))])
 def test_log_ratios_beyond_the_usual(bound):
     result, said = found(users.plain, users.log_ratio_within(bound))
     assert result.verdict == Verdict.DIFFERENT
@@ -27,6 +27,7 @@ def test_log_ratios_beyond_the_usual(bound):
     assert "differ at A > 0: ratio <" in said
 
 
+@pytest.mark.slow
 def test_rare_tokens():
     result, said = found(users.plain, users.without_rare)
     assert (result.on_policy.verdict, result.off_policy.verdict) == (Verdict.DIFFERENT, Verdict.DIFFERENT)
@@ -73,6 +74,7 @@ def test_candidates_are_relative_to_clip_coef(clip_coef):
     assert 1 + clip_coef < result.example.ratio < 1.01 * (1 + clip_coef)
 
 
+@pytest.mark.slow
 def test_rounding_of_a_shorter_format_is_no_difference():
     result, said = found(users.plain, users.micro_batches, dtypes=(torch.float64, torch.float32, torch.bfloat16))
     assert result.verdict == Verdict.EQUAL

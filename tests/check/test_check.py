@@ -122,7 +122,7 @@ def clip_wider(by):
 
 
 @pytest.mark.parametrize("dtypes", [(F64,), (F32,)], ids=str)
-@pytest.mark.parametrize("ulps", [1, -1, 2])
+@pytest.mark.parametrize("ulps", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (-1, 2))])
 def test_a_scale_of_an_ulp_is_equal(dtypes, ulps):
     result = compare(ppo_clip, scaled(1 + ulps * torch.finfo(dtypes[0]).eps), dtypes=dtypes)
     assert result.verdict == EQUAL
@@ -239,6 +239,7 @@ def test_a_difference_on_policy_only():
     assert result.off_policy.differing < result.off_policy.samples / 100, "the grid's samples at ratio 1"
 
 
+@pytest.mark.slow
 def test_a_difference_in_one_dtype_only():
     def loss(logp, old_logp, A, *, clip_coef):
         return ppo_clip(logp, old_logp, A, clip_coef=clip_coef if logp.dtype != BF16 else 0.5)
@@ -302,8 +303,8 @@ def test_rounding_is_measured_in_units_of_the_terms_that_cancel():
     "way",
     [
         lambda logp, old: torch.exp(logp) / torch.exp(old),
-        lambda logp, old: torch.exp(logp) * torch.exp(-old),
-        lambda logp, old: torch.exp2((logp - old) / math.log(2)),
+        pytest.param(lambda logp, old: torch.exp(logp) * torch.exp(-old), marks=pytest.mark.slow),
+        pytest.param(lambda logp, old: torch.exp2((logp - old) / math.log(2)), marks=pytest.mark.slow),
     ],
     ids=["quotient", "product", "exp2"],
 )

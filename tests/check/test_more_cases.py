@@ -48,6 +48,7 @@ def test_what_loses_its_digits_is_named_and_is_no_other_gradient():
     assert "not finite" in said, "at numbers that no training has: no reason to refuse it"
 
 
+@pytest.mark.slow
 def test_rewards_that_are_nearly_their_mean_are_rounded():
     result, _ = found(users.baseline_of_others, users.baseline_of_all(True), (torch.float64, torch.float32))
     assert (result.verdict, result.proof.exact) == (Verdict.EQUAL, "proved")
@@ -163,6 +164,7 @@ def test_groups_of_every_size_are_tried_on_two_of_them(size):
     assert other.verdict == Verdict.DIFFERENT
 
 
+@pytest.mark.slow
 def test_samples_in_groups_that_divide_no_power_of_two():
     """Of six and of ten, whose least common multiple all batches have."""
 

@@ -87,6 +87,7 @@ def test_a_proof_for_one_clip_coef():
     assert settle("ppo_clip", wider, clip_coef=0.2)[0].exact == "proved"
 
 
+@pytest.mark.slow
 def test_a_difference_at_another_clip_coef_says_at_which():
     """Equal at 0.2, which is tried, and nowhere else; the proof is for any."""
 
@@ -386,6 +387,7 @@ def test_the_words_for_a_bound():
 # ------------------------------------------------------------------------------------------------ what users see
 
 
+@pytest.mark.slow
 def test_the_headline_says_how_a_verdict_is_known():
     def said(f, g):
         return text(compare(f, g, dtypes=(F64,))).splitlines()[0].split(": ", 1)[1]
@@ -407,6 +409,7 @@ def test_json_has_the_proof(capsys):
     assert {"why", "scope", "edges"} <= set(proof)
 
 
+@pytest.mark.slow
 def test_an_assertion_may_ask_for_a_proof():
     assert_same_gradient("ppo_clip", "reinforce", proved=True, bitwise=True)
     assert_same_gradient("ppo_clip", "klip", proved=True, dtypes=(F64,))

@@ -146,6 +146,7 @@ def test_300_random_losses_against_a_million_samples(pair):
     assert contradiction(pair, 1_000_000) == ""
 
 
+@pytest.mark.slow
 def test_random_pairs_come_to_every_verdict_and_few_stay_open():
     """That the generator makes equal pairs and unequal ones, or the two tests above show nothing."""
     seen: dict[str, int] = {}

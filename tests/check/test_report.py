@@ -20,6 +20,7 @@ F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float1
 # ---------------------------------------------------------------------------------------- what differs besides
 
 
+@pytest.mark.slow
 def test_values_kinds_and_the_first_minibatch():
     result = compare("ppo_clip", "reinforce", dtypes=(F64,)).values
     assert result.constant is None
@@ -40,6 +41,7 @@ def test_where_a_gradient_is_not_finite():
     assert compare("ppo_clip", "ppo_max", dtypes=(F32,)).not_finite == (), "both are NaN there"
 
 
+@pytest.mark.slow
 def test_the_example_is_small_and_readable():
     e = compare("ppo_clip", "ppo_unclipped", dtypes=(F64,)).example
     assert (e.n, round(e.ratio, 12), e.advantage, e.logp) == (1, 2, 1, -2)
@@ -116,12 +118,12 @@ def test_sequence_losses_are_compared_with_their_kind_only():
     ("arguments", "code"),
     [
         (["ppo_clip", "reinforce"], 0),
-        (["ppo_clip", "reinforce_textbook"], 0),
+        pytest.param(["ppo_clip", "reinforce_textbook"], 0, marks=pytest.mark.slow),
         (["ppo_clip", "reinforce_textbook", "--bitwise"], 1),
         (["ppo_clip", "cispo"], 1),
-        (["cispo"], 1),
-        (["ppo_unclipped"], 0),
-        (["ppo_unclipped", "reinforce_unclipped", "cispo"], 1),
+        pytest.param(["cispo"], 1, marks=pytest.mark.slow),
+        pytest.param(["ppo_unclipped"], 0, marks=pytest.mark.slow),
+        pytest.param(["ppo_unclipped", "reinforce_unclipped", "cispo"], 1, marks=pytest.mark.slow),
         (["nothing", "cispo"], 2),
         (["ppo_clip", "cispo", "--clip-coef", "0"], 2),
     ],
@@ -131,6 +133,7 @@ def test_exit_codes(arguments, code, capsys):
     assert len(capsys.readouterr().err.splitlines()) == (code == 2)
 
 
+@pytest.mark.slow
 def test_json_holds_the_whole_comparison(capsys):
     assert main(["check", "ppo_clip", "dual_clip", "--json", "--dtype", "float64"]) == 1
     document = json.loads(capsys.readouterr().out)

@@ -55,7 +55,11 @@ def small(name, make_run, *changes):
 
 @pytest.mark.parametrize(
     ("change", "holds"),
-    [("", True), ("learning_rate=0.003>learning_rate=1e-6", False), ("loss=reinforce>loss=cispo", False)],
+    [
+        ("", True),
+        pytest.param("learning_rate=0.003>learning_rate=1e-6", False, marks=pytest.mark.slow),
+        pytest.param("loss=reinforce>loss=cispo", False, marks=pytest.mark.slow),
+    ],
 )
 def test_more_environments_fails_with_another_gradient_and_where_nothing_is_clipped(make_run, change, holds):
     """On LunarLander; the others are tested one by one, in train/test_envs.py."""
@@ -156,6 +160,7 @@ TWIN_CLAIMS = {  # of conditions: the twin that takes the place of another, and 
 SLOWEST = ("mixed_precision", "constant_offset", "line_search", "plateau", "early_stopping")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOWEST)) for n in TWIN_CLAIMS])
 def test_claims_about_conditions_fail_where_the_value_does_not_matter_and_where_the_gradient_differs(name, make_run):
     """What makes the twins one run, and what makes them two everywhere: neither can bear the claim out."""
@@ -216,6 +221,7 @@ def proved():
     return CLAIMS["proved"].judge([])
 
 
+@pytest.mark.slow
 def test_proved_holds(proved):
     assert proved.holds, proved
     table = proved.evidence.set_index("losses")
@@ -248,6 +254,7 @@ def few_pairs(monkeypatch):
     return CLAIMS["proved"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "other", "numbers"),
     [
@@ -267,6 +274,7 @@ def test_proved_fails_for_a_loss_that_is_another(few_pairs, monkeypatch, name, o
     assert wrong["numbers"].item().startswith(numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "wrong"),
     [
@@ -293,6 +301,7 @@ def test_without_another_solver_proved_rests_on_z3(few_pairs, monkeypatch):
     assert finding.evidence["cvc5"].eq("not installed").all()
 
 
+@pytest.mark.slow
 def test_numbers_that_pytorch_does_not_bear_out_refute_nothing(few_pairs, monkeypatch):
     broken = {"gradient": lambda loss, ratio, A: A, "differing_bits": lambda f, g: ""}
     for name, function in broken.items():
@@ -316,6 +325,7 @@ def test_the_regions_of_the_figure_are_where_pytorch_has_these_gradients():
                 assert PROVED["gradient"](resolve(name), r, A) == pytest.approx(formula(r, A))
 
 
+@pytest.mark.slow
 def test_proved_is_drawn_the_same_whatever_was_proved_before(tmp_path):
     for name in "ab":
         with figures.style():

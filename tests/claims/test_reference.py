@@ -136,7 +136,7 @@ def test_the_committed_reference_is_whole():
     "name",
     [
         "CartPole-v1__numerics-portable__stop-threshold__stop.threshold-0.01__",
-        "Pendulum-v1__precision-fp16__numerics-portable__total",
+        pytest.param("Pendulum-v1__precision-fp16__numerics-portable__total", marks=pytest.mark.slow),
     ],
 )
 def test_a_certificate_of_the_reference_replays(name):

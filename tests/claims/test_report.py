@@ -70,6 +70,7 @@ def test_made_twice_it_is_byte_for_byte_the_same(made):
     assert "bisect.html" not in again, "no runs part"
 
 
+@pytest.mark.slow
 def test_drawn_by_several_processes_it_is_the_same(made, monkeypatch):
     """A claim's functions come from a file that no worker can import by name."""
     monkeypatch.setattr("rlloss.claims.report.FIGURES_EACH", 1)

@@ -228,11 +228,11 @@ def test_a_per_sample_loss_as_people_have_it(name):
     ("name", "mask_form", "advantage_form"),
     [
         ("trainer_names", "bool", "[batch]"),
-        ("one_minus_mask", "float", "[batch]"),
-        ("integer_mask", "int64", "[batch]"),
-        ("column_of_advantages", "bool", "[batch, 1]"),
+        pytest.param("one_minus_mask", "float", "[batch]", marks=pytest.mark.slow),
+        pytest.param("integer_mask", "int64", "[batch]", marks=pytest.mark.slow),
+        pytest.param("column_of_advantages", "bool", "[batch, 1]", marks=pytest.mark.slow),
         ("advantages_per_token", "float", "[batch, tokens]"),
-        ("in_float32", "bool", "[batch]"),
+        pytest.param("in_float32", "bool", "[batch]", marks=pytest.mark.slow),
     ],
 )
 def test_a_sequence_loss_is_given_the_mask_and_the_advantages_that_it_takes(name, mask_form, advantage_form):
@@ -429,6 +429,7 @@ def test_a_half_width_in_the_place_of_a_default_is_said():
     assert compare("reinforce", "ppo_clip", dtypes=F32).called == ()
 
 
+@pytest.mark.slow
 def test_a_wrapper_without_names_is_taken_for_the_contract():
     def anything(*args, **kwargs):
         return ppo_clip(*args, **kwargs)

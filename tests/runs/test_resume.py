@@ -29,7 +29,7 @@ PLACES = ("named tuple", "array", "set", "deque", "generator", "legacy generator
 
 @pytest.mark.parametrize(
     "where",
-    ["counter", "object", "shared generator", *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES)],
+    ["counter", *(pytest.param(at, marks=pytest.mark.slow) for at in ("object", "shared generator", *PLACES))],
 )
 def test_what_an_environment_remembers_over_its_resets_is_brought_back(where, tmp_path, monkeypatch, caplog):
     overrides = (*TINY, "total_timesteps=6000", "env.id=tests.examples.remembering:Remembering-v0",
@@ -61,7 +61,16 @@ def test_an_environment_that_cannot_be_brought_back_is_named_and_the_run_starts_
     assert len(RunFolder(tmp_path / "cut").digests) == 960
 
 
-@pytest.mark.parametrize("more", [(), ("best=metric",), ("logger=tensorboard",), ("env=halfcheetah",)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        *(
+            pytest.param((more,), marks=pytest.mark.slow)
+            for more in ("best=metric", "logger=tensorboard", "env=halfcheetah")
+        ),
+    ],
+)
 def test_a_finished_run_goes_on_to_more_steps_as_if_asked_at_once(more, tmp_path):
     if "env=halfcheetah" in more:
         pytest.importorskip("mujoco")

@@ -267,6 +267,7 @@ def test_the_scaler_skips_what_overflows_and_takes_its_scale_back(make_run):
     assert 0.2 < last[0] / last[1] < 5, "measured after unscaling, not thousands of times too large"
 
 
+@pytest.mark.slow
 def test_lbfgs_reads_the_value_through_its_tolerance_and_its_line_search(make_run):
     """science.md has L-BFGS without a line search equal; torch's also stops when the loss changes too little."""
     exact = ("optimizer.tolerance_change=0", "learning_rate=0.1")

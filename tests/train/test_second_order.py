@@ -117,7 +117,7 @@ def moved(parameters, moves, sign):
 
 
 @pytest.mark.parametrize("loss", ["ppo_clip", "reinforce"])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["adam", pytest.param("sgd", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_of_strength_0_is_its_base_to_the_last_bit(make_run, rule, base, loss):
     plain = make_run(f"optimizer={base}", *BASES[base], f"loss={loss}")
@@ -159,6 +159,7 @@ def test_a_run_in_every_precision_but_that_with_a_scaler(make_run, rule, precisi
     assert (compare_runs(*pair).verdict == "IDENTICAL") is (rule == "sam")
 
 
+@pytest.mark.slow
 def test_a_rule_trains_from_pixels_and_on_gaussians(make_run):
     for rule in RULES:
         assert make_run(f"optimizer={rule}", "env=pendulum", "loss=reinforce").status == "finished"
