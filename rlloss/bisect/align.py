@@ -72,7 +72,23 @@ def live(tape: Tape) -> set[int]:
 def aligned(a: Tape, b: Tape, ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
     """Where these entries of two tapes part."""
     one_program = [kind_of(entry) for entry in ours] == [kind_of(entry) for entry in theirs]
-    return _lockstep(ours, theirs) if one_program else _by_value(a, b, ours, theirs)
+    found = _lockstep(ours, theirs) if one_program else None
+    return found if found and not _reordered(found, ours, theirs) else _by_value(a, b, ours, theirs)
+
+
+def _reordered(found: Split, ours: Sequence[Entry], theirs: Sequence[Entry]) -> bool:
+    """Whether what each makes here the other makes elsewhere: the same, in another order."""
+    if found.ours is None or found.theirs is None:
+        return False
+    draws = found.kind == "operation" and found.ours.op.startswith(DRAWS)  # of generators of their own
+    if not draws and found.kind not in ("input", "option"):
+        return False
+    return _is_among(found.ours, theirs) and _is_among(found.theirs, ours)
+
+
+def _is_among(entry: Entry, others: Sequence[Entry]) -> bool:
+    """Whether one of them is the same operation, of the same, with the same result."""
+    return any((x.op, x.inputs, x.outputs) == (entry.op, entry.inputs, entry.outputs) for x in others)
 
 
 def computing(entries: Sequence[Entry]) -> list[Entry]:
@@ -114,14 +130,51 @@ def _by_value(a: Tape, b: Tape, ours: Sequence[Entry], theirs: Sequence[Entry]) 
     return _after(behind(ours), behind(theirs))
 
 
+def after_backward(a: Tape, b: Tape) -> Split:
+    """Where two tapes part after their last backward passes: by an option, if by one at all, whatever the gradients."""
+    ours, theirs = (behind(computing(tape.entries)) for tape in (a, b))
+    for x, y in zip(ours, theirs, strict=False):
+        if kind_of(x) != kind_of(y) or len(x.inputs) != len(y.inputs):
+            break
+        for place, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=True)):
+            if one != other and not (isinstance(one, Number) or isinstance(other, Number)):
+                return Split("option", x, y, place)
+    return Split("none")
+
+
 def _after(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
     """What two programs compute with equal gradients, up to the first operation that only one of them has."""
-    for i in range(max(len(ours), len(theirs))):
-        x, y = (list_[i] if i < len(list_) else None for list_ in (ours, theirs))
-        if x is None or y is None or kind_of(x) != kind_of(y):
-            found = _lockstep(ours[:i], theirs[:i])
-            return found if found.kind != "none" else Split("program", x, y)
-    return _lockstep(ours, theirs)
+    alike = 0  # as far as both compute the same kinds of numbers
+    while alike < min(len(ours), len(theirs)) and kind_of(ours[alike]) == kind_of(theirs[alike]):
+        alike += 1
+    found = _lockstep(ours[:alike], theirs[:alike])
+    x, y = found.ours, found.theirs
+    if found.kind == "input" and x and y and written(x.where) != written(y.where):
+        return Split("program", x, y)  # of two lines, by chance of one kind
+    if _reordered(found, ours, theirs):
+        found = _whatever_the_order(ours, theirs)
+    if found.kind != "none" or alike == len(ours) == len(theirs):
+        return found
+    x, y = (each[alike] if alike < len(each) else None for each in (ours, theirs))
+    return Split("program", x, y)
+
+
+def _whatever_the_order(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
+    """Of what both compute of the same tensors: the first that is given another number, or made another result."""
+    there: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in theirs:
+        there.setdefault((entry.op, *numbers_in(entry)), []).append(entry)
+    for x in ours:
+        alike = there.get((x.op, *numbers_in(x)), [])
+        same = [y for y in alike if y.inputs == x.inputs]
+        if not same and alike and len(alike[0].inputs) == len(x.inputs):
+            place = next(
+                i for i, (one, other) in enumerate(zip(x.inputs, alike[0].inputs, strict=True)) if one != other
+            )
+            return Split("option", x, alike[0], place)
+        if same and all(y.outputs != x.outputs for y in same):
+            return Split("operation", x, same[0], a=x.outputs[0].digest, b=same[0].outputs[0].digest)
+    return Split("none")
 
 
 def first_gradients(a: Tape, b: Tape) -> tuple[Joint, Joint] | None:
@@ -143,8 +196,20 @@ def _begins(a: Tape, b: Tape) -> Iterator[tuple[Joint, Joint]]:
     pairs = paired(a.joints, b.joints)
     partner = {(joint.backward, joint.sequence, joint.number): (joint, other) for joint, other in pairs}
     for joint, other in pairs:
-        if joint.node == LEAF and joint.gradient.digest != other.gradient.digest:
+        if joint.node == LEAF and joint.gradient.digest != other.gradient.digest and not _add_up(joint, other, a, b):
             yield _highest(joint, other, partner, a)
+
+
+def _add_up(joint: Joint, other: Joint, a: Tape, b: Tape) -> bool:
+    """Whether the backward passes add up to the same bits, in whichever order they come."""
+    totals = []
+    for tape, leaf in ((a, joint), (b, other)):
+        passes = [j for j in tape.joints if (j.node, j.number, j.name) == (LEAF, leaf.number, leaf.name)]
+        values = [tape.values.get(j.gradient.digest) for j in passes]
+        if len(passes) < 2 or len({j.backward for j in passes}) < len(passes) or any(x is None for x in values):
+            return False
+        totals.append(sum(x.flatten() for x in values if x is not None))
+    return bool(torch.equal(*totals))  # type: ignore[arg-type]
 
 
 def _highest(

@@ -30,11 +30,15 @@ def another_result(found: Split, a: Tape, b: Tape) -> Cause:
     assert found.ours is not None
     evidence = difference(a.values.get(found.a), b.values.get(found.b))
     if found.ours.op.startswith(DRAWS):
-        return Cause(f"another draw: {found.ours.op} at {place_of(found.ours)} gave other random numbers", evidence)
+        drawn = f"{found.ours.op} at {place_of(found.ours)}"
+        sizes = [str(list(x.outputs[0].shape)) for x in (found.ours, found.theirs) if x is not None and x.outputs]
+        if len(set(sizes)) > 1:
+            return Cause(f"another size: {drawn} draws {' | '.join(sizes)} numbers")
+        return Cause(f"another draw: {drawn} gave other random numbers", evidence)
     if found.ours.op.startswith(FETCHED):
         return Cause(f"other data, which another process made, first seen at {place_of(found.ours)}", evidence)
     what = f"{found.ours.op} at {place_of(found.ours)} made other numbers of equal ones"
-    why = "another thread count, build, processor or kernel; or it draws random numbers"
+    why = "another thread count, build, processor, kernel or memory layout; or it draws random numbers"
     return Cause(f"{what}: {why}", evidence)
 
 
@@ -94,7 +98,8 @@ def another_input(found: Split, a: Tape, b: Tape) -> Cause:
     single = all(math.prod(number.shape) == 1 for number in numbers_in(found.ours) if number.digest == found.a)
     if single and (one or other):  # a number by itself may be made by anything, so that only its name tells
         return Cause(f"{one or other} was another before the step began", evidence)
-    if not single and ((one and other) or (_is_known(found.a, b) and _is_known(found.b, a))):
+    named = _called(found.a, a) != _called(found.b, b)
+    if not single and named and ((one and other) or (_is_known(found.a, b) and _is_known(found.b, a))):
         return Cause(f"{found.ours.op} at {place_of(found.ours)} is given another tensor: {_called(found.a, a)} | "
                      f"{_called(found.b, b)}", evidence)  # fmt: skip
     if found.a in a.given and found.b in b.given and not found.ours.node:
@@ -153,12 +158,14 @@ def came_in(a: Tape, b: Tape) -> Cause | None:
             break
         place = next(i for i, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)) if one != other)
         return another_option(Split("option", x, y, place))
-    ours, theirs = map(_draws, (a, b))
+    ours, theirs = _draws_alone(a, b), _draws_alone(b, a)
     for x, y in zip(ours, theirs, strict=False):
-        if kind_of(x) != kind_of(y) or x.inputs != y.inputs:
+        if x.op != y.op or numbers_in(x) != numbers_in(y) or len(x.inputs) != len(y.inputs):
             return None
-        if x.outputs != y.outputs:
-            return another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b)
+        if x.inputs != y.inputs:
+            place = next(i for i, one in enumerate(x.inputs) if one != y.inputs[i])
+            return another_option(Split("option", x, y, place))
+        return another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b)
     return None
 
 
@@ -166,6 +173,12 @@ def _draws(tape: Tape) -> list[Entry]:
     """The random numbers that are drawn before a backward pass, and reach a parameter."""
     reach = live(tape)
     return [e for e in computing(tape.entries) if not e.node and e.op.startswith(DRAWS) and id(e) in reach]
+
+
+def _draws_alone(tape: Tape, other: Tape) -> list[Entry]:
+    """Those whose numbers the other run does not draw, in whichever order."""
+    there = {number.digest for entry in _draws(other) for number in entry.outputs}
+    return [entry for entry in _draws(tape) if any(number.digest not in there for number in entry.outputs)]
 
 
 def _taken(tape: Tape) -> list[Entry]:
@@ -193,7 +206,8 @@ def _taken_alone(tape: Tape, other: Tape) -> list[Entry]:
 
 def _data_differ(a: Tape, b: Tape) -> tuple[Entry, Entry] | None:
     """The first operations that read a number of some shape which nothing on the tape made, and only one run has."""
-    there = [{*tape.given, *(n.digest for e in tape.entries for n in e.outputs)} for tape in (a, b)]
+    entries = [computing(tape.entries) for tape in (a, b)]
+    there = [{n.digest for entry in each for n in (*numbers_in(entry), *entry.outputs)} for each in entries]
     alone = [_first_reader(tape, other) for tape, other in ((a, there[1]), (b, there[0]))]
     (one, x), (two, y) = alone
     if x is None or y is None:
@@ -250,7 +264,7 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     if not one.op.startswith(TAKES) and (told := _handed_in(a, b)):
         return Cause(f"{told[0]}, first seen in {read}", told[1])
     rows = [samples(tape, one) for tape in (a, b)]
-    if other_order := moved(rows[0], rows[1], a, one):
+    if other_order := moved(rows[0], rows[1], a, one, b):
         return other_order
     shared = Counter(rows[0]) & Counter(rows[1])
     single = bool(rows[0]) and len(rows[0][0]) == 1
@@ -261,6 +275,9 @@ def _other_data(found: Split, a: Tape, b: Tape) -> Cause:
     if same and len(made[0]) == len(made[1]):
         what = f"other data: {len(made[0]) - same} of the {len(made[0])} tensors that one line makes"
     numbers = [tape.values.get(e.outputs[0].digest) if e and e.outputs else None for tape, e in ((a, one), (b, two))]
+    if one.op.startswith(LOADS) and all(x is not None and x.numel() == 1 for x in numbers) and what == "other data":
+        x, y = (float(x.double()) for x in numbers if x is not None)
+        return Cause(f"another number comes in, {x:.7g} | {y:.7g}, first seen in {read}")
     return Cause(f"{what}, first seen in {read}", difference(*numbers))
 
 
@@ -320,16 +337,41 @@ def _rows(tensors: Sequence[Tensor]) -> Rows:
     return [tuple(row) for row in torch.cat(flat, 1).tolist()]
 
 
-def moved(ours: Rows, theirs: Rows, tape: Tape, line: Entry) -> Cause | None:
+def moved(ours: Rows, theirs: Rows, tape: Tape, line: Entry, other: Tape) -> Cause | None:
     """Whether the samples that a line makes come in another order. Sure where it makes all there is of each."""
     if not ours or ours == theirs or Counter(ours) != Counter(theirs):
         return None
     read = f"{name_of(line, tape)} at {place_of(line)}"
     first = next(entry for entry in tape.entries if entry.op == line.op and entry.where == line.where and entry.outputs)
+    what = f"the same rows in another order, first seen in {read}"
+    if left := _left_behind(line, first.outputs[0].shape[0], tape, other):
+        stays = f"{name_of(left, tape)} at {place_of(left)}"
+        return Cause(f"{what}; those of {stays} did not move with them", decided=False)
     if line.op.startswith(LOADS) and len(ours[0]) > math.prod(first.outputs[0].shape[1:]):
         return Cause(f"the same samples in another order, first seen in {read}")
-    what = f"the same rows in another order, first seen in {read}"
     return Cause(f"{what}; whether their labels moved with them is not seen there", decided=False)
+
+
+def _left_behind(line: Entry, rows: int, tape: Tape, other: Tape) -> Entry | None:
+    """What else is loaded of as many samples, and is the same in both runs."""
+    reach = live(tape)
+    there = {number.digest for entry in other.entries if entry.op.startswith(LOADS) for number in entry.outputs}
+    used = {n.digest for entry in computing(tape.entries) if not entry.op.startswith(LOADS) for n in numbers_in(entry)}
+    for entry in tape.entries:
+        loads = id(entry) in reach and not entry.node and entry.op.startswith(LOADS) and entry.outputs
+        if not loads or (entry.op, entry.where) == (line.op, line.where):
+            continue
+        made, value = entry.outputs[0], tape.values.get(entry.outputs[0].digest)
+        if (
+            made.shape[:1] != (rows,)
+            or made.digest not in there & used
+            or value is None
+            or not value.is_floating_point()
+        ):
+            continue
+        if len(torch.unique(value.reshape(made.shape), dim=0)) > 1:
+            return entry
+    return None
 
 
 def _made_by(tape: Tape, like: Entry) -> list[str]:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from rlloss.bisect.align import computing, paired, ulps
-from rlloss.bisect.saying import assigned, name_of, plain
+from rlloss.bisect.saying import assigned, name_of, plain, said
 from rlloss.watch.tape import Entry, Joint, Tape
 
 CLAMPS = re.compile("Clamp|Hardtanh|Relu")
 FEW_ULPS = 4  # to which what is not masked agrees, multiplied in another order
 FEW = 4  # elements, of which less have a rule in common by chance
+BY_CHANCE = 0.01  # how likely a rule may be that says nothing
 
 
 def masked(joint: Joint, a: Tape, b: Tape) -> str:
@@ -31,9 +32,12 @@ def masked(joint: Joint, a: Tape, b: Tape) -> str:
         if bool(cut.any()) and bool((ulps(zero, full)[~cut] <= FEW_ULPS).all()):
             other = "a" if which == "b" else "b"
             mine = next(pair[place] for pair in pairs if pair[0] is joint)
+            cutter = _cutter(tape, mine)
+            if not zero.any() and not cutter:
+                continue  # it may cancel
             rule = _rule(cut, full != 0, joint, a, b) if int(cut.sum()) >= FEW else ""
             return (f"{which} has no gradient for {int(cut.sum())} of {cut.numel()} numbers for which {other} has one"
-                    f"{_cutter(tape, mine)}{rule}")  # fmt: skip
+                    f"{cutter}{rule}")  # fmt: skip
     return ""
 
 
@@ -47,7 +51,7 @@ def _cutter(tape: Tape, joint: Joint) -> str:
     """By which operation: the clamp between the loss and the tensor that passes on less than it gets, if one does."""
     path = _towards_the_loss(tape, joint)
     clamps = [j for j in tape.joints if j.sequence in path and CLAMPS.match(j.node) and _cuts(tape, j)]
-    return f": cut by {plain(clamps[-1].node)} at {clamps[-1].where}" if clamps else ""
+    return f": cut by {plain(clamps[-1].node)} at {said(clamps[-1].where)}" if clamps else ""
 
 
 def _cuts(tape: Tape, clamp: Joint) -> bool:
@@ -90,9 +94,20 @@ def _rule(cut: Tensor, of: Tensor, joint: Joint, a: Tape, b: Tape) -> str:
         if value is None or value.numel() != cut.numel() or not value.is_floating_point():
             continue
         inside, outside = value[~cut & of].double(), value[cut].double()
+        if _chance(inside, outside) * len(made) > BY_CHANCE:
+            continue
         low, high = (float(inside.min()), float(inside.max())) if len(inside) else (math.nan, math.nan)
         if bool(((outside < low) | (outside > high)).all()):
             below, above = int((outside < low).sum()), int((outside > high).sum())
             sides = [f"{n} {word}" for n, word in ((below, f"below {low:.6g}"), (above, f"above {high:.6g}")) if n]
             return f"; exactly those where {name_of(entries[0], a)} is {' or '.join(sides)}, and no other's"
     return ""
+
+
+def _chance(inside: Tensor, outside: Tensor) -> float:
+    """How likely none of the numbers outside would lie between those inside, if it had nothing to do with it.
+
+    Of numbers that are all others: those inside are next to each other in the order of all.
+    """
+    kept, cut = len(torch.unique(inside)), len(torch.unique(outside))
+    return (cut + 1) / math.comb(kept + cut, kept)

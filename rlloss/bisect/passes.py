@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, behind, computing, numbers_in
+from rlloss.bisect.align import LEAF, after_backward, behind, computing, numbers_in
 from rlloss.bisect.found import Cause
-from rlloss.bisect.incoming import came_in, stale_gradients
+from rlloss.bisect.incoming import another_option, came_in, stale_gradients
 from rlloss.watch.tape import Tape
 
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
@@ -27,7 +27,8 @@ def unlike_passes(a: Tape, b: Tape) -> Cause | None:
         if lost := sorted(other - mine):  # what neither optimiser is given, as of another network, is no difference
             what = f"what the optimiser of {which} is given for {lost[0]} is not their sum"
             return Cause(
-                f"{said}, and {what}: something changes a gradient between the passes, as zero_grad() or clipping"
+                f"{said}, and {what}: something changes a gradient between the passes, as zero_grad() or clipping, or "
+                "a step was left out"
             )
     for name, (one, dtype) in ours.items():
         off = float((one - theirs[name][0]).abs().max())
@@ -35,7 +36,10 @@ def unlike_passes(a: Tape, b: Tape) -> Cause | None:
             return Cause(f"{said}, and those of {name} do not add up to the same, by {off:.2g}", decided=False)
     if all(torch.equal(one, theirs[name][0]) for name, (one, _) in ours.items()):
         return None  # to the last bit: not the cause
-    return Cause(f"{said}, whose gradients add up to the same but for rounding, or a term that small")
+    words = f"{said}, whose gradients add up to the same but for rounding, or a term that small"
+    if (after := after_backward(a, b)).kind == "option":
+        return Cause(f"{words}; {another_option(after).words}", decided=False)
+    return Cause(words)
 
 
 def changed_between(a: Tape, b: Tape) -> Cause | None:

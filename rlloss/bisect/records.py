@@ -43,7 +43,8 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
     if step is None:
         if ours.steps == theirs.steps:
             return finding(None, _after(a, b))
-        return finding(steps + 1, f"equal for {steps:,} optimiser steps, then one ended: {ours.steps:,} and "
+        what = f"{who} trains the model" if (who := _unwatched(a, b).rstrip(",")) else "one ended"
+        return finding(steps + 1, f"equal for {steps:,} optimiser steps, then {what}: {ours.steps:,} and "
                        f"{theirs.steps:,} steps")  # fmt: skip
     first = first_tensors(ours, theirs, step)
     said: dict[str, object] = {"tensor": _said(first), "when": first.when}
@@ -73,8 +74,8 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
         words = why.words + (_recorded(a, b) if found.kind != "gradient" else "")
         if why.decided and found.kind == "program" and _classes(a) != _classes(b):
             words = f"with equal gradients, another optimiser{_recorded(a, b)}"
-        if rates := _rows(ours, theirs, step):
-            words += f"; {rates}"
+        if rows := _rows(ours, theirs, step):
+            words += f"; {rows.words}"
         said |= {"evidence": why.evidence, **located(found)}
         return finding(step, words, decided=why.decided, **said)
     remedy = "" if decided else REMEDY.format(step=step)
@@ -133,10 +134,11 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
     if skipped := _since(a, b, "skipped_steps", step):
         which = "a" if a.run.metrics["skipped_steps"].iloc[skipped - 1] else "b"
         return f"{which} skips step {skipped:,}: GradScaler found a gradient that is not finite", True
-    if words := _rows(a, b, step):
-        if gradient.differs and first.when == "in":
-            return f"{words}; but {gradient.words}: undecided whether it follows from that{_draws(a, b, step)}", False
-        return words, True
+    if rows := _rows(a, b, step):
+        if gradient.differs or first.when == "before":  # or a buffer, which the forward pass changes
+            seen = gradient.words if gradient.differs else f"{first.names[0]} is another before it"
+            return f"{rows.words}; but {seen}: undecided whether it follows from that{_draws(a, b, step)}", False
+        return rows.words, rows.decided
     also = _draws(a, b, step) + _groups(a, b, step) + _recorded(a.run, b.run)
     if gradient.differs:
         what = f"{gradient.words}, for equal parameters"
@@ -164,10 +166,10 @@ def _gradient(a: Record, b: Record, step: int) -> _Gradient:
         more = f"another gradient of {names[0]} ({len(names)} of {len(one)})" if names else "gradients"
         return _Gradient(bool(names), more, all=True)
     digests = [_row(record, "gradient_digest", step) for record in (a, b)]
-    if not all(digests) or _groups(a, b, step):  # then another tensor may be the smallest
+    if not all(digests) or _groups(a, b, step):  # then other tensors may be the smallest
         return _Gradient(False, "")
     differs = digests[0] != digests[1]
-    return _Gradient(differs, f"{'another' if differs else 'one'} gradient of the smallest tensor")
+    return _Gradient(differs, f"{'other' if differs else 'equal'} gradients of the smallest tensors")
 
 
 def _outside(a: Record, b: Record, step: int, first: FirstTensors) -> str:
@@ -181,18 +183,32 @@ def _outside(a: Record, b: Record, step: int, first: FirstTensors) -> str:
     return f"{who} changed {names[0]}{more}, before step {step:,}" if names else ""
 
 
-def _rows(a: Record, b: Record, step: int) -> str:
-    """What the rows of metrics say, up to a step: a learning rate, or an option."""
+class _Told(NamedTuple):
+    words: str
+    decided: bool
+
+
+def _rows(a: Record, b: Record, step: int) -> _Told | None:
+    """What the rows of metrics say, up to a step: a learning rate, or an option. Undecided, if both are others."""
     rates = [_rates(record, step) for record in (a, b)]
     alike = len(rates[0]) == len(rates[1])  # or else other groups of parameters, which need not make another step
+    said: list[str] = []
+    idle = _without_gradient(a, step) & _without_gradient(b, step) if alike else set()
+    moved = [[rate for j, rate in enumerate(each) if j not in idle] for each in rates]
     since = _since(a, b, "learning_rates", step)
-    if since == step and (alike or set(rates[0]) != set(rates[1])):  # what differed before has changed nothing
+    if since == step and moved[0] != moved[1] and (alike or set(rates[0]) != set(rates[1])):
         what = "another learning rate" if alike else "other groups of parameters, with other learning rates,"
-        return f"{what} from step {since:,} on: {' | '.join(map(' '.join, rates))}"
-    if alike and _since(a, b, "options_digest", step) == step > 1:  # those of the first step are recorded themselves
+        said.append(f"{what} from step {since:,} on: {' | '.join(map(' '.join, rates))}")
+    permuted = bool(said) and sorted(moved[0]) == sorted(moved[1])  # groups in another order, it may be
+    if alike and _since(a, b, "options_digest", step) == step and (step > 1 or said):  # or else they are told anyway
         which = f"from step {step:,} on: {told}" if (told := _options(a, b, step)) else f"from step {step:,} on"
-        return f"other options of an optimiser {which}"
-    return ""
+        said.append(f"other options of an optimiser {which}")
+    return _Told("; and ".join(said), len(said) == 1 and not permuted) if said else None
+
+
+def _without_gradient(record: Record, step: int) -> set[int]:
+    """The groups of parameters that a step did not move, whatever their rates: none of them had a gradient."""
+    return {-int(group) for group in _row(record, "gradient_digest", step).split()[1:]}
 
 
 def _options(a: Record, b: Record, step: int) -> str:

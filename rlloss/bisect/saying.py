@@ -8,7 +8,11 @@ from rlloss.bisect.align import Split, computing, numbers_in, ulps
 from rlloss.watch.tape import Entry, Joint, Tape, written
 
 MOST_DEEP = 2  # operations of an expression
-ASSIGNED = re.compile(r"(\w+)\s*(?::[^=]+)?=[^=]")  # the name to which a line assigns
+LONGEST = 100  # characters of a line that are said
+ASSIGNED = re.compile(  # the name to which a line assigns, behind what may stand before a statement
+    r"(?:(?:else|try|finally|(?:el)?if\b[^:]*|for\b[^:]*|while\b[^:]*|with\b[^:]*):\s*)?"
+    r"(?!(?:else|try|finally)\b)(\w+)\s*(?::[^=]+)?=[^=]"
+)
 PASS_ON = ("view", "reshape", "_unsafe_view", "expand", "squeeze", "unsqueeze", "t", "transpose", "permute", "clone",
            "_to_copy", "slice", "select", "as_strided", "copy_")  # fmt: skip
 
@@ -43,8 +47,9 @@ def name_of(entry: Entry, tape: Tape) -> str:
 
 
 def assigned(where: str) -> str:
-    """The name to which a line assigns, or nothing."""
-    found = ASSIGNED.match(written(where))
+    """The name to which a line assigns, or nothing; of several statements in one line it is not known which."""
+    line = written(where)
+    found = ASSIGNED.match(line) if ";" not in line else None
     return found[1] if found else ""
 
 
@@ -92,7 +97,13 @@ def parts(found: Split) -> tuple[list[str], list[str]]:
 
 
 def place_of(entry: Entry) -> str:
-    return f"{entry.where or 'no line of anybody'}{', backward' if entry.node else ''}"
+    return f"{said(entry.where) or 'no line of anybody'}{', backward' if entry.node else ''}"
+
+
+def said(where: str) -> str:
+    """A line with its place, the beginning of a long one."""
+    place, colon, line = where.partition(": ")
+    return f"{place}{colon}{line if len(line) <= LONGEST else line[: LONGEST - 1] + '…'}"
 
 
 def subject(joint: Joint) -> str:
@@ -103,7 +114,7 @@ def subject(joint: Joint) -> str:
     if name := assigned(joint.where):
         return f"{name} {by}"
     function = returned(joint.where)
-    return f"what {function} returns {by}" if function else f"{plain(joint.node)} at {joint.where}"
+    return f"what {function} returns {by}" if function else f"{plain(joint.node)} at {said(joint.where)}"
 
 
 def plain(node: str) -> str:

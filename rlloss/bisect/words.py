@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from rlloss.bisect.align import (
     Split,
     aligned,
     begins_at_once,
+    behind,
     computing,
     live,
     numbers_in,
@@ -44,11 +46,13 @@ from rlloss.bisect.saying import (
     parts,
     place_of,
     plain,
+    said as line_said,
     subject,
 )
-from rlloss.watch.tape import OPTIMIZER_STEP, Entry, Joint, Number, Tape, written
+from rlloss.watch.tape import NOTHING, OPTIMIZER_STEP, Entry, Joint, Number, Tape, written
 
 FEW = 4  # numbers, of which less are one another's multiples by chance
+MOST_TERMS = 8  # of a gradient, of which every sum is tried
 MARK_BEGINS, MARK_ENDS = "profiler._record_function_enter", "profiler._record_function_exit"  # of PyTorch's profiler
 KEPT = " in the optimiser"  # how the names of what an optimiser keeps end
 BEGINS = ("lift_fresh", "zeros_like", "zeros", "empty_like", "clone", "detach")  # with which optimisers make a state
@@ -107,8 +111,10 @@ def changed_outside(a: Tape, b: Tape, names: Collection[str]) -> tuple[str, Entr
             return f"; {another_option(option).words}", x
     found = split(a, b)
     why = explain(found, a, b, names)
-    said = why.decided and found.kind in ("option", "operation", "gradient")
-    return (f"; {why.words}", found.ours) if said else ("", None)
+    if why.decided and found.kind in ("option", "operation", "gradient"):
+        return f"; {why.words}", found.ours
+    came = came_in(a, b)
+    return (f"; {came.words}", None) if came and came.decided else ("", None)
 
 
 def written_alone(a: Tape, b: Tape, names: Collection[str]) -> tuple[str, Entry] | None:
@@ -160,9 +166,12 @@ def _finite(tape: Tape, number: Number) -> bool:
 
 def _first_not_finite(tape: Tape, other: Tape) -> Entry | None:
     there = {number.digest for entry in other.entries for number in entry.outputs}
+    reach = live(tape)
     for entry in computing(tape.entries):
-        if any(number.digest in there for number in entry.outputs):
+        if id(entry) not in reach or any(number.digest in there for number in entry.outputs):
             continue  # harmless, or the other run had them, too
+        if any(number.digest in tape.given and not _finite(tape, number) for number in numbers_in(entry)):
+            return None  # they came in
         fills = any(isinstance(value, str) and value in ("inf", "-inf", "nan") for value in entry.inputs)
         made = all(_finite(tape, number) for number in entry.outputs)
         if not made and all(_finite(tape, number) for number in numbers_in(entry)) and not fills:
@@ -221,17 +230,22 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(order, evidence)
     if came := came_in(a, b):
         return came
+    if number := _another_number(found):
+        return number
     if joint.node == LEAF and used(joint) == used(other) and found.ours is not None and found.theirs is not None:
         return _forward(found, a, b)
-    alike = len(joint.consumers) == len(other.consumers)
-    if alike and (scaled := _scaled(found, a, b) or _scaled_once(joint, other, one, two, a, b)):
+    path = _another_path(joint, other, a, b)
+    if scaled := _scaled(found, a, b):
+        more = _undone(a, b) or (f"; {path[0]}" if path else "")
+        return Cause(f"{scaled}{more}", evidence, decided=not _undone(a, b))
+    if scaled := _scaled_once(joint, other, one, two, a, b):
         return Cause(scaled, evidence)
     if rounded := _rounding(joint, other, one, two, a, b, found):
         return Cause(*rounded[:1], evidence, decided=rounded[1])
     if cut := masked(joint, a, b):
         return Cause(cut, evidence)
-    if path := _another_path(joint, other, a, b):
-        return Cause(path, evidence)
+    if path:
+        return Cause(path[0], evidence, decided=path[1])
     words = f"{subject(joint)} has another gradient: {gap(one, two)}"
     first = [entry for entry in (found.ours, found.theirs) if entry is not None]
     if len(first) == 2 and first[0].where and first[1].where:
@@ -246,13 +260,25 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     return Cause(words, evidence, decided=False)
 
 
+def _another_number(found: Split) -> Cause | None:
+    """Whether what each run alone computes begins with one operation of one line and of the same tensors."""
+    if found.ours is None or found.theirs is None or found.ours.op != found.theirs.op:
+        return None
+    one_line = written(found.ours.where) == written(found.theirs.where)
+    option = _other_option(found.ours, found.theirs) if one_line else None
+    return another_option(option) if option else None
+
+
 def _forward(found: Split, a: Tape, b: Tape) -> Cause:
     """Other numbers go into the first operation on a parameter, though what came in from outside is the same."""
     assert found.ours is not None
     assert found.theirs is not None
     if found.ours.op.startswith(DRAWS) and found.theirs.op == found.ours.op:
-        return another_result(found, a, b)
-    if other_order := moved(samples(a, found.ours), samples(b, found.ours), a, found.ours):
+        if found.ours.inputs == found.theirs.inputs:
+            return another_result(found, a, b)
+        if option := _other_option(found.ours, found.theirs):
+            return another_option(option)
+    if other_order := moved(samples(a, found.ours), samples(b, found.ours), a, found.ours, b):
         return other_order
     if (found.ours.op, found.ours.where) == (found.theirs.op, found.theirs.where):
         if found.ours.inputs == found.theirs.inputs:
@@ -261,8 +287,15 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
             return another_option(option)
         where = f"{found.ours.op} at {place_of(found.ours)}"
         return Cause(f"the forward passes part: {where} is the first to make other numbers", decided=False)
+    read = ((a, b, numbers_in(found.ours)), (b, a, numbers_in(found.theirs)))
+    known = all(tape.given.get(n.digest) or _has(other, n) for tape, other, numbers in read for n in numbers)
     return Cause(f"the forward passes part: a computes {found.ours.op} at {place_of(found.ours)}, b computes "
-                 f"{found.theirs.op} at {place_of(found.theirs)}")  # fmt: skip
+                 f"{found.theirs.op} at {place_of(found.theirs)}", decided=known)  # fmt: skip
+
+
+def _has(tape: Tape, number: Number) -> bool:
+    """Whether a run has a number, too."""
+    return number.digest in tape.given or maker(tape, number.digest) is not None or number == NOTHING
 
 
 def _other_option(ours: Entry, theirs: Entry, *, alike: bool = True) -> Split | None:
@@ -276,12 +309,14 @@ def _other_option(ours: Entry, theirs: Entry, *, alike: bool = True) -> Split | 
 
 def _order_of_gradients(joint: Joint, a: Tape, b: Tape) -> str:
     """Whether one leaf gets the same gradients, backward pass by backward pass, in another order."""
-    ours, theirs = ([j.gradient.digest for j in tape.joints if j.number == joint.number] for tape in (a, b))
-    if len(ours) > 1 and Counter(ours) == Counter(theirs):
+    mine = [[j for j in tape.joints if (j.number, j.name) == (joint.number, joint.name)] for tape in (a, b)]
+    ours, theirs = ([j.gradient.digest for j in each] for each in mine)
+    passes = min(len({j.backward for j in each}) for each in mine)  # equal numbers by chance are no passes
+    if len(ours) == passes > 1 and Counter(ours) == Counter(theirs):
         order = [theirs.index(digest) + 1 for digest in ours]
         return f"another order of accumulation: the backward passes of a are those of b in the order {order}"
-    passes = [Counter(j.gradient.digest for j in tape.joints if j.node == LEAF) for tape in (a, b)]
-    if a.joints and a.joints[-1].backward and passes[0] == passes[1]:
+    leaves = [Counter(j.gradient.digest for j in tape.joints if j.node == LEAF) for tape in (a, b)]
+    if a.joints and a.joints[-1].backward and leaves[0] == leaves[1]:
         return "another order of accumulation: the backward passes come in another order"
     return ""
 
@@ -301,12 +336,33 @@ def _scaled(found: Split, a: Tape, b: Tape) -> str:
         factors[joint.backward] = factor
     if not factors or not all(_explained(factors, *pair, a, b) for pair in paired(a.joints, b.joints)):
         return ""
+    if _differing_numbers(a, b) < FEW:
+        return ""
     said = ", ".join(f"{factor:.6g}" for factor in factors.values())
     if len(factors) > 1 and max(factors.values()) - min(factors.values()) > 1e-5:
         return (f"another normaliser in each of {len(factors)} backward passes: b has the gradients of a times {said}; "
                 "a mean of means weighs every micro-batch alike, however many samples it has")  # fmt: skip
-    factor = next(iter(factors.values()))
-    return f"b has the gradient of a times {factor:.6g}: another coefficient, or another mean or norm"
+    (at, factor), *_ = factors.items()
+    passes = len({joint.backward for joint in a.joints if joint.node == LEAF})
+    of = f" in backward pass {at + 1} of {passes}" if len(factors) < passes else ""
+    return f"b has the gradient of a times {factor:.6g}{of}: another coefficient, another mean or norm, or a hook"
+
+
+def _differing_numbers(a: Tape, b: Tape) -> int:
+    """How many numbers of the parameters' gradients are others."""
+    pairs = ((x, y) for x, y in paired(a.joints, b.joints) if x.node == LEAF and x.gradient.digest != y.gradient.digest)
+    values = [a.values.get(x.gradient.digest) for x, _ in pairs]
+    return sum(int(value.count_nonzero()) for value in values if value is not None)
+
+
+def _undone(a: Tape, b: Tape) -> str:
+    """In words: whether what is computed after the backward pass makes one run's gradient of the other's; or ""."""
+    for which, tape, other in (("b", b, a), ("a", a, b)):
+        mine, there = ({j.gradient.digest for j in each.joints if j.node == LEAF} for each in (tape, other))
+        for entry in behind(computing(tape.entries)):
+            if any(number.digest in there - mine for number in entry.outputs):
+                return f", which {which} takes away again by {entry.op} at {place_of(entry)}"
+    return ""
 
 
 def _scaled_once(joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape) -> str:
@@ -315,7 +371,7 @@ def _scaled_once(joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, 
     One number is always another's multiple: then by the same operations, of the same data.
     """
     uses = [sorted(node for node, _, _ in each.consumers) for each in (joint, other)]
-    if uses[0] != uses[1] or not begins_at_once(a, b):
+    if (one.numel() == 1 and (uses[0] != uses[1] or joint.node == LEAF)) or not begins_at_once(a, b):
         return ""
     if one.numel() > 1:
         factor = _factor(one.double(), two.double())
@@ -386,22 +442,39 @@ def _terms(tape: Tape, digest: str) -> list[str]:
     return [term for number in numbers_in(entry)[:2] for term in _terms(tape, number.digest)]
 
 
-def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> str:
-    """Whether a gradient comes by a path that the other run computes of the same tensor as often, but has cut off."""
+def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> tuple[str, bool] | None:
+    """Whether a gradient comes by a path that the other run computes of the same tensor as often, but has cut off.
+
+    Or that it does not compute: that is the cause for sure, where the gradient is the other one but for that.
+    """
     for which, more, less, tape in (("b", other, joint, a), ("a", joint, other, b)):
         if len(more.consumers) <= len(less.consumers):
             continue
-        uses = _used_for(b if which == "b" else a, more)
+        mine = b if which == "b" else a
+        uses = _used_for(mine, more)
         extra = [use for use in uses if use not in _used_for(tape, less)]
         computed = {use for entry in tape.entries if not entry.node for use in _uses(entry, less.number)}
-        said = [f"{which} has a gradient more, through {plain(node)} at {where}, which the other run"
+        said = [f"{which} has a gradient more, through {plain(node)} at {line_said(where)}, which the other run"
                 for node, where in map(uses.__getitem__, extra)]  # fmt: skip
         for use, words in zip(extra, said, strict=True):
             if use in computed:
-                return f"{words} computes without one: a detach() is missing, or one too many"
+                return f"{words} computes without one: a detach() is missing, or one too many", True
         if said:
-            return f"{said[0]} does not compute"
-    return ""
+            return f"{said[0]} does not compute", _is_but_for_terms(more, less, mine, tape)
+    return None
+
+
+def _is_but_for_terms(more: Joint, less: Joint, mine: Tape, other: Tape) -> bool:
+    """Whether a gradient is the other run's, but for rounding, without some of the terms that it is made of."""
+    terms = [mine.values.get(digest) for digest in _terms(mine, more.gradient.digest)]
+    one = other.values.get(less.gradient.digest)
+    known = [term.double().flatten() for term in terms if term is not None]
+    if one is None or len(known) < len(terms) or len(terms) > MOST_TERMS:
+        return False
+    flat = one.double().flatten()
+    off = NEAR_ULPS * torch.finfo(one.dtype).eps * max(float(term.abs().max()) for term in known)
+    kept = (sum(some[1:], some[0]) for n in range(1, len(known)) for some in combinations(known, n))
+    return any(x.shape == flat.shape and float((x - flat).abs().max()) <= off for x in kept)
 
 
 def _used_for(tape: Tape, joint: Joint) -> dict[tuple[str, str, str], tuple[str, str]]:

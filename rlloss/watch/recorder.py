@@ -26,7 +26,7 @@ from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written, r
 from rlloss.version import __version__
 from rlloss.watch.steps import deciding, options, options_digest
 from rlloss.watch.tape import Tape, names_of
-from rlloss.watch.tensors import HASH, Named, described, gradients, hashes, local, tensors, witness, witnessed
+from rlloss.watch.tensors import HASH, Named, Place, described, gradients, hashes, local, tensors, witnessed, witnesses
 
 log = logging.getLogger("rlloss")
 
@@ -62,7 +62,7 @@ class Recorder:
         self._buffers, self._with_gradients, self._every = buffers, with_gradients, snapshot_every
         self._counts: list[int] = []
         self._options: dict[int, str] = {}  # of each optimiser, at its last step
-        self._witnesses: dict[int, tuple[int, int]] = {}  # of each optimiser, where its smallest tensor is
+        self._witnesses: dict[int, list[Place]] = {}  # of each optimiser, where its smallest tensors are
         self._written_options: dict[str, Any] = {}
         self._segments: list[dict[str, Any]] = []
         self._description: list[list[Any]] = []
@@ -168,7 +168,7 @@ class Recorder:
             self._witnesses.clear()
         self._counts[which] += 1
         if which not in self._witnesses:
-            self._witnesses[which] = witness(optimizer)
+            self._witnesses[which] = witnesses(optimizer, self._found)
         self._last = hashes(self._found)
         self.writer.extend("tensors.bin", self._last)
         self.writer.stepped(hashlib.sha256(self._signature + self._last).digest())

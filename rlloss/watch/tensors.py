@@ -1,10 +1,10 @@
 """The tensors of a training by name, and what they are hashed to."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ PLAIN = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, 
 WRAPPINGS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")  # by compile, checkpoints, FSDP
 LEAVE_OUT = "; buffers=False leaves all buffers out"
 MOST_WITNESSED = 1 << 14  # numbers of a gradient that is read in any case
+MOST_WITNESSES = 8  # of one optimiser
 REFUSED = "FullyShardedDataParallel"
 
 
@@ -105,30 +106,37 @@ def gradients(found: Iterable[Named]) -> bytes:
     return b"".join(out)
 
 
-def witness(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """The group, and the place in it, of the smallest tensor that an optimiser trains, the last one of as many.
+Place = tuple[int, int]  # of a tensor in an optimiser: its group, and the place in that
 
-    Its gradient hangs on the whole loss, as that of the last layer's bias does, and costs next to nothing to read.
+
+def witnesses(optimizer: torch.optim.Optimizer, found: Iterable[Named]) -> list[Place]:
+    """The smallest tensor of each part of the models that an optimiser trains, the last one of as many; few in all.
+
+    Its gradient hangs on all of the loss that trains its part, as that of the last layer's bias does, and costs next to
+    nothing to read. A part is what names tell apart first: a model's actor and critic, or the layers of a chain.
     """
-    sizes = {
-        (tensor.numel() or math.inf, -i, -j): (i, j)
-        for i, group in enumerate(optimizer.param_groups)
-        for j, tensor in enumerate(group["params"])
-        if tensor.requires_grad
-    }
-    return sizes[min(sizes)] if sizes else (0, 0)
+    names = {id(entry.tensor): entry.name.split(".") for entry in found}
+    columns = zip(*(name[:-1] for name in names.values()), strict=False)
+    common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    smallest: dict[tuple[int, str], tuple[float, Place]] = {}
+    for i, group in enumerate(optimizer.param_groups):
+        for j, tensor in enumerate(group["params"]):
+            if tensor.requires_grad and 0 < tensor.numel() <= MOST_WITNESSED:
+                part = i, "".join(names.get(id(tensor), [])[common : common + 1])
+                size = tensor.numel(), (i, j)
+                smallest[part] = min(smallest.get(part, size), size, key=lambda x: (x[0], -x[1][0], -x[1][1]))
+    return [place for _, place in sorted(smallest.values())[:MOST_WITNESSES]]
 
 
-def witnessed(optimizer: torch.optim.Optimizer, place: tuple[int, int]) -> str:
-    """The hash of the witness's gradient; "" without one that can be read."""
-    group, number = place
-    groups = optimizer.param_groups
-    tensors = groups[group]["params"] if group < len(groups) else []
-    gradient = tensors[number].grad if number < len(tensors) else None
-    if gradient is None or gradient.numel() > MOST_WITNESSED or isinstance(optimizer, torch.optim.LBFGS):
+def witnessed(optimizer: torch.optim.Optimizer, places: Sequence[Place]) -> str:
+    """The hash of the witnesses' gradients, and which groups have none at all; "" without one that can be read."""
+    groups = [group["params"] for group in optimizer.param_groups]
+    seen = [Named("a witness", groups[i][j], False) for i, j in places if i < len(groups) and j < len(groups[i])]
+    if all(entry.tensor.grad is None for entry in seen) or isinstance(optimizer, torch.optim.LBFGS):
         return ""  # L-BFGS leaves that of another place
     with suppress(ConfigError, RuntimeError, TypeError, NotImplementedError):  # a format that cannot be added to, say
-        return gradients([Named("the smallest", tensors[number], False)]).hex()[:16]
+        without = [f"-{i}" for i, group in enumerate(groups) if all(tensor.grad is None for tensor in group)]
+        return " ".join([xxhash.xxh3_128_hexdigest(gradients(seen))[:16], *without])
     return ""
 
 
