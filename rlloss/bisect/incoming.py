@@ -46,7 +46,7 @@ def another_option(found: Split) -> Cause:
     assert found.ours is not None
     assert found.theirs is not None
     if len(found.ours.inputs) != len(found.theirs.inputs):
-        if named := _beyond_defaults(found.ours, found.theirs):
+        if named := beyond_defaults(found.ours, found.theirs):
             return Cause(f"another option: {found.ours.op} at {place_of(found.ours)} is given {named}")
         return Cause(f"{found.ours.op} at {place_of(found.ours)} is given {len(found.ours.inputs)} | "
                      f"{len(found.theirs.inputs)} tensors and numbers")  # fmt: skip
@@ -57,7 +57,7 @@ def another_option(found: Split) -> Cause:
     return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
 
 
-def _beyond_defaults(ours: Entry, theirs: Entry) -> str:
+def beyond_defaults(ours: Entry, theirs: Entry) -> str:
     """What one run alone gives an operation, where the other leaves the defaults, by the arguments' names; or ""."""
     arguments = _arguments(ours.op)
     longest = max(len(ours.inputs), len(theirs.inputs))

@@ -29,6 +29,7 @@ from rlloss.bisect.incoming import (
     another_input,
     another_option,
     another_result,
+    beyond_defaults,
     came_in,
     moved,
     outside,
@@ -264,8 +265,11 @@ def _another_number(found: Split) -> Cause | None:
     """Whether what each run alone computes begins with one operation of one line and of the same tensors."""
     if found.ours is None or found.theirs is None or found.ours.op != found.theirs.op:
         return None
-    one_line = written(found.ours.where) == written(found.theirs.where)
-    option = _other_option(found.ours, found.theirs) if one_line else None
+    if written(found.ours.where) != written(found.theirs.where) or numbers_in(found.ours) != numbers_in(found.theirs):
+        return None
+    if beyond_defaults(found.ours, found.theirs):
+        return another_option(found)
+    option = _other_option(found.ours, found.theirs)
     return another_option(option) if option else None
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ ABSENT = bytes(HASH_BYTES)  # of a gradient that is not there
 PLAIN = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool}
 WRAPPINGS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")  # by compile, checkpoints, FSDP
 LEAVE_OUT = "; buffers=False leaves all buffers out"
-MOST_WITNESSED = 1 << 14  # numbers of a gradient that is read in any case
+MOST_WITNESSED = 1 << 14  # numbers of gradients that are read in any case
 MOST_WITNESSES = 8  # of one optimiser
 REFUSED = "FullyShardedDataParallel"
 
@@ -118,25 +118,29 @@ def witnesses(optimizer: torch.optim.Optimizer, found: Iterable[Named]) -> list[
     names = {id(entry.tensor): entry.name.split(".") for entry in found}
     columns = zip(*(name[:-1] for name in names.values()), strict=False)
     common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    smallest: dict[tuple[int, str], tuple[float, Place]] = {}
+    smallest: dict[tuple[int, str], tuple[int, Place]] = {}
     for i, group in enumerate(optimizer.param_groups):
         for j, tensor in enumerate(group["params"]):
             if tensor.requires_grad and 0 < tensor.numel() <= MOST_WITNESSED:
                 part = i, "".join(names.get(id(tensor), [])[common : common + 1])
                 size = tensor.numel(), (i, j)
                 smallest[part] = min(smallest.get(part, size), size, key=lambda x: (x[0], -x[1][0], -x[1][1]))
-    return [place for _, place in sorted(smallest.values())[:MOST_WITNESSES]]
+    first = sorted(smallest.values())[:MOST_WITNESSES]
+    sizes = accumulate(numel for numel, _ in first)
+    return [place for (_, place), size in zip(first, sizes, strict=True) if size <= MOST_WITNESSED]
 
 
 def witnessed(optimizer: torch.optim.Optimizer, places: Sequence[Place]) -> str:
     """The hash of the witnesses' gradients, and which groups have none at all; "" without one that can be read."""
     groups = [group["params"] for group in optimizer.param_groups]
-    seen = [Named("a witness", groups[i][j], False) for i, j in places if i < len(groups) and j < len(groups[i])]
-    if all(entry.tensor.grad is None for entry in seen) or isinstance(optimizer, torch.optim.LBFGS):
+    seen = [groups[i][j].grad for i, j in places if i < len(groups) and j < len(groups[i])]
+    seen = [gradient for gradient in seen if gradient is not None]
+    if not seen or isinstance(optimizer, torch.optim.LBFGS):
         return ""  # L-BFGS leaves that of another place
-    with suppress(ConfigError, RuntimeError, TypeError, NotImplementedError):  # a format that cannot be added to, say
+    with suppress(RuntimeError, TypeError, NotImplementedError):  # a format that cannot be put beside others, say
+        together = torch.cat([local(g.to_dense() if g.is_sparse else g).flatten() for g in seen]) + 0.0
         without = [f"-{i}" for i, group in enumerate(groups) if all(tensor.grad is None for tensor in group)]
-        return " ".join([xxhash.xxh3_128_hexdigest(gradients(seen))[:16], *without])
+        return " ".join([xxhash.xxh3_128_hexdigest(raw(together))[:16], *without])
     return ""
 
 
