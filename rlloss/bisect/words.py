@@ -1,6 +1,5 @@
 """Why two tapes part, in words, as far as their numbers decide it."""
 
-import math
 from collections import Counter
 from collections.abc import Collection
 from itertools import combinations
@@ -13,12 +12,9 @@ from rlloss.bisect.align import (
     LEAF,
     Split,
     aligned,
-    begins_at_once,
-    behind,
     computing,
     live,
     numbers_in,
-    paired,
     split,
     ulps,
     used,
@@ -36,6 +32,7 @@ from rlloss.bisect.incoming import (
     samples,
 )
 from rlloss.bisect.masks import masked
+from rlloss.bisect.multiples import factor_of, scaled, scaled_once, undone
 from rlloss.bisect.passes import NEAR_ULPS, changed_between, unlike_passes, without_gradient
 from rlloss.bisect.saying import (
     difference,
@@ -52,7 +49,6 @@ from rlloss.bisect.saying import (
 )
 from rlloss.watch.tape import NOTHING, OPTIMIZER_STEP, Entry, Joint, Number, Tape, written
 
-FEW = 4  # numbers, of which less are one another's multiples by chance
 MOST_TERMS = 8  # of a gradient, of which every sum is tried
 MARK_BEGINS, MARK_ENDS = "profiler._record_function_enter", "profiler._record_function_exit"  # of PyTorch's profiler
 KEPT = " in the optimiser"  # how the names of what an optimiser keeps end
@@ -236,11 +232,11 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     if joint.node == LEAF and used(joint) == used(other) and found.ours is not None and found.theirs is not None:
         return _forward(found, a, b)
     path = _another_path(joint, other, a, b)
-    if scaled := _scaled(found, a, b):
-        more = _undone(a, b) or (f"; {path[0]}" if path else "")
-        return Cause(f"{scaled}{more}", evidence, decided=not _undone(a, b))
-    if scaled := _scaled_once(joint, other, one, two, a, b):
-        return Cause(scaled, evidence)
+    if times := scaled(a, b):
+        back = undone(a, b)
+        return Cause(f"{times}{back or (f'; {path[0]}' if path else '')}", evidence, decided=not back)
+    if times := scaled_once(joint, other, one, two, a, b):
+        return Cause(times, evidence)
     if rounded := _rounding(joint, other, one, two, a, b, found):
         return Cause(*rounded[:1], evidence, decided=rounded[1])
     if cut := masked(joint, a, b):
@@ -256,8 +252,10 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     mine, its = ({node for node, _, _ in j.consumers} for j in (joint, other))
     if not mine & its and outside(a) == outside(b):
         ours, theirs = (" and ".join(dict.fromkeys(uses)) or "nothing" for uses in parts(found))
-        what = f"of {subject(joint)} they compute something else: a by {ours}; b by {theirs}"
-        return Cause(f"{what}; its gradient differs {gap(one, two)}", evidence)
+        what = f"of {subject(joint)} they compute something else: a by {ours}; b by {theirs}; its gradient"
+        factor = factor_of(one.double(), two.double())
+        how = f"differs {gap(one, two)}" if factor is None else f"is that of a times {factor:.6g} in b"
+        return Cause(f"{what} {how}", evidence)
     return Cause(words, evidence, decided=False)
 
 
@@ -323,87 +321,6 @@ def _order_of_gradients(joint: Joint, a: Tape, b: Tape) -> str:
     if a.joints and a.joints[-1].backward and leaves[0] == leaves[1]:
         return "another order of accumulation: the backward passes come in another order"
     return ""
-
-
-def _scaled(found: Split, a: Tape, b: Tape) -> str:
-    """Whether the first gradients that differ are one another's multiples, in each backward pass by one number."""
-    factors: dict[int, float] = {}
-    for joint, other in paired(a.joints, b.joints):
-        if joint.backward in factors or joint.gradient.digest == other.gradient.digest:
-            continue
-        one, two = a.values.get(joint.gradient.digest), b.values.get(other.gradient.digest)
-        if one is None or two is None or one.shape != two.shape:
-            return ""
-        factor = _factor(one.double(), two.double(), least=1)  # which all parameters' gradients must have
-        if factor is None or abs(factor - 1) < 1e-5:
-            return ""
-        factors[joint.backward] = factor
-    if not factors or not all(_explained(factors, *pair, a, b) for pair in paired(a.joints, b.joints)):
-        return ""
-    if _differing_numbers(a, b) < FEW:
-        return ""
-    said = ", ".join(f"{factor:.6g}" for factor in factors.values())
-    if len(factors) > 1 and max(factors.values()) - min(factors.values()) > 1e-5:
-        return (f"another normaliser in each of {len(factors)} backward passes: b has the gradients of a times {said}; "
-                "a mean of means weighs every micro-batch alike, however many samples it has")  # fmt: skip
-    (at, factor), *_ = factors.items()
-    passes = len({joint.backward for joint in a.joints if joint.node == LEAF})
-    of = f" in backward pass {at + 1} of {passes}" if len(factors) < passes else ""
-    return f"b has the gradient of a times {factor:.6g}{of}: another coefficient, another mean or norm, or a hook"
-
-
-def _differing_numbers(a: Tape, b: Tape) -> int:
-    """How many numbers of the parameters' gradients are others."""
-    pairs = ((x, y) for x, y in paired(a.joints, b.joints) if x.node == LEAF and x.gradient.digest != y.gradient.digest)
-    values = [a.values.get(x.gradient.digest) for x, _ in pairs]
-    return sum(int(value.count_nonzero()) for value in values if value is not None)
-
-
-def _undone(a: Tape, b: Tape) -> str:
-    """In words: whether what is computed after the backward pass makes one run's gradient of the other's; or ""."""
-    for which, tape, other in (("b", b, a), ("a", a, b)):
-        mine, there = ({j.gradient.digest for j in each.joints if j.node == LEAF} for each in (tape, other))
-        for entry in behind(computing(tape.entries)):
-            if any(number.digest in there - mine for number in entry.outputs):
-                return f", which {which} takes away again by {entry.op} at {place_of(entry)}"
-    return ""
-
-
-def _scaled_once(joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape) -> str:
-    """Whether all that differs does so by one tensor whose gradient is a multiple of the other run's.
-
-    One number is always another's multiple: then by the same operations, of the same data.
-    """
-    uses = [sorted(node for node, _, _ in each.consumers) for each in (joint, other)]
-    if (one.numel() == 1 and (uses[0] != uses[1] or joint.node == LEAF)) or not begins_at_once(a, b):
-        return ""
-    if one.numel() > 1:
-        factor = _factor(one.double(), two.double())
-    else:
-        factor = float(two / one) if one.all() and two.all() and outside(a) == outside(b) else None
-    if factor is None or abs(factor - 1) < 1e-5 or not math.isfinite(factor):
-        return ""
-    return (f"the gradient of {subject(joint)} is that of a times {factor:.6g} in b: another coefficient, mean or "
-            "norm, or a hook")  # fmt: skip
-
-
-def _explained(factors: dict[int, float], joint: Joint, other: Joint, a: Tape, b: Tape) -> bool:
-    """Whether a parameter's gradient differs by the factor of its backward pass, and by nothing else."""
-    one, two = a.values.get(joint.gradient.digest), b.values.get(other.gradient.digest)
-    if joint.node != LEAF or one is None or two is None or not one.count_nonzero():
-        return True
-    expected = factors.get(joint.backward, 1.0) * one.double()
-    return bool((two.double() - expected).abs().max() <= 1e-3 * expected.abs().max())
-
-
-def _factor(one: Tensor, two: Tensor, least: int = FEW) -> float | None:
-    """The number by which the first is multiplied to get the second; None if there is none."""
-    if one.count_nonzero() < least or bool(((one == 0) != (two == 0)).any()):
-        return None
-    ratios = two[one != 0] / one[one != 0]
-    middle = float(ratios.median())
-    spread = (ratios - middle).abs().max()
-    return middle if bool(spread <= 1e-5 * abs(middle)) and math.isfinite(middle) else None
 
 
 def _rounding(
