@@ -8,14 +8,19 @@ import functools
 import inspect
 import itertools
 import math
+import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
+import torch
 
 MOST = 40  # numbers of one loss; more are a table, and no bounds
 DEPTH = 3  # helpers of helpers
 LARGEST_GROUP = 64  # answers
 MANY = 65_536  # samples: of the largest batch that is tried
+LIBRARIES = ("torch", "numpy", *sys.stdlib_module_names)  # whose constants are no bounds of a loss
 
 
 def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
@@ -30,13 +35,33 @@ def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
     return tuple(sorted(found))
 
 
-def large_numbers(*functions: Callable[..., Any]) -> tuple[int, ...]:
-    """Whole numbers in these functions' code, and products of two, that may count samples: more than are tried."""
+def counts(numbers: Sequence[float], most: int, products_of: int = 8) -> set[int]:
+    """Numbers that may count samples or tokens, and their neighbours: a loss may change there, as in ``x[:100]``.
+
+    And products of two, as of answers of 4 times 1024 tokens: so many of the smallest, and as many of the largest.
+    """
+    whole = sorted({int(abs(x)) for x in numbers if float(x).is_integer() and 1 < abs(x) <= most})
+    products = sorted({n for n in _products(whole) if n <= most} - set(whole))
+    few = {*products[:products_of], *products[-products_of:]}
+    return {n + by for n in (*whole, *few) if n > 3 for by in (-1, 0, 1)}
+
+
+def sample_counts(numbers: Sequence[float]) -> set[int]:
+    """The same of samples, of which a small batch takes no time."""
+    return counts(numbers, MANY, products_of=100)
+
+
+def _products(whole: Sequence[int]) -> set[int]:
+    return {x * y for x, y in itertools.combinations_with_replacement(whole, 2)}
+
+
+def untried_numbers(*functions: Callable[..., Any]) -> tuple[int, ...]:
+    """Whole numbers in these functions' code, and products of two, that may count samples, and are not tried."""
     found = {x for function in functions for x in _numbers(function, DEPTH, set())}
     whole = {int(x) for x in found if 1 < x < math.inf and float(x).is_integer()}
-    smaller = sorted(x for x in whole if x <= MANY)[-MOST:]
-    products = {x * y for x, y in itertools.combinations_with_replacement(smaller, 2)}
-    return tuple(sorted(x for x in whole | products if x > MANY))
+    products = _products(sorted(x for x in whole if x <= MANY)[-MOST:])
+    tried = sample_counts(numbers_of(*functions))
+    return tuple(sorted(n for n in whole | products if n > 3 and n not in tried))
 
 
 def group_sizes(numbers: Sequence[float]) -> list[int]:
@@ -49,6 +74,12 @@ def _numbers(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:
         return
     if isinstance(thing, int | float):
         yield thing
+        return
+    if isinstance(thing, np.integer | np.floating):
+        yield thing.item()
+        return
+    if isinstance(thing, torch.Tensor):
+        yield from thing.detach().flatten().tolist() if thing.numel() <= MOST and not thing.is_complex() else ()
         return
     seen.add(id(thing))
     if isinstance(thing, functools.partial):
@@ -87,8 +118,11 @@ def _in_code(code: types.CodeType, names: dict[str, Any], depth: int, seen: set[
         else:
             yield from _numbers(constant, 0, seen)
     for name in code.co_names:
-        if name in names:
-            yield from _numbers(names[name], depth - 1, seen)
+        if not isinstance(thing := names.get(name), types.ModuleType):
+            yield from _numbers(thing, depth - 1, seen)
+        elif thing.__name__.partition(".")[0] not in LIBRARIES:
+            for attribute in code.co_names:  # a module of constants, as a configuration
+                yield from _numbers(vars(thing).get(attribute), depth - 1, seen)
 
 
 def _in_object(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:

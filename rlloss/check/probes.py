@@ -6,11 +6,12 @@ All log-probabilities are 0 or less, as those of discrete actions are, so that a
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rlloss.check.numbers import MANY, between, group_sizes, ratio_bounds
+from rlloss.check.numbers import MANY, between, counts, group_sizes, ratio_bounds, sample_counts
 from rlloss.losses.formulation import Formulation
 
 SIZES = (1, 2, 3, 7, 64, 100, 128, 1000, 1024)  # powers of two, whose 1/N is exact, and others
@@ -20,11 +21,13 @@ ANCHORS = (1.0, 0.5, 2.0, 3.0, 5.0, 10.0)  # beside the two bounds: places where
 SHAPES = ((1, 8), (2, 8), (3, 7), (4, 16), (8, 64))  # batch, tokens
 THROUGH, SHAPES_THROUGH = (64, 100), ((3, 7), (4, 16))  # through a network: a power of two and another
 TIES = 8  # rounding ties per bound
-LOG_PROBABILITIES = (-0.01, -0.1, -0.5, -1.0, -1.5, *(-float(i) - 0.05 for i in range(2, 41)))
+LOG_PROBABILITIES = (0.0, -0.01, -0.1, -0.5, -1.0, -1.5, *(-float(i) - 0.05 for i in range(2, 41)))
 PROBABILITIES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)
 MOST_ADVANTAGE = 1e4  # beyond which a number is none
 MOST_RARE = 60.0  # beyond which a number is no log-probability
 LONGEST = 8_192  # tokens: of the longest answer that a number of the losses is tried with
+MOST_ANSWERS = 1_025  # of the largest batch that a number of the losses is tried with
+FARTHEST = 300.0  # log-ratio of an answer, that a number of the losses is tried with
 LONG = 3_000  # tokens of an answer that is tried in any case
 
 
@@ -194,11 +197,12 @@ def extremes(dtype: torch.dtype) -> Probe:
 
 
 def rare(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = (), *, on_policy: bool = False) -> Probe:
-    """A few ratios at log-probabilities from -0.01 down to -40, and on both sides of every number of the losses."""
+    """A few ratios at log-probabilities from 0 down to -40, and on both sides of every number of the losses."""
     lower, upper = 1 - clip_coef, 1 + clip_coef
     off = [0.5, 2.0, lower * 0.99, lower * 1.01, upper * 0.99, upper * 1.01]
     few = torch.tensor([1.0] if on_policy else off, dtype=torch.float64)
-    theirs = [-abs(x) * factor for x in numbers for factor in (1 - 1e-3, 1 + 1e-3) if abs(x) < MOST_RARE]
+    theirs = [-abs(x) for x in numbers if abs(x) < MOST_RARE] + [math.log(x) for x in numbers if 0 < x < 1]
+    theirs = [x * factor for x in theirs for factor in (1 - 1e-3, 1 + 1e-3)]
     logs = torch.tensor([*LOG_PROBABILITIES, *theirs, *(math.log(x) for x in PROBABILITIES)], dtype=torch.float64)
     logp, ratio, A = (
         t.flatten()
@@ -295,14 +299,23 @@ def _late(mask: Tensor) -> None:
         mask[i, : min(i, length - 1)] = False
 
 
+def _uneven(mask: Tensor, longest: int) -> None:
+    """One long answer, one of a third of it, two short ones, all of them padded."""
+    mask[:] = torch.arange(mask.shape[1]) < torch.tensor([[longest], [longest // 3 + 1], [2], [1]])
+
+
 def _nothing_first(mask: Tensor) -> None:
     mask[0] = False
 
 
-def counts(numbers: Sequence[float], most: int = LONGEST) -> set[int]:
-    """Numbers that may count samples or tokens, and their neighbours: a loss may change there, as in ``x[:100]``."""
-    whole = [int(abs(x)) for x in numbers if float(x).is_integer() and 3 < abs(x) < most]
-    return {n + by for n in whole for by in (-1, 0, 1)}
+def rewards(dtype: torch.dtype, generator: torch.Generator, spread: float) -> Iterator[Probe]:
+    """Answers whose advantages are rewards: 0 or 1, of which groups have ties; and in one half all above 0."""
+    batch = random_sequences((32, 3), dtype, generator, spread, ragged=True)
+    zeros_and_ones = torch.randint(0, 2, (32,), generator=generator)
+    yield replace(batch, name="32 x 3, A of 0 and 1", advantages=zeros_and_ones.to(dtype))
+    A = batch.advantages.clone()
+    A[:16] = A[:16].abs() + 0.1
+    yield replace(batch, name="32 x 3, A > 0 in one half", advantages=A)
 
 
 def hostile_sequences(
@@ -319,11 +332,22 @@ def hostile_sequences(
         yield replace(batch, name="4 x 9, some A = 0", advantages=some)
         yield replace(batch, name="4 x 9, all A = 0", advantages=torch.zeros_like(some))
         yield replace(batch, name="4 x 9, all A equal", advantages=torch.full_like(some, 0.7))
+        for group in (2, 4, *group_sizes(numbers)):
+            batch = random_sequences((2 * group, 4), dtype, generator, spread, ragged=True)
+            batch.advantages[:group] = 0.7  # rewards of which the other group's differ
+            yield replace(batch, name=f"{batch.name}, A equal in one half")
+        yield from rewards(dtype, generator, spread)
     for on_policy in (True, False):
         yield as_answers(rare(dtype, clip_coef, numbers, on_policy=on_policy), 4)
     yield as_answers(extremes(dtype), 4)
-    for n in sorted({LONG, *counts(numbers)}):
-        yield random_sequences((2, n), dtype, generator, 0.3, ragged=False)
+    for n in sorted({LONG, *counts(numbers, LONGEST)}):
+        for spread in (0.3, 0.0):
+            yield random_sequences((2, n), dtype, generator, spread, ragged=False)
+        uneven = random_sequences((4, n + 2), dtype, generator, 0.3, ragged=True)
+        yield with_mask(uneven, f"lengths of {n:,} to 1", partial(_uneven, longest=n))
+    for n in sorted(n for n in counts(numbers, MOST_ANSWERS) if n > SHAPES[-1][0]):
+        yield random_sequences((n, 2), dtype, generator, 0.3, ragged=False)
+    yield own_log_ratios(dtype, generator, numbers)
 
 
 def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = ()) -> Iterator[Probe]:
@@ -340,8 +364,10 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequ
             if n > 3:  # the advantages of a real batch include 0, 1 and -1 at times
                 batch.advantages[:3] = torch.tensor([0.0, 1.0, -1.0], dtype=dtype)
             yield batch
-    for n in sorted(counts(numbers, MANY) - set(SIZES)):
+    for n in sorted(sample_counts(numbers) - set(SIZES)):
         yield random_batch(n, dtype, generator, 0.3)
+    for on_policy in (True, False):
+        yield own_advantages_of_samples(dtype, clip_coef, numbers, on_policy=on_policy)
     yield random_batch(4096, dtype, generator, 1.0)  # far off-policy
     yield random_batch(MANY, dtype, generator, 0.3)  # against narrow strips
     yield extremes(dtype)
@@ -353,9 +379,43 @@ def with_own_advantages(probe: Probe, generator: torch.Generator) -> Probe:
     return replace(probe, name=f"{probe.name}, an advantage a token", advantages=A)
 
 
+def _beside(numbers: Sequence[float]) -> list[float]:
+    """Advantages on both sides of every number, on it, and between each and the next; of both signs."""
+    theirs = sorted({abs(x) for x in numbers if abs(x) <= MOST_ADVANTAGE})
+    sizes = {*between(theirs), *(x * by for x in theirs for by in (0.9, 1.2))}
+    return [sign * x for x in sorted(sizes) for sign in (1, -1)]
+
+
+def own_advantages_of_samples(
+    dtype: torch.dtype, clip_coef: float, numbers: Sequence[float], *, on_policy: bool
+) -> Probe:
+    """The same of samples, each with a few ratios."""
+    few = [1.0] if on_policy else [0.5, 2.0, (1 - clip_coef) * 0.99, (1 - clip_coef) * 1.01, (1 + clip_coef) * 1.01]
+    columns = torch.tensor([0.0, *_beside(numbers)], dtype=torch.float64), torch.tensor(few, dtype=torch.float64)
+    A, ratio = (x.flatten() for x in torch.meshgrid(*columns, indexing="ij"))
+    size = 2 ** math.ceil(math.log2(len(A)))
+    logp, A = (_pad(x.to(dtype), size) for x in (-1 + 0 * A, A))
+    old_logp = _pad((-1 - ratio.log()).to(dtype), size)
+    return Probe("own numbers as advantages", on_policy, logp, old_logp, A, rare=True)
+
+
+def own_log_ratios(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float]) -> Probe:
+    """Answers whose log-ratios, all tokens of one together, lie on both sides of every number of the losses."""
+    totals = torch.tensor([x for x in (0.0, *_beside(numbers)) if abs(x) <= FARTHEST], dtype=torch.float64)
+    totals = torch.cat([totals, totals])  # each with either sign of A
+    probe = random_sequences((len(totals), 16), torch.float64, generator, 0.0, ragged=False)
+    old_logp = probe.old_logp - (totals / 16).abs().unsqueeze(1)
+    A = probe.advantages.abs() * torch.where(torch.arange(len(totals)) < len(totals) // 2, 1.0, -1.0)
+    logp = old_logp + (totals / 16).unsqueeze(1)
+    name = "own numbers as log-ratios"
+    return replace(
+        probe, name=name, logp=logp.to(dtype), old_logp=old_logp.to(dtype), advantages=A.to(dtype), rare=True
+    )
+
+
 def own_advantages(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float], spread: float) -> Probe:
     """Answers whose advantages, or rewards, lie on both sides of every number that the losses are written with."""
-    beside = [sign * abs(x) * by for x in numbers if abs(x) <= MOST_ADVANTAGE for sign in (1, -1) for by in (0.9, 1.2)]
+    beside = _beside(numbers)
     probe = random_sequences((max(8, 4 * math.ceil(len(beside) / 4)), 4), dtype, generator, spread, ragged=False)
     A = probe.advantages.clone()
     A[torch.randperm(len(A), generator=generator)[: len(beside)]] = torch.tensor(beside, dtype=torch.float64).to(dtype)

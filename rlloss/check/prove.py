@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rlloss.check.measure import Contrast, contrast, measure
-from rlloss.check.numbers import large_numbers
+from rlloss.check.numbers import untried_numbers
 from rlloss.check.result import ANY_SIZE, FEW, SIZES, TOKENS, Proof
 from rlloss.check.subject import DTYPES, Batch, Subject, masks, probe_at
 from rlloss.errors import GraphError, LossError
@@ -24,7 +24,7 @@ from rlloss.losses.formulation import Formulation
 from rlloss.prove import polynomials as poly
 from rlloss.prove.backward import NotFollowed
 from rlloss.prove.diagrams import Diagram, TooManyCases
-from rlloss.prove.exact import EPSILON, Exact
+from rlloss.prove.exact import EPSILON, Exact, differ_at
 from rlloss.prove.polynomials import Polynomial
 from rlloss.prove.question import Found, Question
 from rlloss.prove.rounded import Asked, Rounded
@@ -219,7 +219,7 @@ class _Pair:
             batches, scope = list(masks()), f"every input and mask of up to {TOKENS[0]} × {TOKENS[1]} tokens"
         elif self.left.elementwise and self.right.elementwise:
             batches, scope = [Batch((1,))], ANY_SIZE
-            if larger := large_numbers(self.left.loss.function, self.right.loss.function):
+            if larger := untried_numbers(self.left.loss.function, self.right.loss.function):
                 scope += f" below {min(larger):,}, a number in their code or a product of two"
         else:
             batches = [Batch((n,)) for n in (*SIZES[1:], 1)]
@@ -252,7 +252,7 @@ class _Pair:
                 continue
             if time.monotonic() > self.until:
                 raise Late
-            found = self.differences(batch, diagram)
+            found = self.differences(batch, diagram, x, y)
             if isinstance(found, Contrast):
                 return found
             undecided = undecided or found
@@ -260,8 +260,12 @@ class _Pair:
                 self.prover._answers[key] = True
         return undecided
 
-    def differences(self, batch: Batch, diagram: Diagram) -> Contrast | str:
-        """Off all ties first; then on ties that whole batches lie on: A = 0, a ratio of 1; then on any."""
+    def differences(self, batch: Batch, diagram: Diagram, x: Diagram, y: Diagram) -> Contrast | str:
+        """Off all ties first; then on ties that whole batches lie on: A = 0, a ratio of 1; then on any.
+
+        What the solver finds and PyTorch computes otherwise of both is none where ``x`` and ``y`` are the same number:
+        the solver knows few laws of exp, and a formula may lose its digits there.
+        """
         question = Question(self.on.cases, diagram, self.epsilon)
         undecided = 0
         for allowed in (is_data, occurs):
@@ -271,7 +275,7 @@ class _Pair:
                 if answer.found is None:
                     break
                 tried = self.replay(batch, answer.found)
-                if tried is not None:
+                if tried is not None and differ_at(self.on.cases, x, y, answer.found.inputs):
                     return tried
                 if time.monotonic() > self.until:
                     raise Late

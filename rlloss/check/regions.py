@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from rlloss.check.measure import Contrast, array, contrast, describe, measure, mixes, telling
-from rlloss.check.numbers import numbers_of
-from rlloss.check.probes import LONG, Probe, at_ratio, counts, random_sequences
+from rlloss.check.numbers import counts, numbers_of
+from rlloss.check.probes import LONG, LONGEST, Probe, at_ratio, random_sequences
 from rlloss.losses.formulation import Formulation
 
 MOST_RANGES = 4  # named per sign of A
@@ -179,7 +179,7 @@ def by_length(f: Formulation, g: Formulation, clip_coef: float) -> Iterator[tupl
         probe = random_sequences((2, n), torch.float64, generator, 0.3, ragged=False)
         return bool(contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef)).real.any())
 
-    lengths = sorted({1, 2, 8, 64, LONG, *counts(numbers_of(f.function, g.function))})
+    lengths = sorted({1, 2, 8, 64, LONG, *counts(numbers_of(f.function, g.function), LONGEST)})
     differs = [differ(n) for n in lengths]
     for i in range(len(lengths) - 1):
         low, high = lengths[i], lengths[i + 1]

@@ -35,6 +35,8 @@ def size(a: Sequence[Measurement], b: Sequence[Measurement], contrasts: Sequence
     ordinary = contrasts[i].probe.ordinary
     chosen = slice(None) if ordinary else contrasts[i].real
     x, y = a[i].gradient[chosen], b[i].gradient[chosen]
+    scale = max(np.abs(x).max(initial=0), np.abs(y).max(initial=0)) or 1.0  # or else tiny ones have squares of 0
+    x, y = x / scale, y / scale
     norms = float(np.linalg.norm(x)), float(np.linalg.norm(y))
     cosine = float(x @ y) / (norms[0] * norms[1]) if all(norms) else math.nan
     largest = max(float(contrasts[i].size.max()) for i in real)

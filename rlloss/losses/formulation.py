@@ -227,12 +227,24 @@ def asked_of_tokens(*losses: Formulation) -> list[Formulation]:
     """The losses, asked with an advantage of each token, too, if all take that: GAE's, where rewards are dense."""
     try:
         for loss in losses:
-            if not loss.sequence or loss.advantage_form == "[batch]":
+            if not loss.sequence or (loss.advantage_form == "[batch]" and not _takes_both(loss)):
                 return list(losses)
             _try(loss, torch.float32, ANSWERS[0], tokens=True)
-    except LossError:
+    except (LossError, RuntimeError):
         return list(losses)
     return [replace(loss, per_token=True) for loss in losses]
+
+
+def _takes_both(loss: Formulation) -> bool:
+    """Whether one that takes an advantage of each answer means the same by that of each of its tokens."""
+    logp, mask = torch.linspace(-2, -0.1, 15).view(3, 5), torch.ones(3, 5, dtype=torch.bool)
+    each = torch.tensor([1, -0.5, 0.25])
+    gradients = []
+    for advantages in (each, each.unsqueeze(1).repeat(1, 5)):
+        leaf = logp.clone().requires_grad_()
+        result = loss(leaf, logp - 0.1, advantages, mask, clip_coef=0.2)
+        gradients += torch.autograd.grad(result, leaf)
+    return torch.allclose(*gradients)
 
 
 def _try(formulation: Formulation, dtype: torch.dtype, answers: int, *, tokens: bool = False) -> None:

@@ -70,6 +70,10 @@ class Calculator:
         """1 where a sign is one of these, else 0."""
         return self.choose(sign, *(self.one if s in of else self.zero for s in (-1, 0, 1)))
 
+    def beyond(self, x: Diagram) -> Diagram:
+        """The sign of x - 20, beyond which PyTorch's softplus is x itself."""
+        return self.order(x, self.on.constant(SOFTPLUS_THRESHOLD))
+
     def where(self, condition: Diagram, x: Diagram, y: Diagram) -> Diagram:
         return self.choose(self.order(condition, self.zero), x, y, x)
 
@@ -195,6 +199,7 @@ class Calculator:
 
 SPREADS = ("std", "var", "std_n", "var_n")
 SAME = ("detach", "number", "same")
+SOFTPLUS_THRESHOLD = 20.0
 FUSED = (  # whose derivatives PyTorch computes in one kernel, in an order of its own
     "sigmoid", "logsigmoid", "softplus", "tanh", "expm1", "log1p", "pow", "rdiv", "div", "prod", "logsumexp", "softmax",
     "log_softmax", *SPREADS,
@@ -216,6 +221,7 @@ FORWARD: dict[str, Callable[..., Diagram]] = {
     "and": lambda c, x, y: c.where(x, c.where(y, c.one, c.zero), c.zero),
     "or": lambda c, x, y: c.where(x, c.one, c.where(y, c.one, c.zero)),
     "not": lambda c, x: c.where(x, c.zero, c.one),
+    "softplus": lambda c, x: c.choose(c.beyond(x), (y := c.function("softplus", x)), y, x),
     "isfinite": lambda c, x: c.one,
     "isnan": lambda c, x: c.zero,
 }
@@ -235,7 +241,7 @@ BACKWARD: dict[str, Callable[..., Sequence[Diagram | None]]] = {
     "abs": lambda c, up, y, x: [c.mul(up, FORWARD["sign"](c, x))],
     "sigmoid": lambda c, up, y, x: [c.mul(c.mul(up, c.sub(c.one, y)), y)],
     "logsigmoid": lambda c, up, y, x: [c.mul(up, c.function("sigmoid", c.neg(x)))],
-    "softplus": lambda c, up, y, x: [c.mul(up, c.function("sigmoid", x))],
+    "softplus": lambda c, up, y, x: [c.choose(c.beyond(x), (s := c.mul(up, c.function("sigmoid", x))), s, up)],
     "tanh": lambda c, up, y, x: [c.mul(up, c.sub(c.one, c.mul(y, y)))],
     "relu": lambda c, up, y, x: [c.choose(c.order(x, c.zero), c.zero, c.zero, up)],
     "clamp": lambda c, up, y, x, low, high: [c.inside(up, x, low, high), None, None],

@@ -8,6 +8,7 @@ and logarithms are asked as what they are logarithms of: ``logratio < log(1 - ep
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 from rlloss.prove import polynomials as poly
@@ -207,6 +208,31 @@ def value_at(cases: Diagrams, diagram: Diagram, inputs: Mapping[str, float]) -> 
     return poly.evaluate(diagram, inputs, known)
 
 
+def differ_at(cases: Diagrams, x: Diagram, y: Diagram, inputs: Mapping[str, float]) -> bool:
+    """Whether two diagrams differ there by more than ``DIGITS`` digits lose, or cannot be told apart."""
+    with localcontext() as context:
+        context.prec = DIGITS
+        try:
+            one, other = (_decimal_at(cases, diagram, inputs) for diagram in (x, y))
+            return abs(one - other) > max(abs(one), abs(other)).scaleb(-DIGITS // 2)
+        except (ArithmeticError, ValueError, Undecided):
+            return True
+
+
+class Undecided(Exception):
+    """A value is no number."""
+
+
+def _decimal_at(cases: Diagrams, diagram: Diagram, inputs: Mapping[str, float]) -> Decimal:
+    known: dict[Quantity, Decimal] = {}
+    while isinstance(diagram, Case):
+        x = poly.exactly(cases.atoms[diagram.atom], inputs, known)  # type: ignore[arg-type]
+        diagram = diagram.branches[(x > 0) - (x < 0) + 1]
+    if isinstance(diagram, Limit):
+        raise Undecided
+    return poly.exactly(diagram, inputs, known)
+
+
 def _sigmoid(x: Polynomial) -> Polynomial:
     return poly.inverse(ONE + poly.exp(-x))
 
@@ -248,6 +274,7 @@ def _positive(q: Quantity) -> bool:
 
 
 EPSILON = "ε"
+DIGITS = 80  # to which what a solver found is computed once more
 
 
 def known_sign(p: Polynomial) -> int | None:

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 from math import gcd, isqrt
@@ -241,6 +242,21 @@ def content(values: Iterable[Fraction]) -> Fraction:
     return Fraction(top, bottom)
 
 
+def exactly(p: Polynomial, inputs: Mapping[str, float], known: dict[Quantity, Decimal]) -> Decimal:
+    """As ``evaluate``, to as many digits as the context has. Raises: ArithmeticError."""
+    total = Decimal(0)
+    for m, c in p.terms:
+        product = Decimal(c.numerator) / Decimal(c.denominator)
+        for q, n in m:
+            if q not in known:
+                inner = exactly(q.of, inputs, known) if q.of is not None else Decimal(inputs[q.name])
+                known[q] = inner if q.kind == "var" else DECIMALS[q.kind](inner)
+            power = Fraction(n)
+            product *= known[q] ** (Decimal(power.numerator) / power.denominator)
+        total += product
+    return total
+
+
 def evaluate(p: Polynomial, inputs: Mapping[str, float], known: dict[Quantity, float]) -> float:
     """p as a float where its variables have these values. ``known``: the quantities that were computed so far.
 
@@ -258,6 +274,12 @@ def evaluate(p: Polynomial, inputs: Mapping[str, float], known: dict[Quantity, f
     return total
 
 
+DECIMALS: dict[str, Callable[[Decimal], Decimal]] = {
+    "exp": Decimal.exp,
+    "log": Decimal.ln,
+    "sqrt": Decimal.sqrt,
+    "inverse": lambda x: 1 / x,
+}
 FLOATS: dict[str, Callable[[float], float]] = {
     "exp": math.exp,
     "log": math.log,
