@@ -309,13 +309,14 @@ def _nothing_first(mask: Tensor) -> None:
 
 
 def rewards(dtype: torch.dtype, generator: torch.Generator, spread: float) -> Iterator[Probe]:
-    """Answers whose advantages are rewards: 0 or 1, of which groups have ties; and in one half all above 0."""
+    """Answers whose advantages are rewards: 0 or 1, of which groups have ties; all above 0, in one half or nearly."""
     batch = random_sequences((32, 3), dtype, generator, spread, ragged=True)
     zeros_and_ones = torch.randint(0, 2, (32,), generator=generator)
     yield replace(batch, name="32 x 3, A of 0 and 1", advantages=zeros_and_ones.to(dtype))
     A = batch.advantages.clone()
     A[:16] = A[:16].abs() + 0.1
     yield replace(batch, name="32 x 3, A > 0 in one half", advantages=A)
+    yield replace(batch, name="32 x 3, A around 3", advantages=batch.advantages + 3)
 
 
 def hostile_sequences(

@@ -18,7 +18,7 @@ import torch
 from rlloss.check.measure import Contrast, contrast, measure
 from rlloss.check.numbers import untried_numbers
 from rlloss.check.result import ANY_SIZE, FEW, SIZES, TOKENS, Proof
-from rlloss.check.subject import DTYPES, Batch, Subject, masks, probe_at
+from rlloss.check.subject import DTYPES, Batch, Subject, inputs_of, masks, probe_at
 from rlloss.errors import GraphError, LossError
 from rlloss.losses.formulation import Formulation
 from rlloss.prove import polynomials as poly
@@ -275,7 +275,7 @@ class _Pair:
                 if answer.found is None:
                     break
                 tried = self.replay(batch, answer.found)
-                if tried is not None and differ_at(self.on.cases, x, y, answer.found.inputs):
+                if tried is not None and differ_at(self.on.cases, x, y, inputs_of(tried.probe, tried.clip_coef)):
                     return tried
                 if time.monotonic() > self.until:
                     raise Late

@@ -234,3 +234,13 @@ def probe_at(batch: Batch, inputs: Mapping[str, float]) -> Probe:
         A = tensor("A", lambda at: 1.0, [f"[{i}]" for i in range(batch.shape[0])], batch.shape[:1])
     mask = None if batch.mask is None else torch.tensor(batch.mask)
     return Probe("proof", bool((logp == old).all()), logp, old, A, mask)
+
+
+def inputs_of(probe: Probe, clip_coef: float) -> dict[str, float]:
+    """All numbers of a batch, by their names in a proof."""
+    named = {"logp": probe.logp, "old": probe.old_logp, "A": probe.advantages}
+    found = {EPSILON: clip_coef}
+    for name, tensor in named.items():
+        for place in itertools.product(*map(range, tensor.shape)):
+            found[f"{name}[{','.join(map(str, place))}]"] = float(tensor[place])
+    return found

@@ -239,12 +239,13 @@ def _takes_both(loss: Formulation) -> bool:
     """Whether one that takes an advantage of each answer means the same by that of each of its tokens."""
     logp, mask = torch.linspace(-2, -0.1, 15).view(3, 5), torch.ones(3, 5, dtype=torch.bool)
     each = torch.tensor([1, -0.5, 0.25])
-    gradients = []
+    gradients: list[Tensor] = []
     for advantages in (each, each.unsqueeze(1).repeat(1, 5)):
         leaf = logp.clone().requires_grad_()
         result = loss(leaf, logp - 0.1, advantages, mask, clip_coef=0.2)
         gradients += torch.autograd.grad(result, leaf)
-    return torch.allclose(*gradients)
+    one, other = gradients
+    return torch.allclose(one, other)
 
 
 def _try(formulation: Formulation, dtype: torch.dtype, answers: int, *, tokens: bool = False) -> None:
