@@ -403,6 +403,7 @@ def own_advantages_of_samples(
 def own_log_ratios(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float]) -> Probe:
     """Answers whose log-ratios, all tokens of one together, lie on both sides of every number of the losses."""
     totals = torch.tensor([x for x in (0.0, *_beside(numbers)) if abs(x) <= FARTHEST], dtype=torch.float64)
+    totals = _again(totals, 8 * math.ceil(len(totals) / 8))  # in groups of any usual size
     totals = torch.cat([totals, totals])  # each with either sign of A
     probe = random_sequences((len(totals), 16), torch.float64, generator, 0.0, ragged=False)
     old_logp = probe.old_logp - (totals / 16).abs().unsqueeze(1)
