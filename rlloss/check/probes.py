@@ -409,10 +409,8 @@ def own_log_ratios(dtype: torch.dtype, generator: torch.Generator, numbers: Sequ
     old_logp = probe.old_logp - (totals / 16).abs().unsqueeze(1)
     A = probe.advantages.abs() * torch.where(torch.arange(len(totals)) < len(totals) // 2, 1.0, -1.0)
     logp = old_logp + (totals / 16).unsqueeze(1)
-    name = "own numbers as log-ratios"
-    return replace(
-        probe, name=name, logp=logp.to(dtype), old_logp=old_logp.to(dtype), advantages=A.to(dtype), rare=True
-    )
+    logp, old_logp, A = (x.to(dtype) for x in (logp, old_logp, A))
+    return Probe("own numbers as log-ratios", False, logp, old_logp, A, probe.mask, rare=True)
 
 
 def own_advantages(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float], spread: float) -> Probe:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from rlloss.check.numbers import counts, numbers_of, untried_numbers
+from rlloss.check.probes import sample_probes, sequence_probes
 from rlloss.verdicts import Verdict
 from tests.check.test_cases import found
 from tests.examples.users_losses import plain
@@ -228,3 +229,13 @@ def test_products_count_samples():
 
     assert WIDTH * MINIBATCHES in untried_numbers(loss)
     assert not {300 * SIZE, WIDTH, SIZE} & set(untried_numbers(loss))
+
+
+def test_probes_say_whether_they_are_on_policy():
+    """What is said of the first minibatch rests on it."""
+    for probe in (
+        *sample_probes(torch.float64, 0.2, 0, (0.3, 100.0)),
+        *sequence_probes(torch.float64, 0.2, 0, (0.3, 100.0), tokens=True),
+    ):
+        same = bool((probe.logp == probe.old_logp).all())
+        assert probe.on_policy == same, probe.name
