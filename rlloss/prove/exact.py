@@ -8,13 +8,13 @@ and logarithms are asked as what they are logarithms of: ``logratio < log(1 - ep
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, localcontext
+from decimal import localcontext
 from fractions import Fraction
 
 from rlloss.prove import polynomials as poly
 from rlloss.prove.backward import SPREADS, NotFollowed
 from rlloss.prove.diagrams import Case, Diagram, Diagrams
-from rlloss.prove.polynomials import ONE, ZERO, Polynomial, Quantity
+from rlloss.prove.polynomials import ONE, ZERO, Numbers, Polynomial, Quantity, T
 
 MOST_TERMS = 400  # of a polynomial
 
@@ -197,40 +197,31 @@ class Exact:
         return logs if name == "logsumexp" else apply(lambda x, m: self.add(x, self.neg(m)), first, logs)
 
 
-def value_at(cases: Diagrams, diagram: Diagram, inputs: Mapping[str, float]) -> float:
-    """What a diagram comes to where its variables have these values, in floats. Raises: as ``polynomials.evaluate``."""
-    known: dict[Quantity, float] = {}
+def value_at(
+    cases: Diagrams,
+    diagram: Diagram,
+    inputs: Mapping[str, float],
+    numbers: Numbers[T] = poly.FLOATS,  # type: ignore[assignment]
+) -> T:
+    """What a diagram comes to where its variables have these values. Raises: as ``polynomials.evaluate``."""
+    known: dict[Quantity, T] = {}
     while isinstance(diagram, Case):
-        x = poly.evaluate(cases.atoms[diagram.atom], inputs, known)  # type: ignore[arg-type]
+        x = poly.evaluate(cases.atoms[diagram.atom], inputs, known, numbers)  # type: ignore[arg-type]
         diagram = diagram.branches[(x > 0) - (x < 0) + 1]
     if isinstance(diagram, Limit):
-        return diagram.sign * math.inf if diagram.sign else math.nan
-    return poly.evaluate(diagram, inputs, known)
+        return numbers.number(diagram.sign * math.inf if diagram.sign else math.nan)
+    return poly.evaluate(diagram, inputs, known, numbers)
 
 
 def differ_at(cases: Diagrams, x: Diagram, y: Diagram, inputs: Mapping[str, float]) -> bool:
-    """Whether two diagrams differ there by more than ``DIGITS`` digits lose, or cannot be told apart."""
+    """Whether two diagrams differ there in the first half of ``DIGITS`` digits, or cannot be told apart."""
     with localcontext() as context:
         context.prec = DIGITS
         try:
-            one, other = (_decimal_at(cases, diagram, inputs) for diagram in (x, y))
+            one, other = (value_at(cases, diagram, inputs, poly.DECIMALS) for diagram in (x, y))
             return abs(one - other) > max(abs(one), abs(other)).scaleb(-DIGITS // 2)
-        except (ArithmeticError, ValueError, Undecided):
+        except (ArithmeticError, ValueError):  # an infinity, say
             return True
-
-
-class Undecided(Exception):
-    """A value is no number."""
-
-
-def _decimal_at(cases: Diagrams, diagram: Diagram, inputs: Mapping[str, float]) -> Decimal:
-    known: dict[Quantity, Decimal] = {}
-    while isinstance(diagram, Case):
-        x = poly.exactly(cases.atoms[diagram.atom], inputs, known)  # type: ignore[arg-type]
-        diagram = diagram.branches[(x > 0) - (x < 0) + 1]
-    if isinstance(diagram, Limit):
-        raise Undecided
-    return poly.exactly(diagram, inputs, known)
 
 
 def _sigmoid(x: Polynomial) -> Polynomial:

@@ -13,6 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 from math import gcd, isqrt
+from typing import Generic, TypeVar
 
 from rlloss.prove.keyed import Keyed
 
@@ -242,47 +243,47 @@ def content(values: Iterable[Fraction]) -> Fraction:
     return Fraction(top, bottom)
 
 
-def exactly(p: Polynomial, inputs: Mapping[str, float], known: dict[Quantity, Decimal]) -> Decimal:
-    """As ``evaluate``, to as many digits as the context has. Raises: ArithmeticError."""
-    total = Decimal(0)
-    for m, c in p.terms:
-        product = Decimal(c.numerator) / Decimal(c.denominator)
-        for q, n in m:
-            if q not in known:
-                inner = exactly(q.of, inputs, known) if q.of is not None else Decimal(inputs[q.name])
-                known[q] = inner if q.kind == "var" else DECIMALS[q.kind](inner)
-            power = Fraction(n)
-            product *= known[q] ** (Decimal(power.numerator) / power.denominator)
-        total += product
-    return total
+T = TypeVar("T", float, Decimal)
 
 
-def evaluate(p: Polynomial, inputs: Mapping[str, float], known: dict[Quantity, float]) -> float:
-    """p as a float where its variables have these values. ``known``: the quantities that were computed so far.
+@dataclass(frozen=True)
+class Numbers(Generic[T]):
+    """In what a polynomial is evaluated: ``number`` makes one of a fraction or of an input."""
 
-    Raises: ArithmeticError, ValueError where a float has no such value.
+    number: Callable[[Fraction | float], T]
+    functions: Mapping[str, Callable[[T], T]]
+
+
+def _decimal(x: Fraction | float) -> Decimal:
+    return Decimal(x) if isinstance(x, float) else Decimal(x.numerator) / x.denominator
+
+
+FLOATS: Numbers[float] = Numbers(
+    float, {"exp": math.exp, "log": math.log, "sqrt": math.sqrt, "inverse": lambda x: 1 / x}
+)
+DECIMALS: Numbers[Decimal] = Numbers(
+    _decimal, {"exp": Decimal.exp, "log": Decimal.ln, "sqrt": Decimal.sqrt, "inverse": lambda x: 1 / x}
+)
+"""To as many digits as the context has."""
+
+
+def evaluate(
+    p: Polynomial,
+    inputs: Mapping[str, float],
+    known: dict[Quantity, T],
+    numbers: Numbers[T] = FLOATS,  # type: ignore[assignment]
+) -> T:
+    """p where its variables have these values. ``known``: the quantities that were computed so far.
+
+    Raises: ArithmeticError, ValueError where there is no such number.
     """
-    total = 0.0
+    total = numbers.number(0.0)
     for m, c in p.terms:
-        product = float(c)
+        product = numbers.number(c)
         for q, n in m:
             if q not in known:
-                inner = evaluate(q.of, inputs, known) if q.of is not None else inputs[q.name]
-                known[q] = inner if q.kind == "var" else FLOATS[q.kind](inner)
-            product *= known[q] ** n if n != 1 else known[q]
+                inner = numbers.number(inputs[q.name]) if q.of is None else evaluate(q.of, inputs, known, numbers)
+                known[q] = inner if q.kind == "var" else numbers.functions[q.kind](inner)
+            product *= known[q] ** numbers.number(n) if n != 1 else known[q]
         total += product
     return total
-
-
-DECIMALS: dict[str, Callable[[Decimal], Decimal]] = {
-    "exp": Decimal.exp,
-    "log": Decimal.ln,
-    "sqrt": Decimal.sqrt,
-    "inverse": lambda x: 1 / x,
-}
-FLOATS: dict[str, Callable[[float], float]] = {
-    "exp": math.exp,
-    "log": math.log,
-    "sqrt": math.sqrt,
-    "inverse": lambda x: 1 / x,
-}
