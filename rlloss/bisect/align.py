@@ -136,9 +136,8 @@ def after_backward(a: Tape, b: Tape) -> Split:
     for x, y in zip(ours, theirs, strict=False):
         if kind_of(x) != kind_of(y) or len(x.inputs) != len(y.inputs):
             break
-        for place, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=True)):
-            if one != other and not (isinstance(one, Number) or isinstance(other, Number)):
-                return Split("option", x, y, place)
+        if option := other_option(x, y, alike=False):
+            return option
     return Split("none")
 
 
@@ -167,14 +166,20 @@ def _whatever_the_order(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split
     for x in ours:
         alike = there.get((x.op, *numbers_in(x)), [])
         same = [y for y in alike if y.inputs == x.inputs]
-        if not same and alike and len(alike[0].inputs) == len(x.inputs):
-            place = next(
-                i for i, (one, other) in enumerate(zip(x.inputs, alike[0].inputs, strict=True)) if one != other
-            )
-            return Split("option", x, alike[0], place)
+        if not same and alike and (option := other_option(x, alike[0])):
+            return option
         if same and all(y.outputs != x.outputs for y in same):
             return Split("operation", x, same[0], a=x.outputs[0].digest, b=same[0].outputs[0].digest)
     return Split("none")
+
+
+def other_option(ours: Entry, theirs: Entry, *, alike: bool = True) -> Split | None:
+    """Of one operation in both runs: the first input that is no tensor and another. ``alike``: of the same tensors."""
+    if len(ours.inputs) != len(theirs.inputs) or (alike and numbers_in(ours) != numbers_in(theirs)):
+        return None
+    pairs = zip(ours.inputs, theirs.inputs, strict=True)
+    differ = (i for i, (x, y) in enumerate(pairs) if x != y and not (isinstance(x, Number) or isinstance(y, Number)))
+    return next((Split("option", ours, theirs, i) for i in differ), None)
 
 
 def first_gradients(a: Tape, b: Tape) -> tuple[Joint, Joint] | None:

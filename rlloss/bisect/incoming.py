@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import DRAWS, LEAF, Split, behind, computing, kind_of, live, numbers_in
+from rlloss.bisect.align import DRAWS, LEAF, Split, behind, computing, kind_of, live, numbers_in, other_option
 from rlloss.bisect.found import Cause
 from rlloss.bisect.saying import difference, maker, name_of, place_of
 from rlloss.watch.tape import FETCHED, NOTHING, Entry, Number, Tape, written
@@ -154,17 +154,15 @@ def came_in(a: Tape, b: Tape) -> Cause | None:
                          cause.evidence, decided=False)  # fmt: skip
         return cause
     for x, y in zip(_taken_alone(a, b), _taken_alone(b, a), strict=False):
-        if kind_of(x) != kind_of(y) or numbers_in(x) != numbers_in(y):
+        if kind_of(x) != kind_of(y) or (option := other_option(x, y)) is None:
             break
-        place = next(i for i, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=False)) if one != other)
-        return another_option(Split("option", x, y, place))
+        return another_option(option)
     ours, theirs = _draws_alone(a, b), _draws_alone(b, a)
     for x, y in zip(ours, theirs, strict=False):
         if x.op != y.op or numbers_in(x) != numbers_in(y) or len(x.inputs) != len(y.inputs):
             return None
-        if x.inputs != y.inputs:
-            place = next(i for i, one in enumerate(x.inputs) if one != y.inputs[i])
-            return another_option(Split("option", x, y, place))
+        if option := other_option(x, y):
+            return another_option(option)
         return another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b)
     return None
 

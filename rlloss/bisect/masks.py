@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlloss.bisect.align import computing, paired, ulps
-from rlloss.bisect.saying import assigned, name_of, plain, said
+from rlloss.bisect.saying import assigned, name_of, plain, shortened
 from rlloss.watch.tape import Entry, Joint, Tape
 
 CLAMPS = re.compile("Clamp|Hardtanh|Relu")
@@ -51,7 +51,7 @@ def _cutter(tape: Tape, joint: Joint) -> str:
     """By which operation: the clamp between the loss and the tensor that passes on less than it gets, if one does."""
     path = _towards_the_loss(tape, joint)
     clamps = [j for j in tape.joints if j.sequence in path and CLAMPS.match(j.node) and _cuts(tape, j)]
-    return f": cut by {plain(clamps[-1].node)} at {said(clamps[-1].where)}" if clamps else ""
+    return f": cut by {plain(clamps[-1].node)} at {shortened(clamps[-1].where)}" if clamps else ""
 
 
 def _cuts(tape: Tape, clamp: Joint) -> bool:

@@ -34,8 +34,9 @@ def scaled(a: Tape, b: Tape) -> str:
         return (f"another normaliser in each of {len(factors)} backward passes: b has the gradients of a times {said}; "
                 "a mean of means weighs every micro-batch alike, however many samples it has")  # fmt: skip
     (at, factor), *_ = factors.items()
-    passes = len({joint.backward for joint in a.joints if joint.node == LEAF})
-    of = f" in backward pass {at + 1} of {passes}" if len(factors) < passes else ""
+    passes = sorted({joint.backward for joint in a.joints if joint.node == LEAF})
+    alone = at in passes and len(factors) < len(passes)
+    of = f" in backward pass {passes.index(at) + 1} of {len(passes)}" if alone else ""
     return f"b has the gradient of a times {factor:.6g}{of}: another coefficient, another mean or norm, or a hook"
 
 

@@ -97,10 +97,10 @@ def parts(found: Split) -> tuple[list[str], list[str]]:
 
 
 def place_of(entry: Entry) -> str:
-    return f"{said(entry.where) or 'no line of anybody'}{', backward' if entry.node else ''}"
+    return f"{shortened(entry.where) or 'no line of anybody'}{', backward' if entry.node else ''}"
 
 
-def said(where: str) -> str:
+def shortened(where: str) -> str:
     """A line with its place, the beginning of a long one."""
     place, colon, line = where.partition(": ")
     return f"{place}{colon}{line if len(line) <= LONGEST else line[: LONGEST - 1] + '…'}"
@@ -114,7 +114,7 @@ def subject(joint: Joint) -> str:
     if name := assigned(joint.where):
         return f"{name} {by}"
     function = returned(joint.where)
-    return f"what {function} returns {by}" if function else f"{plain(joint.node)} at {said(joint.where)}"
+    return f"what {function} returns {by}" if function else f"{plain(joint.node)} at {shortened(joint.where)}"
 
 
 def plain(node: str) -> str:

@@ -15,6 +15,7 @@ from rlloss.bisect.align import (
     computing,
     live,
     numbers_in,
+    other_option,
     split,
     ulps,
     used,
@@ -44,7 +45,7 @@ from rlloss.bisect.saying import (
     parts,
     place_of,
     plain,
-    said as line_said,
+    shortened,
     subject,
 )
 from rlloss.watch.tape import NOTHING, OPTIMIZER_STEP, Entry, Joint, Number, Tape, written
@@ -104,7 +105,7 @@ def changed_outside(a: Tape, b: Tape, names: Collection[str]) -> tuple[str, Entr
         which, entry = alone
         return f": {which} alone writes to {entry.to} by {entry.op} at {place_of(entry)}", entry
     for x, y in zip(_writes(a, names), _writes(b, names), strict=False):
-        if (x.op, written(x.where)) == (y.op, written(y.where)) and (option := _other_option(x, y, alike=False)):
+        if (x.op, written(x.where)) == (y.op, written(y.where)) and (option := other_option(x, y, alike=False)):
             return f"; {another_option(option).words}", x
     found = split(a, b)
     why = explain(found, a, b, names)
@@ -267,7 +268,7 @@ def _another_number(found: Split) -> Cause | None:
         return None
     if beyond_defaults(found.ours, found.theirs):
         return another_option(found)
-    option = _other_option(found.ours, found.theirs)
+    option = other_option(found.ours, found.theirs)
     return another_option(option) if option else None
 
 
@@ -278,14 +279,14 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
     if found.ours.op.startswith(DRAWS) and found.theirs.op == found.ours.op:
         if found.ours.inputs == found.theirs.inputs:
             return another_result(found, a, b)
-        if option := _other_option(found.ours, found.theirs):
+        if option := other_option(found.ours, found.theirs):
             return another_option(option)
     if other_order := moved(samples(a, found.ours), samples(b, found.ours), a, found.ours, b):
         return other_order
     if (found.ours.op, found.ours.where) == (found.theirs.op, found.theirs.where):
         if found.ours.inputs == found.theirs.inputs:
             return another_result(found, a, b)
-        if option := _other_option(found.ours, found.theirs):
+        if option := other_option(found.ours, found.theirs):
             return another_option(option)
         where = f"{found.ours.op} at {place_of(found.ours)}"
         return Cause(f"the forward passes part: {where} is the first to make other numbers", decided=False)
@@ -298,15 +299,6 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
 def _has(tape: Tape, number: Number) -> bool:
     """Whether a run has a number, too."""
     return number.digest in tape.given or maker(tape, number.digest) is not None or number == NOTHING
-
-
-def _other_option(ours: Entry, theirs: Entry, *, alike: bool = True) -> Split | None:
-    """Of one operation in both runs: the first input that is no tensor and another. ``alike``: of the same tensors."""
-    if len(ours.inputs) != len(theirs.inputs) or (alike and numbers_in(ours) != numbers_in(theirs)):
-        return None
-    pairs = zip(ours.inputs, theirs.inputs, strict=True)
-    differ = (i for i, (x, y) in enumerate(pairs) if x != y and not (isinstance(x, Number) or isinstance(y, Number)))
-    return next((Split("option", ours, theirs, i) for i in differ), None)
 
 
 def _order_of_gradients(joint: Joint, a: Tape, b: Tape) -> str:
@@ -375,7 +367,7 @@ def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> tuple[str, bo
         uses = _used_for(mine, more)
         extra = [use for use in uses if use not in _used_for(tape, less)]
         computed = {use for entry in tape.entries if not entry.node for use in _uses(entry, less.number)}
-        said = [f"{which} has a gradient more, through {plain(node)} at {line_said(where)}, which the other run"
+        said = [f"{which} has a gradient more, through {plain(node)} at {shortened(where)}, which the other run"
                 for node, where in map(uses.__getitem__, extra)]  # fmt: skip
         for use, words in zip(extra, said, strict=True):
             if use in computed:
