@@ -295,15 +295,15 @@ def tried(probes: Sequence[Probe]) -> tuple[str, ...]:
         shapes = ", ".join(name for name in names if re.fullmatch(r"\d+ x \d+", name))
         batches = (
             f"batches of {shapes} tokens, of equal and unequal lengths, on- and off-policy; holes, late starts, empty "
-            "answers, advantages of 0; every ratio of a grid in answers of 1 and 2 tokens; log π to -40; the losses' "
-            "own numbers as bounds, lengths and advantages"
+            "answers, advantages of 0, of 0 and 1, and equal in a group; every ratio of a grid in answers of 1 and 2 "
+            "tokens; log π from 0 to -40; the losses' own numbers as bounds, lengths, sizes, advantages and log-ratios"
         )
     else:
         points = next(probe.logp.numel() for probe in probes if probe.grid)
         sizes = ", ".join(map(str, sorted({probe.logp.numel() for probe in probes if probe.name.startswith("N")})))
         batches = (
             f"a grid of {points:,} (ratio, A) with both bounds and their neighbours, ratio 1, A = 0, rounding ties; "
-            "ratios from 0 to inf, on both sides of the losses' own numbers; log π to -40; "
+            "ratios from 0 to inf and advantages, on both sides of the losses' own numbers; log π from 0 to -40; "
             f"random batches of N = {sizes}"
         )
     return (batches, "through a network of two layers to its parameters; and Hypothesis searched for an example")

@@ -163,10 +163,15 @@ def grid_of(numbers: Sequence[float], dtype: torch.dtype, clip_coef: float) -> P
     return Probe("bounds", False, logp, old_logp, _pad(A, size), grid=True)
 
 
+def _fits(advantage: float, dtype: torch.dtype) -> bool:
+    """Whether a loss can compute with it: the range of float16 is small."""
+    return dtype != torch.float16 or 1e-3 <= advantage <= 100
+
+
 def grid(dtype: torch.dtype, clip_coef: float) -> Probe:
     """Every ratio of ``ratios`` with every advantage, and the ties; N is a power of two, so that 1/N is exact."""
     columns = ratios(dtype, clip_coef)
-    sizes = [a for a in ADVANTAGES if dtype != torch.float16 or 1e-3 <= a <= 100]  # the range of float16 is small
+    sizes = [a for a in ADVANTAGES if _fits(a, dtype)]
     A = torch.tensor([0.0, *sizes, *(-a for a in sizes)], dtype=dtype)
     ratio, advantages = (x.flatten() for x in torch.meshgrid(columns, A, indexing="ij"))
     tie_ratio, tie_advantages = ties(dtype, clip_coef)
@@ -196,11 +201,15 @@ def extremes(dtype: torch.dtype) -> Probe:
     return Probe("extremes", False, logp.to(dtype), old_logp.to(dtype), A.flatten().to(dtype), extreme=True)
 
 
+def _few_ratios(clip_coef: float, *, on_policy: bool) -> list[float]:
+    """1 on-policy; else some far from it, and on both sides of each bound."""
+    lower, upper = 1 - clip_coef, 1 + clip_coef
+    return [1.0] if on_policy else [0.5, 2.0, lower * 0.99, lower * 1.01, upper * 0.99, upper * 1.01]
+
+
 def rare(dtype: torch.dtype, clip_coef: float, numbers: Sequence[float] = (), *, on_policy: bool = False) -> Probe:
     """A few ratios at log-probabilities from 0 down to -40, and on both sides of every number of the losses."""
-    lower, upper = 1 - clip_coef, 1 + clip_coef
-    off = [0.5, 2.0, lower * 0.99, lower * 1.01, upper * 0.99, upper * 1.01]
-    few = torch.tensor([1.0] if on_policy else off, dtype=torch.float64)
+    few = torch.tensor(_few_ratios(clip_coef, on_policy=on_policy), dtype=torch.float64)
     theirs = [-abs(x) for x in numbers if abs(x) < MOST_RARE] + [math.log(x) for x in numbers if 0 < x < 1]
     theirs = [x * factor for x in theirs for factor in (1 - 1e-3, 1 + 1e-3)]
     logs = torch.tensor([*LOG_PROBABILITIES, *theirs, *(math.log(x) for x in PROBABILITIES)], dtype=torch.float64)
@@ -381,28 +390,42 @@ def with_own_advantages(probe: Probe, generator: torch.Generator) -> Probe:
 
 
 def _beside(numbers: Sequence[float]) -> list[float]:
-    """Advantages on both sides of every number, on it, and between each and the next; of both signs."""
+    """On both sides of every number, on it, and between each and the next; of both signs."""
     theirs = sorted({abs(x) for x in numbers if abs(x) <= MOST_ADVANTAGE})
     sizes = {*between(theirs), *(x * by for x in theirs for by in (0.9, 1.2))}
     return [sign * x for x in sorted(sizes) for sign in (1, -1)]
 
 
+def _advantages_beside(numbers: Sequence[float], dtype: torch.dtype) -> list[float]:
+    return [x for x in _beside(numbers) if _fits(abs(x), dtype)]
+
+
 def own_advantages_of_samples(
     dtype: torch.dtype, clip_coef: float, numbers: Sequence[float], *, on_policy: bool
 ) -> Probe:
-    """The same of samples, each with a few ratios."""
-    few = [1.0] if on_policy else [0.5, 2.0, (1 - clip_coef) * 0.99, (1 - clip_coef) * 1.01, (1 + clip_coef) * 1.01]
-    columns = torch.tensor([0.0, *_beside(numbers)], dtype=torch.float64), torch.tensor(few, dtype=torch.float64)
-    A, ratio = (x.flatten() for x in torch.meshgrid(*columns, indexing="ij"))
+    """Samples whose advantages lie on both sides of every number that the losses are written with, at a few ratios."""
+    columns = [0.0, *_advantages_beside(numbers, dtype)], _few_ratios(clip_coef, on_policy=on_policy)
+    tensors = (torch.tensor(column, dtype=torch.float64) for column in columns)
+    A, ratio = (x.flatten() for x in torch.meshgrid(*tensors, indexing="ij"))
     size = 2 ** math.ceil(math.log2(len(A)))
     logp, A = (_pad(x.to(dtype), size) for x in (-1 + 0 * A, A))
     old_logp = _pad((-1 - ratio.log()).to(dtype), size)
     return Probe("own numbers as advantages", on_policy, logp, old_logp, A, rare=True)
 
 
+def own_advantages(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float], spread: float) -> Probe:
+    """The same of answers and their rewards."""
+    beside = _advantages_beside(numbers, dtype)
+    probe = random_sequences((max(8, 4 * math.ceil(len(beside) / 4)), 4), dtype, generator, spread, ragged=False)
+    A = probe.advantages.clone()
+    A[torch.randperm(len(A), generator=generator)[: len(beside)]] = torch.tensor(beside, dtype=torch.float64).to(dtype)
+    return replace(probe, name="own numbers as advantages", advantages=A, rare=True)
+
+
 def own_log_ratios(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float]) -> Probe:
     """Answers whose log-ratios, all tokens of one together, lie on both sides of every number of the losses."""
-    totals = torch.tensor([x for x in (0.0, *_beside(numbers)) if abs(x) <= FARTHEST], dtype=torch.float64)
+    farthest = min(FARTHEST, 0.9 * math.log(torch.finfo(dtype).max))
+    totals = torch.tensor([x for x in (0.0, *_beside(numbers)) if abs(x) <= farthest], dtype=torch.float64)
     totals = _again(totals, 8 * math.ceil(len(totals) / 8))  # in groups of any usual size
     totals = torch.cat([totals, totals])  # each with either sign of A
     probe = random_sequences((len(totals), 16), torch.float64, generator, 0.0, ragged=False)
@@ -411,15 +434,6 @@ def own_log_ratios(dtype: torch.dtype, generator: torch.Generator, numbers: Sequ
     logp = old_logp + (totals / 16).unsqueeze(1)
     logp, old_logp, A = (x.to(dtype) for x in (logp, old_logp, A))
     return Probe("own numbers as log-ratios", False, logp, old_logp, A, probe.mask, rare=True)
-
-
-def own_advantages(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float], spread: float) -> Probe:
-    """Answers whose advantages, or rewards, lie on both sides of every number that the losses are written with."""
-    beside = _beside(numbers)
-    probe = random_sequences((max(8, 4 * math.ceil(len(beside) / 4)), 4), dtype, generator, spread, ragged=False)
-    A = probe.advantages.clone()
-    A[torch.randperm(len(A), generator=generator)[: len(beside)]] = torch.tensor(beside, dtype=torch.float64).to(dtype)
-    return replace(probe, name="own numbers as advantages", advantages=A, rare=True)
 
 
 def sequence_probes(
