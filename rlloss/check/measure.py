@@ -165,6 +165,7 @@ class Contrast:
     real: NDArray[np.bool_]  # explained by nothing
     clip_coef: float  # what both losses got
     size: Array  # of what no rounding explains: the difference, relative to the terms
+    share: Array  # of the same: the difference, relative to the largest terms of the batch
 
     @property
     def common(self) -> NDArray[np.bool_]:
@@ -267,7 +268,7 @@ def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast
     none = np.zeros_like(unequal)
     if not unequal.any():
         flat, same = none.astype(float), {"edge": none, "subnormal": none, "not_finite": none, "real": none}
-        return Contrast(probe=probe, ulp=flat, **same, clip_coef=a.clip_coef, size=flat)
+        return Contrast(probe=probe, ulp=flat, **same, clip_coef=a.clip_coef, size=flat, share=flat)
     not_finite = unequal & ~(np.isfinite(x) & np.isfinite(y))
     terms = np.fmax(np.fmax(np.abs(x), np.abs(y)), np.fmax(a.terms, b.terms))
     rounded = coarser(probe.dtype, margin.shortest)
@@ -297,9 +298,10 @@ def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast
         edge=unexplained & edge,
         subnormal=subnormal,
         not_finite=not_finite,
-        real=unexplained & ~edge,
+        real=(real := unexplained & ~edge),
         clip_coef=a.clip_coef,
-        size=np.divide(apart, terms, out=np.zeros_like(terms), where=unexplained & ~edge & (terms > 0)),
+        size=np.divide(apart, terms, out=np.zeros_like(terms), where=real & (terms > 0)),
+        share=np.divide(apart, terms.max(), out=np.zeros_like(terms), where=real & (terms > 0)),
     )
 
 

@@ -33,6 +33,7 @@ from rlloss.prove.written import question, smt_lib
 TRACED_AT = 0.2  # clip_coef, where it is any
 REFINEMENTS = 24  # times that a question is asked again with what its last answer violated
 ROUNDED_AT_MOST = 0.02  # relative to the terms: a difference beyond it, at common numbers, is asked nothing more
+NEXT_TO_NONE = 1e-9  # relative to the largest terms of a batch: below it, a proof is asked for all the same
 SECONDS = 20.0  # after which what is not proved stays open
 
 
@@ -63,13 +64,14 @@ class Prover:
     ) -> tuple[Proof, Contrast | None]:
         """``prove``, knowing what trying the two has shown.
 
-        A small difference, one in bfloat16, beside a bound, or where numbers are huge may be rounding. One of a common
-        sample is none. ``found``: the example.
+        A small difference, one in bfloat16, beside a bound, or where numbers are huge may be rounding, and so may what
+        is next to none beside others, as where 1 - tanh² has lost its digits. Another of a common sample is none.
+        ``found``: the example.
         """
         ordinary = [c for c in contrasts if c.probe.ordinary]
         in_full = [c for c in ordinary if c.probe.dtype == torch.float64]
         shown = in_full or [c for c in ordinary if c.probe.dtype == torch.float32]
-        refuted = any((c.size[c.common] > ROUNDED_AT_MOST).any() for c in shown)
+        refuted = any((c.common & (c.size > ROUNDED_AT_MOST) & (c.share > NEXT_TO_NONE)).any() for c in shown)
         bits = not any(c.unequal for c in (*contrasts, *([found] if found else [])))
         return self.prove(f, g, refuted=refuted, bits=bits)
 

@@ -189,6 +189,21 @@ def test_what_a_solver_finds_and_rounding_makes_refutes_no_proof():
     assert result.proof.exact != "refuted", said
 
 
+@pytest.mark.parametrize(("by", "exact"), [(1, "proved"), (1.0001, "refuted")])
+def test_all_of_a_gradient_that_is_next_to_none_refutes_no_proof(by, exact):
+    """At a ratio of 8, tanh is 1 in float64, too, and nothing is left of a gradient of 1e-12."""
+
+    def sigmoid(logp, old_logp, advantages, *, clip_coef):
+        return -torch.sigmoid(4 * (torch.exp(logp - old_logp) - 1)) * advantages
+
+    def tanh(logp, old_logp, advantages, *, clip_coef):
+        return -0.5 * by * torch.tanh(2 * (torch.exp(logp - old_logp) - 1)) * advantages
+
+    result, said = found(sigmoid, tanh)
+    assert (result.verdict, result.proof.exact) == (Verdict.DIFFERENT, exact), said
+    assert ("DIFFERENT as computed, one gradient in exact arithmetic" in said) is (by == 1)
+
+
 def test_softplus_is_its_argument_beyond_20():
     """PyTorch's has a threshold, and logsigmoid none: 2e-9 of the gradient."""
 
