@@ -310,7 +310,7 @@ def test_a_disk_that_fills_up_fails_the_run_in_one_line_and_with_space_it_goes_o
     disk = tmp_path / "disk"
     mounted(disk, "2m")
     try:
-        overrides = ["total_timesteps=30720", "snapshot_every=5", "checkpoint_seconds=0.2"]
+        overrides = ["total_timesteps=30720", "snapshot_every=5", "checkpoint_seconds=0"]
         full = subprocess.run(command(disk / "run", *overrides), capture_output=True, text=True, cwd=ROOT)
         assert full.returncode == 1
         assert "Traceback" not in full.stderr
@@ -344,7 +344,7 @@ def test_a_disk_that_turns_read_only_fails_the_run_in_one_line_and_mended_it_goe
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("cannot mount a file system here")
     try:
-        overrides = ["total_timesteps=61440", "checkpoint_seconds=0.1"]
+        overrides = ["total_timesteps=61440", "checkpoint_seconds=0"]
         process = started(disk / "run", *overrides, iterations=30)
         mounts = Path("/proc/mounts").read_text().splitlines()
         device = next(line.split()[0] for line in mounts if str(disk) in line)
@@ -377,7 +377,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path):
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
         pytest.skip("needs libfaketime: apt-get install faketime")
-    clock, overrides = tmp_path / "clock", ("total_timesteps=30720", "checkpoint_seconds=0.2")
+    clock, overrides = tmp_path / "clock", ("total_timesteps=61440", "checkpoint_seconds=0.2")
     clock.write_text("+0")
     jumping = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
                "FAKETIME_DONT_FAKE_MONOTONIC": "1"}  # fmt: skip
