@@ -112,8 +112,9 @@ def timeline(found: Finding, a: RunFolder, b: RunFolder) -> Figure:
         line.set_xlabel("optimiser step")
         if rows:
             above = axes[0, 0]
+            points = {"marker": "o", "clip_on": False} if len(rows) < 3 else {}
             above.plot([row.step for row in rows], [row.max_abs for row in rows], color=figures.PURPLE,
-                       marker="o" if len(rows) < 3 else None, label="largest difference of a parameter")  # fmt: skip
+                       label="largest difference of a parameter", **points)  # fmt: skip
             above.set(yscale="log")
             above.yaxis.set_minor_formatter(NullFormatter())
             above.axvline(max(step, 1), color="black", linewidth=0.9)

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -62,8 +63,8 @@ def watch(
             model is not what the record says it was after ``step``.
     """
     for name, number in {"snapshot_every": snapshot_every, "step": step, "trace": trace}.items():
-        if number < 0:
-            raise ConfigError(f"{name}={number}: must be 0 or greater")
+        if not isinstance(number, Integral) or number < 0:
+            raise ConfigError(f"{name}={number!r}: must be a whole number, 0 or greater")
     how: dict[str, Any] = {"buffers": buffers, "gradients": gradients, "snapshot_every": snapshot_every}
     models, where = models_by_name(model), _own(Path(folder))
     described = _config(config or {}, models, how)

@@ -17,7 +17,7 @@ from tests.numerics.paths import (
     trainings,
 )  # fmt: skip
 
-SHORT = "seed=3 total_timesteps=1024"
+SHORT = "seed=3 num_steps=64 total_timesteps=512"  # two iterations
 QUICK = [SHORT, f"env=pendulum {SHORT}"]
 PRECISIONS = ("fp32", "fp64", "bf16", "fp16", "bf16_autocast", "fp16_autocast", "fp16_scaled")
 HEADS = ("multidiscrete", "multibinary", "box")

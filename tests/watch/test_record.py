@@ -226,8 +226,10 @@ def _to_meta(model):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"trace": -1}, "trace=-1: must be 0 or greater"),
-        ({"snapshot_every": -1}, "snapshot_every=-1: must be 0 or greater"),
+        ({"trace": -1}, "trace=-1: must be a whole number, 0 or greater"),
+        ({"trace": "3"}, "trace='3': must be a whole number"),
+        ({"step": None}, "step=None: must be a whole number"),
+        ({"snapshot_every": -1}, "snapshot_every=-1: must be a whole number, 0 or greater"),
         ({"step": 3}, "holds no record to go on with"),
         ({"config": {"loss": print}}, "config: .* give numbers, texts, lists and mappings"),
         ({"config": {"watch": 1}}, "the key watch is the record's own"),
