@@ -3,16 +3,14 @@
 import ast
 import functools
 import hashlib
-import importlib.machinery
 import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlloss.lazy import beside_the_user
 from rlloss.runs.reader import LOSS, RunFolder
+from rlloss.runs.sources import defined, definitions, module_files, of_users, users_imports
 from rlloss.version import PACKAGE, __version__
 
 LOSSES = PACKAGE / "losses" / "samples.py"
@@ -28,35 +26,17 @@ def versions(loss: str, env_id: str = "", wrappers: Sequence[Any] = ()) -> dict[
 
 
 def environment_source(env_id: str, wrappers: Sequence[Any] = ()) -> dict[str, str]:
-    """A digest of the files of the modules that an id and wrappers name as ``module:…``, and their versions."""
+    """A digest of the files of the modules that an id and wrappers name as ``module:…``, with what these import of a
+    user's own; and the versions of those that are installed."""
     names = [env_id, *(entry.get("wrapper", "") if isinstance(entry, Mapping) else entry for entry in wrappers)]
     modules = dict.fromkeys(name.rpartition(":")[0] for name in names if ":" in str(name))
     files = [path for module in modules for path in module_files(module)]
+    files += users_imports(files)
     found = {"environment": digest(b"".join(path.read_bytes() for path in files))} if files else {}
     for package in {module.partition(".")[0] for module in modules}:
         for distribution in importlib.metadata.packages_distributions().get(package, []):
             found[distribution] = importlib.metadata.version(distribution)
     return found
-
-
-def module_files(name: str) -> list[Path]:
-    """The Python files of a module or, if it is one, of all of its package; none for what cannot be found.
-
-    Nothing is imported: of a package within a package, importlib would execute the outer one to find it.
-    """
-    beside_the_user()
-    first, *inner = name.split(".")
-    try:
-        spec = importlib.util.find_spec(first)
-    except (ImportError, ValueError):
-        return []
-    for part in inner:
-        homes = [] if spec is None else list(spec.submodule_search_locations or ())
-        spec = importlib.machinery.PathFinder.find_spec(part, homes) if homes else None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return []
-    origin = Path(spec.origin)
-    return sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
 
 
 def is_the_users(loss: str, runs: Sequence[Path]) -> bool:
@@ -78,17 +58,17 @@ def is_the_users(loss: str, runs: Sequence[Path]) -> bool:
 
 
 def loss_source(name: str) -> str:
-    """The source of a loss: of our table, or of ``file.py:function`` or ``module:function``."""
+    """The source of a loss: of our table, or of ``file.py:function`` or ``module:function``, as ``of_users`` has it."""
     where, _, function = name.rpartition(":")
     if not where:
         return _ours(name)
     files = [Path(where)] if where.endswith(".py") else module_files(where)
-    return "\n".join(definitions(path, function) for path in files if path.is_file())
+    return of_users([path for path in files if path.is_file()], function)
 
 
 @functools.cache
 def _ours(name: str) -> str:
-    return definitions(LOSSES, name)
+    return definitions(LOSSES.read_text(), name)
 
 
 @functools.cache
@@ -110,41 +90,12 @@ def digest(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:12]
 
 
-def definitions(module: Path, name: str) -> str:
-    """The source of a top-level ``name`` of a module, and of all that it refers to there; empty if there is none."""
-    text = module.read_text()
-    return _source(text, _defined(text), name)
-
-
-def _defined(text: str) -> dict[str, ast.stmt]:
-    """The top-level definitions of a module, by name."""
-    defined: dict[str, ast.stmt] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            defined[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            defined |= {target.id: node for target in targets if isinstance(target, ast.Name)}
-    return defined
-
-
-def _source(text: str, defined: Mapping[str, ast.stmt], name: str) -> str:
-    wanted, todo = set[str](), [name]
-    while todo:
-        current = todo.pop()
-        if current in defined and current not in wanted:
-            wanted.add(current)
-            todo += [part.id for part in ast.walk(defined[current]) if isinstance(part, ast.Name)]
-    return "\n".join(ast.get_source_segment(text, defined[name]) or "" for name in sorted(wanted))
-
-
 @functools.cache
 def named_by_source() -> dict[str, str]:
     """The name of each function beside our losses, by the digest of its source."""
     text = LOSSES.read_text()
-    defined = _defined(text)
-    names = [name for name, node in defined.items() if isinstance(node, ast.FunctionDef)]
-    return {digest(_source(text, defined, name).encode()): name for name in names}
+    names = [name for name, node in defined(ast.parse(text)).items() if isinstance(node, ast.FunctionDef)]
+    return {digest(definitions(text, name).encode()): name for name in names}
 
 
 def made_otherwise(run: RunFolder) -> list[str]:

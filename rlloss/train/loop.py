@@ -20,7 +20,7 @@ from rlloss.train.policy import ActorCritic
 from rlloss.train.recording import Recorder, recorder
 from rlloss.train.rollout import Rollout, collect, gae
 from rlloss.train.state import State, prepared
-from rlloss.train.switches import deterministic
+from rlloss.train.switches import deterministic, switches_kept
 from rlloss.train.update import Batch, update
 
 Progress = Callable[[dict[str, Any]], None]
@@ -112,7 +112,8 @@ def iterate(state: State, after_step: Callable[[], None]) -> Iteration:
         state.optimizer_steps += 1
         after_step()
 
-    with staying(), failing(), state.last_finite(enabled=finite_only):
+    own = f"loss={config.loss.name} or env.id={config.env.id}"
+    with staying(), failing(), switches_kept(own, RunFailed), state.last_finite(enabled=finite_only):
         rollout = collect(state.experience, state.policy, config.num_steps, state.precision, finite_only=finite_only)
         batch = make_batch(rollout, config)
         metrics = update(state.stepper, batch, config, state.shuffle, stepped)

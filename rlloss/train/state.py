@@ -27,6 +27,7 @@ from rlloss.train.portable import actors_tanh
 from rlloss.train.precision import Precision, make_precision
 from rlloss.train.rollout import Experience
 from rlloss.train.steppers import make_stepper
+from rlloss.train.switches import switches_kept
 from rlloss.train.update import Stepper
 from rlloss.train.vector import Environments
 
@@ -120,7 +121,7 @@ def prepared(config: Config) -> Iterator[State]:
     precision = make_precision(config.precision.name)
     stop, best = lookup(STOPS, "stop", config.stop.name), lookup(BESTS, "best", config.best.name)
     refuse_too_large(config)
-    with staying(ConfigError, f"env.id={config.env.id}: "):
+    with staying(ConfigError, f"env.id={config.env.id}: "), switches_kept(f"env.id={config.env.id}"):
         check_environment(config.env)
         envs = make_envs(
             config.env,
@@ -142,13 +143,15 @@ def prepared(config: Config) -> Iterator[State]:
         )
         optimizer = make_optimizer(config.optimizer, policy, config.learning_rate, config.numerics.name)
         scaler = precision.scaler(config.device)
+        with switches_kept(f"loss={config.loss.name}"):
+            stepper = make_stepper(config, policy, optimizer, precision, scaler)
         yield State(
             config=config,
             policy=policy,
             optimizer=optimizer,
             precision=precision,
             scaler=scaler,
-            stepper=make_stepper(config, policy, optimizer, precision, scaler),
+            stepper=stepper,
             schedule=make_schedule(config, optimizer),
             stop=stop(config),
             best=best(config),

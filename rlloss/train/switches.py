@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,6 +13,18 @@ from rlloss.errors import ConfigError
 from rlloss.train import numerics, operations
 
 COMPILER, COMPILER_VARIABLE = "torch._inductor.config", "TORCHINDUCTOR_DETERMINISTIC"
+SMALLEST = 5e-324
+SWITCHES: dict[str, Callable[[], object]] = {
+    "torch.set_num_threads": torch.get_num_threads,
+    "torch.set_default_dtype": torch.get_default_dtype,
+    "torch.set_flush_denormal": lambda: SMALLEST * 1.0 == 0,
+    "torch.set_float32_matmul_precision": torch.get_float32_matmul_precision,
+    "torch.use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled,
+    "torch.backends.mkldnn.enabled": lambda: torch.backends.mkldnn.enabled,
+    "os.chdir": lambda: os.path.realpath("."),
+}
+"""What a process has one of, on which a run's bits or its place depend: each with what it is now."""
+REMEDIES = {"torch.set_num_threads": "set torch_threads instead", "torch.set_default_dtype": "set precision instead"}
 
 
 @contextmanager
@@ -52,6 +64,17 @@ def deterministic(config: Config) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.set_deterministic_debug_mode(before[1])
         memory.fill_uninitialized_memory = before[2]
+
+
+@contextmanager
+def switches_kept(by: str, error: type[Exception] = ConfigError) -> Iterator[None]:
+    """Within: what somebody's code does. Raises: ``error`` if that leaves one of ``SWITCHES`` otherwise."""
+    before = [now() for now in SWITCHES.values()]
+    yield
+    for (name, now), was in zip(SWITCHES.items(), before, strict=True):
+        if now() != was:
+            remedy = REMEDIES.get(name, "leave it as it is")
+            raise error(f"{by}: calls {name}, on which a run depends: it was {was} and is {now()}; {remedy}")
 
 
 @contextmanager

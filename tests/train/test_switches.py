@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from rlloss.config import load
 from rlloss.train.optimizers import OPTIMIZERS
 from rlloss.train.switches import COMPILER_VARIABLE, deterministic
+from tests.helpers import ROOT, SHORT, a_few_fast
 
 LATE = """
 import sys, torch
@@ -83,3 +84,45 @@ def test_an_optimiser_that_loads_no_compiler_calls_its_hooks_and_gives_back_its_
     again = kind([torch.nn.Parameter(torch.ones(3))], lr=0.1, **fixed)
     again.load_state_dict(optimizer.state_dict())
     assert repr(again.state_dict()) == repr(optimizer.state_dict())
+
+
+SWITCHING = """
+import os, numpy, torch
+{imported}
+def mine(logp, old_logp, advantages, *, clip_coef):
+    {called}
+    return -(logp - old_logp).exp() * advantages
+"""
+
+
+def trained(home, text, *overrides):
+    (home / "mine.py").write_text(SWITCHING.format(**text))
+    command = [sys.executable, "-m", "rlloss", "train", "loss=mine.py:mine", *SHORT, *overrides, "run_dir=run"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=home, env=environ, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("at", a_few_fast(["later", "imported", "called"]))
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("torch.set_num_threads(2)", "torch.set_num_threads, on which a run depends: it was 1 and is 2; set torch_th"),
+        ("torch.set_default_dtype(torch.float64)", "it was torch.float32 and is torch.float64; set precision instead"),
+        ("torch.set_flush_denormal(True)", "torch.set_flush_denormal, on which a run depends: it was False and is"),
+        ("os.chdir('/')", "calls os.chdir, on which a run depends"),
+    ],
+)
+def test_a_loss_that_sets_what_a_run_depends_on_is_refused(tmp_path, at, line, said):
+    """It trained with two threads, and with denormals flushed, under the name of portable numerics."""
+    later = f"mine.calls = getattr(mine, 'calls', 0) + 1; mine.calls == 30 and {line}"  # not where it is tried
+    text = {"imported": "", "called": later if at == "later" else "pass", at: line}
+    done = trained(tmp_path, text)
+    assert said in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == (1 if at == "later" else 2)
+    assert (tmp_path / "run").exists() == (at == "later")
+
+
+@pytest.mark.parametrize("numerics", ["native", "portable"])
+def test_a_loss_that_has_numpy_raise_at_overflows_trains(tmp_path, numerics):
+    done = trained(tmp_path, {"imported": "numpy.seterr(all='raise')", "called": "pass"}, f"numerics={numerics}")
+    assert done.returncode == 0, done.stderr
