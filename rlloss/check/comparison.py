@@ -98,7 +98,7 @@ def compare(
         called=(*called(left, clip_coef), *called(right, clip_coef), *filter(None, [known.elsewhere])),
         single=prover is None or prover.may_shorten(left, right),
         digits=digits(left, right, known),
-        alone_in=_alone_in(tried_at, dtypes),
+        alone_in=_alone_in(left, right, tried_at, dtypes),
         only_of_tokens=_only_of_tokens(tried_at),
     )
 
@@ -154,11 +154,18 @@ def called(loss: Formulation, clip_coef: float) -> Iterator[str]:
         yield f"{loss.name} with {' and '.join(f'{name}=None' for name in absent)}, as by default: not tried otherwise"
 
 
-def _alone_in(contrasts: Sequence[Contrast], dtypes: Sequence[torch.dtype]) -> str:
-    """The dtype in which alone they differ, if finer ones were tried; or ""."""
-    differing = {c.probe.dtype for c in contrasts if c.real.any()}
+def _alone_in(f: Formulation, g: Formulation, contrasts: Sequence[Contrast], dtypes: Sequence[torch.dtype]) -> str:
+    """The dtype in which alone they differ, if finer ones were tried; or "".
+
+    Not where the same numbers differ in the finest, too, of which the random batches in that one had none.
+    """
+    differing = [c for c in contrasts if c.real.any()]
     finest = min(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-    return dtype_name(differing.pop()) if len(differing) == 1 and finest not in differing else ""
+    found = {c.probe.dtype for c in differing}
+    if len(found) != 1 or finest in found:
+        return ""
+    smallest = min(differing, key=lambda c: c.probe.logp.numel())
+    return "" if differs_in(f, g, smallest, finest) else dtype_name(found.pop())
 
 
 def _only_of_tokens(contrasts: Sequence[Contrast]) -> bool:
@@ -193,9 +200,10 @@ def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype]
         proof, refutation = prover.prove_what_was_tried(f, g, contrasts, found)
         shortest = prover.shortest_format(f, g) if proof.holds else None
     shrinks = shrinking(contrasts) if refutation is None else 0.0
-    proved = small(contrasts) if proof is not None and proof.holds else 0.0
-    in_short = in_short_formats(contrasts) if proof is not None and proof.holds else 0.0
-    margin = Margin(shortest, shrinks or proved or in_short)
+    holds = proof is not None and proof.holds
+    proved = small(contrasts) if holds else 0.0
+    in_short = in_short_formats(contrasts) if holds else 0.0
+    margin = Margin(shortest, shrinks or proved or in_short, proved=holds)
     if margin != USUAL:
         contrasts, found = contrast_all(a, b, margin), again(f, g, found, margin)
     if proof is not None and proof.holds and all(c.probe.extreme for c in contrasts if c.real.any()):
@@ -204,7 +212,7 @@ def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype]
     if margin != USUAL:
         real = [c for c in contrasts if c.real.any()]
         if real and (found is None or not found.real.any()):
-            found = min(real, key=lambda c: c.probe.logp.numel())
+            found = counterexample.alone(f, g, clip_coef, real, margin)
     rounding = rounding_in_words(margin, shrinks=shrinks > 0, in_short=not proved and in_short > 0)
     if proof is not None and proof.holds and found is not None and found.real.any() and not asked(found.probe):
         # What was found of a few samples goes for all sizes only if the loss computes the same of all.
@@ -280,11 +288,14 @@ def in_finest(f: Formulation, g: Formulation, refutation: Contrast, dtypes: Sequ
     finest = min(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     if finest == torch.float64:
         return refutation
-    p = refutation.probe
-    logp, old_logp, advantages = (x.to(finest) for x in (p.logp, p.old_logp, p.advantages))
-    probe = replace(p, logp=logp, old_logp=old_logp, advantages=advantages)
-    x, y = (measure(loss, probe, refutation.clip_coef) for loss in (f, g))
-    found = contrast(x, y)
+    return differs_in(f, g, refutation, finest)
+
+
+def differs_in(f: Formulation, g: Formulation, c: Contrast, dtype: torch.dtype) -> Contrast | None:
+    """The contrast of the same numbers in another dtype, if they differ there."""
+    logp, old_logp, advantages = (x.to(dtype) for x in (c.probe.logp, c.probe.old_logp, c.probe.advantages))
+    probe = replace(c.probe, logp=logp, old_logp=old_logp, advantages=advantages)
+    found = contrast(measure(f, probe, c.clip_coef), measure(g, probe, c.clip_coef))
     return found if found.real.any() or found.not_finite.any() else None
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, find, settings, strategies as st
 from hypothesis.errors import NoSuchExample
 from numpy.typing import NDArray
 
-from rlloss.check.measure import Array, Contrast, array, contrast, measure
+from rlloss.check.measure import USUAL, Array, Contrast, Margin, array, contrast, measure
 from rlloss.check.probes import Probe, at_ratio, bounds, ulps_from
 from rlloss.check.result import Example
 from rlloss.errors import LossError
@@ -32,9 +32,10 @@ RATIOS: tuple[float | AtBound, ...] = (
     *(round(math.exp(x / 8), 4) for x in range(-24, 25) if x % 8),
 )  # fmt: skip
 SEQUENCE_RATIOS = (1.0, *RATIOS)  # how sequences are averaged shows on-policy already
+# In 64ths, so that copies of one add up exactly: what is left of a reward that is its group's mean is rounding alone.
 ADVANTAGES = (
-    1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 0.0, 0.3, -0.3, 1.7, -1.7, 10.0, -10.0,
-    *(sign * round(0.07 + 0.0531 * i, 4) for i in range(50) for sign in (1, -1)),
+    1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 0.0, 0.25, -0.25, 1.75, -1.75, 10.0, -10.0,
+    *(sign * i / 64 for i in range(5, 180, 3) for sign in (1, -1)),
 )  # fmt: skip
 TOPS = (-2.0, -1.0, -0.5, -3.0)
 COPIES = (1, 2, 3, 4, 5, 7, 10, 100)
@@ -115,14 +116,16 @@ def search(
     return found or alone(f, g, clip_coef, [c for c in contrasts if c.real.any() or (c.unequal and not known)])
 
 
-def alone(f: Formulation, g: Formulation, clip_coef: float, contrasts: Sequence[Contrast]) -> Contrast | None:
+def alone(
+    f: Formulation, g: Formulation, clip_coef: float, contrasts: Sequence[Contrast], margin: Margin = USUAL
+) -> Contrast | None:
     """The plainest sample, token or answer of any probe, by itself; the smallest batch if none differs so."""
     known = any(c.real.any() for c in contrasts)
     found: list[tuple[tuple[float, ...], Contrast]] = []
     for c in contrasts:
         for single in smaller(c.probe, plainest(c)):
             try:
-                result = contrast(measure(f, single, clip_coef), measure(g, single, clip_coef))
+                result = contrast(measure(f, single, clip_coef), measure(g, single, clip_coef), margin)
             except LossError:  # as above
                 continue
             if result.real.any() or (result.unequal and not known):

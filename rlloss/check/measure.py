@@ -4,11 +4,12 @@ Where bits differ, the difference is held against the rounding of the terms that
 absolute values (``Measurement.terms``), not what was left of them. Where terms cancel, an ulp of the rest says nothing.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,11 +42,13 @@ class Margin(NamedTuple):
     """What more than usual is rounding, where something is known of two losses.
 
     ``shortest``: a format in which one computes something whatever its inputs are. ``roundings``: so many of them, in
-    every format: a difference that shrinks with the format as rounding does.
+    every format: a difference that shrinks with the format as rounding does. ``proved``: they are one gradient in exact
+    arithmetic, so that whatever data that move by their rounding explain is rounding.
     """
 
     shortest: torch.dtype | None = None
     roundings: float = 0.0
+    proved: bool = False
 
 
 USUAL = Margin()
@@ -85,8 +88,8 @@ def refuse_outer(loss: Formulation, clip_coef: float) -> None:
         found.append(made.numbers)
     if sizes and all(numbers >= n * n for numbers, n in zip(found, sizes, strict=True)) and found[1] > 3 * found[0]:
         raise LossError(
-            f"{loss.name} makes N × N numbers of a batch of N, too many for the batches that are tried: [N] and [N, 1] "
-            "do so together, every sample with every other; squeeze one of them"
+            f"{loss.name} makes N × N numbers of a batch of N, too many for the batches that are tried, of 65,536; if "
+            "every sample does not meet every other on purpose, [N] and [N, 1] do so together: squeeze one of them"
         )
 
 
@@ -135,14 +138,36 @@ class Measurement:
         does not move the gradient further, it jumps, as where rewards are equal no more: that is no rounding.
         """
         found = np.zeros_like(self.gradient)
+        for near, far in self._moved:
+            for change in (np.minimum, np.maximum):
+                once, more = change(*near), change(*far)
+                found = np.fmax(found, np.where(more >= 2 * once, once, 0.0))
+        return found / self._step
+
+    @cached_property
+    def data_moves(self) -> Array:
+        """The same, jumps included."""
+        return reduce(np.fmax, [change for near, _ in self._moved for change in near]) / self._step
+
+    @property
+    def _step(self) -> float:
+        return MOVED * torch.finfo(self.probe.dtype).eps
+
+    @cached_property
+    def _moved(self) -> list[tuple[list[Array], list[Array]]]:
+        """How far the gradient goes with the data, by ``_step`` and by four of it, each to both sides."""
         generator = torch.Generator().manual_seed(0)
-        step = MOVED * torch.finfo(self.probe.dtype).eps
-        for _ in range(DRAWS):
-            way = torch.randint(0, 2, self.probe.advantages.shape, generator=generator).to(self.probe.dtype) * 2 - 1
+        found = []
+        A = self.probe.advantages
+        for way in (
+            *(torch.randint(0, 2, A.shape, generator=generator).to(A.dtype) * 2 - 1 for _ in range(DRAWS)),
+            torch.sign(A),  # their mean moves, and
+            torch.sign(A.abs().double() - A.abs().double().mean()).to(A.dtype),  # their deviation
+        ):
             near, far = (
-                np.minimum(*(self._change(1 + sign * size * way) for sign in (1, -1))) for size in (step, 4 * step)
+                [self._change(1 + sign * size * way) for sign in (1, -1)] for size in (self._step, 4 * self._step)
             )
-            found = np.fmax(found, np.where(far >= 2 * near, near / step, 0.0))
+            found.append((near, far))
         return found
 
     def _change(self, factors: Tensor) -> Array:
@@ -275,19 +300,24 @@ def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast
     subnormal = unequal & ~not_finite & _underflows(probe, terms, rounded)
     unequal &= ~(not_finite | subnormal)
     rounding, ulp = _rounding(x, y, terms, probe, margin)
+    mixing = (unequal & ~rounding).any() and (mixes(a.loss, a.clip_coef) or mixes(b.loss, b.clip_coef))
+    rounds = partial(_rounding, probe=probe, margin=margin, summed=len(x) if mixing else 1)
+    if mixing:
+        rounding, ulp = rounds(x, y, terms)
     edge, unexplained = none, unequal & ~rounding
     if unexplained.any():
         near_a, near_b = a.nearby(rounded), b.nearby(rounded)
         for left, right in ((near_a[0], y), (near_a[1], y), (x, near_b[0]), (x, near_b[1])):
-            edge = edge | _rounding(left, right, terms, probe, margin)[0]
-        beside = [_rounding(*pair, terms, probe, margin)[0] for pair in zip(near_a, near_b, strict=True)]
+            edge = edge | rounds(left, right, terms)[0]
+        beside = [rounds(*pair, terms)[0] for pair in zip(near_a, near_b, strict=True)]
         # Where both jump, each to a value of its own, as to half of a gradient and to none.
         edge = edge | (beside[0] & beside[1] & array(probe.logp != probe.old_logp).astype(bool))
     if probe.on_policy and probe.dtype == torch.float64:
         edge = none  # not a place that is hit by chance: whole minibatches have the ratio 1
-    if (unexplained & ~edge).any() and (mixes(a.loss, a.clip_coef) or mixes(b.loss, b.clip_coef)):
-        terms = np.fmax(terms, np.where(edge, 0.0, np.fmax(a.data_terms, b.data_terms)))
-        of_data, ulp_of_data = _rounding(x, y, terms, probe, margin)
+    if mixing and (unexplained & ~edge).any():
+        moves = (m.data_moves if margin.proved else m.data_terms for m in (a, b))
+        terms = np.fmax(terms, np.where(edge, 0.0, np.fmax(*moves)))
+        of_data, ulp_of_data = rounds(x, y, terms)
         of_data &= unexplained & ~edge
         rounding, unexplained, ulp = rounding | of_data, unexplained & ~of_data, np.where(of_data, ulp_of_data, ulp)
     with np.errstate(invalid="ignore"):
@@ -305,14 +335,19 @@ def contrast(a: Measurement, b: Measurement, margin: Margin = USUAL) -> Contrast
     )
 
 
-def _rounding(x: Array, y: Array, terms: Array, probe: Probe, margin: Margin) -> tuple[NDArray[np.bool_], Array]:
-    """Whether x - y is no more than rounding, and its size in units in the last place of the terms."""
+def _rounding(
+    x: Array, y: Array, terms: Array, probe: Probe, margin: Margin, summed: int = 1
+) -> tuple[NDArray[np.bool_], Array]:
+    """Whether x - y is no more than rounding, and its size in units in the last place of the terms.
+
+    ``summed``: of so many numbers, one after another, whose roundings add up as a random walk goes.
+    """
     coarsest = coarser(probe.dtype, margin.shortest)
     eps = torch.finfo(coarsest).eps
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(x - y)
         ulp = np.ceil(apart / spacing(terms, coarsest))
-    unit = (1 + array(probe.logp.abs() + probe.old_logp.abs())) * eps
+    unit = (1 + array(probe.logp.abs() + probe.old_logp.abs())) * eps * max(1.0, math.sqrt(summed) / LOGP_ROUNDINGS)
     usual = np.minimum(np.maximum(unit, np.minimum(LOGP_ROUNDINGS * unit, COARSE)), COARSEST)
     allowed = np.maximum(usual, margin.roundings * eps) * terms
     return (ulp <= ULPS_OF_ROUNDING) | (apart <= allowed), ulp

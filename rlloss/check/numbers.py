@@ -4,6 +4,7 @@ They are read from the function's code, and that of the helpers and constants it
 that no graph can hold, too.
 """
 
+import argparse
 import functools
 import inspect
 import itertools
@@ -21,6 +22,7 @@ DEPTH = 3  # helpers of helpers
 LARGEST_GROUP = 64  # answers
 MANY = 65_536  # samples: of the largest batch that is tried
 LIBRARIES = ("torch", "numpy", *sys.stdlib_module_names)  # whose constants are no bounds of a loss
+HOLDERS = (dict, list, tuple, torch.Tensor, np.generic, types.SimpleNamespace, argparse.Namespace)  # theirs, of numbers
 
 
 def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
@@ -92,8 +94,12 @@ def _numbers(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:
         for inner in vars(thing).values():
             if isinstance(inner, int | float):
                 yield from _numbers(inner, 0, seen)
+    elif isinstance(thing, types.MethodType) and not inspect.isclass(thing.__self__):
+        yield from _in_object(thing.__self__, depth, seen, thing.__name__)
     elif isinstance(thing, types.FunctionType | types.MethodType):
-        yield from _in_function(inspect.unwrap(thing), depth, seen)
+        yield from _in_function(thing, depth, seen)
+        if hasattr(thing, "__wrapped__"):
+            yield from _numbers(thing.__wrapped__, depth, seen)
     elif not isinstance(thing, types.ModuleType) and hasattr(thing, "__dict__"):
         yield from _in_object(thing, depth, seen)
 
@@ -125,12 +131,16 @@ def _in_code(code: types.CodeType, names: dict[str, Any], depth: int, seen: set[
                 yield from _numbers(vars(thing).get(attribute), depth - 1, seen)
 
 
-def _in_object(thing: Any, depth: int, seen: set[int]) -> Iterator[float]:
-    """A callable object: what it was configured with, and what its call and the methods it calls are written with."""
-    for value in vars(thing).values():
-        if isinstance(value, int | float | dict | list | tuple):
-            yield from _numbers(value, 0 if isinstance(value, int | float) else depth - 1, seen)
-    todo, kind = ["forward", "__call__"], type(thing)
+def _in_object(thing: Any, depth: int, seen: set[int], *methods: str) -> Iterator[float]:
+    """A callable object, or one whose method is: what it was configured with, and what its call and the methods it
+    calls are written with.
+    """
+    for value in getattr(thing, "__dict__", {}).values():
+        if isinstance(value, int | float):
+            yield from _numbers(value, 0, seen)
+        elif isinstance(value, HOLDERS) or type(value).__module__.partition(".")[0] not in LIBRARIES:
+            yield from _numbers(value, depth - 1, seen)
+    todo, kind = [*methods] or ["forward", "__call__"], type(thing)
     for name in todo:
         method = getattr(kind, name, None)
         if isinstance(method, types.FunctionType):

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rlloss.check import masks
 from rlloss.check.numbers import MANY, between, counts, group_sizes, ratio_bounds, sample_counts
 from rlloss.losses.formulation import Formulation
 
@@ -23,12 +24,15 @@ THROUGH, SHAPES_THROUGH = (64, 100), ((3, 7), (4, 16))  # through a network: a p
 TIES = 8  # rounding ties per bound
 LOG_PROBABILITIES = (0.0, -0.01, -0.1, -0.5, -1.0, -1.5, *(-float(i) - 0.05 for i in range(2, 41)))
 PROBABILITIES = (0.99, 0.9, 0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)
-MOST_ADVANTAGE = 1e4  # beyond which a number is none
+MOST_ADVANTAGE = 1e6  # beyond which a number is none
 MOST_RARE = 60.0  # beyond which a number is no log-probability
 LONGEST = 8_192  # tokens: of the longest answer that a number of the losses is tried with
 MOST_ANSWERS = 1_025  # of the largest batch that a number of the losses is tried with
 FARTHEST = 300.0  # log-ratio of an answer, that a number of the losses is tried with
 LONG = 3_000  # tokens of an answer that is tried in any case
+REWARDED = 32  # samples or answers of a batch of rewards
+LEAST_KL, MOST_KL, MOST_SPREADS = 1e-4, 0.1, 16  # of a mean KL that a number may be a bound of
+NEARLY = (0.08, 0.03, 0.005)  # spreads of log-ratios, as of a policy that has hardly moved: few are clipped, or none
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Probe:
     mask: Tensor | None = None
     grid: bool = False  # a systematic grid, from which regions are read
     extreme: bool = False  # ratios so tiny or huge that they leave the dtype's range
+    hollow: bool = False  # with empty answers, of which a mean is nan
     rare: bool = False  # one number after another, some of which no training meets
     network: bool = False  # to be run through a network, too
 
@@ -65,7 +70,7 @@ class Probe:
     @property
     def ordinary(self) -> bool:
         """Whether a training might have this batch."""
-        return not self.grid and not self.extreme and not self.rare
+        return not self.grid and not self.extreme and not self.rare and not self.hollow
 
     def loss(self, formulation: Formulation, logp: Tensor, clip_coef: float) -> Tensor:
         """A loss of this batch, with ``logp`` in the place of the batch's own. Raises: LossError."""
@@ -246,7 +251,7 @@ def random_sequences(
         lengths[0] = tokens - 1  # never all equal to the width
     mask = torch.arange(tokens) < lengths.unsqueeze(1)
     A = torch.randn(batch, generator=generator, dtype=torch.float64)
-    A = (A - A.mean()).to(dtype) if batch > 1 else A.to(dtype)
+    A = ((A - A.mean()) if batch > 1 else (64 * A).round() / 64).to(dtype)  # whose mean it is, exactly
     name = f"{batch} x {tokens}, {'unequal' if ragged else 'equal'} lengths"
     through = shape in SHAPES_THROUGH
     return Probe(name, spread == 0, flat.logp.view(shape), flat.old_logp.view(shape), A, mask, network=through)
@@ -299,33 +304,41 @@ def with_mask(probe: Probe, name: str, change: Callable[[Tensor], None]) -> Prob
     return replace(probe, name=f"{probe.name.split(',')[0]}, {name}", mask=mask)
 
 
-def _holes(mask: Tensor) -> None:
-    mask[:, 1::3] = False
+def masked(batch: Probe, generator: torch.Generator) -> Iterator[Probe]:
+    """A batch of a few answers of some nine tokens with other masks: those that trainers make, and any."""
+    width = batch.logp.shape[1]
+    yield with_mask(batch, "holes", masks.holes)
+    yield with_mask(batch, "late starts", masks.late)
+    yield with_mask(batch, "scattered", partial(masks.scattered, generator=generator))
+    yield with_mask(batch, "an empty first column", partial(masks.within, first=1, last=width))
+    yield with_mask(batch, "an empty last column", partial(masks.within, first=0, last=width - 1))
+    yield with_mask(batch, "empty but for a third", partial(masks.within, first=0, last=width // 3))
+    yield with_mask(batch, "one token each", partial(masks.within, first=0, last=1))
+    yield with_mask(batch, "nearly all in one answer", masks.mostly_one)
+    yield replace(with_mask(batch, "an empty answer", partial(masks.nothing, answers=1)), hollow=True)
+    yield replace(with_mask(batch, "empty answers", partial(masks.nothing, answers=2)), hollow=True)
+    yield replace(with_mask(batch, "one answer alone", partial(masks.nothing, answers=3)), hollow=True)
 
 
-def _late(mask: Tensor) -> None:
-    for i, length in enumerate(mask.sum(1).tolist()):
-        mask[i, : min(i, length - 1)] = False
-
-
-def _uneven(mask: Tensor, longest: int) -> None:
-    """One long answer, one of a third of it, two short ones, all of them padded."""
-    mask[:] = torch.arange(mask.shape[1]) < torch.tensor([[longest], [longest // 3 + 1], [2], [1]])
-
-
-def _nothing_first(mask: Tensor) -> None:
-    mask[0] = False
-
-
-def rewards(dtype: torch.dtype, generator: torch.Generator, spread: float) -> Iterator[Probe]:
-    """Answers whose advantages are rewards: 0 or 1, of which groups have ties; all above 0, in one half or nearly."""
-    batch = random_sequences((32, 3), dtype, generator, spread, ragged=True)
-    zeros_and_ones = torch.randint(0, 2, (32,), generator=generator)
-    yield replace(batch, name="32 x 3, A of 0 and 1", advantages=zeros_and_ones.to(dtype))
-    A = batch.advantages.clone()
-    A[:16] = A[:16].abs() + 0.1
-    yield replace(batch, name="32 x 3, A > 0 in one half", advantages=A)
-    yield replace(batch, name="32 x 3, A around 3", advantages=batch.advantages + 3)
+def rewards(batch: Probe, generator: torch.Generator) -> Iterator[Probe]:
+    """A batch whose advantages are rewards: 0 or 1, or -1 or 1, of which groups have ties; one alone that is not 0;
+    whitened; all above 0, in one half or nearly.
+    """
+    zeros_and_ones = torch.randint(0, 2, (REWARDED,), generator=generator)
+    sparse = torch.zeros(REWARDED)
+    sparse[REWARDED // 3] = 1
+    A = batch.advantages.double()
+    above = torch.where(torch.arange(REWARDED) < REWARDED // 2, A.abs() + 0.1, A)
+    kinds = {
+        "A of 0 and 1": zeros_and_ones,
+        "A of -1 and 1": 2 * zeros_and_ones - 1,
+        "one A alone": sparse,
+        "A whitened": (A - A.mean()) / A.std(),
+        "A > 0 in one half": above,
+        "A around 3": A + 3,
+    }
+    for kind, advantages in kinds.items():
+        yield replace(batch, name=f"{batch.name.partition(',')[0]}, {kind}", advantages=advantages.to(batch.dtype))
 
 
 def hostile_sequences(
@@ -334,19 +347,17 @@ def hostile_sequences(
     """What trainers meet: holes, late starts and empty answers, equal rewards, long answers, rare and remote tokens."""
     for spread in (0.0, 0.5):
         batch = random_sequences((4, 9), dtype, generator, spread, ragged=True)
-        yield with_mask(batch, "holes", _holes)
-        yield with_mask(batch, "late starts", _late)
-        yield replace(with_mask(batch, "an empty answer", _nothing_first), extreme=True)
+        yield from masked(batch, generator)
         some = batch.advantages.clone()
         some[::2] = 0
         yield replace(batch, name="4 x 9, some A = 0", advantages=some)
         yield replace(batch, name="4 x 9, all A = 0", advantages=torch.zeros_like(some))
-        yield replace(batch, name="4 x 9, all A equal", advantages=torch.full_like(some, 0.7))
+        yield replace(batch, name="4 x 9, all A equal", advantages=torch.full_like(some, 0.75))
         for group in (2, 4, *group_sizes(numbers)):
             batch = random_sequences((2 * group, 4), dtype, generator, spread, ragged=True)
-            batch.advantages[:group] = 0.7  # rewards of which the other group's differ
+            batch.advantages[:group] = 0.75  # rewards of which the other group's differ
             yield replace(batch, name=f"{batch.name}, A equal in one half")
-        yield from rewards(dtype, generator, spread)
+        yield from rewards(random_sequences((REWARDED, 3), dtype, generator, spread, ragged=True), generator)
     for on_policy in (True, False):
         yield as_answers(rare(dtype, clip_coef, numbers, on_policy=on_policy), 4)
     yield as_answers(extremes(dtype), 4)
@@ -354,7 +365,7 @@ def hostile_sequences(
         for spread in (0.3, 0.0):
             yield random_sequences((2, n), dtype, generator, spread, ragged=False)
         uneven = random_sequences((4, n + 2), dtype, generator, 0.3, ragged=True)
-        yield with_mask(uneven, f"lengths of {n:,} to 1", partial(_uneven, longest=n))
+        yield with_mask(uneven, f"lengths of {n:,} to 1", partial(masks.uneven, longest=n))
     for n in sorted(n for n in counts(numbers, MOST_ANSWERS) if n > SHAPES[-1][0]):
         yield random_sequences((n, 2), dtype, generator, 0.3, ragged=False)
     yield own_log_ratios(dtype, generator, numbers)
@@ -376,6 +387,10 @@ def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequ
             yield batch
     for n in sorted(sample_counts(numbers) - set(SIZES)):
         yield random_batch(n, dtype, generator, 0.3)
+    for spread in (0.0, 0.3):
+        yield from rewards(random_batch(REWARDED, dtype, generator, spread), generator)
+    for spread in (*NEARLY, *own_spreads(numbers)):
+        yield random_batch(1000, dtype, generator, spread)
     for on_policy in (True, False):
         yield own_advantages_of_samples(dtype, clip_coef, numbers, on_policy=on_policy)
     yield random_batch(4096, dtype, generator, 1.0)  # far off-policy
@@ -422,6 +437,13 @@ def own_advantages(dtype: torch.dtype, generator: torch.Generator, numbers: Sequ
     return replace(probe, name="own numbers as advantages", advantages=A, rare=True)
 
 
+def own_spreads(numbers: Sequence[float]) -> list[float]:
+    """Spreads s of log-ratios whose mean KL, s² / 2, lies beside every number, as of a target, and between."""
+    theirs = sorted({abs(x) for x in numbers if LEAST_KL <= abs(x) <= MOST_KL})
+    sizes = {*between(theirs), *(x * by for x in theirs for by in (0.8, 1.25))} - {*theirs}
+    return [math.sqrt(2 * x) for x in sorted(sizes)][:MOST_SPREADS]
+
+
 def own_log_ratios(dtype: torch.dtype, generator: torch.Generator, numbers: Sequence[float]) -> Probe:
     """Answers whose log-ratios, all tokens of one together, lie on both sides of every number of the losses."""
     farthest = min(FARTHEST, 0.9 * math.log(torch.finfo(dtype).max))
@@ -446,6 +468,8 @@ def sequence_probes(
         for shape in shapes:
             for ragged in (False, True):
                 yield random_sequences(shape, dtype, generator, spread, ragged=ragged)
+    for spread in (*NEARLY, *own_spreads(numbers)):
+        yield random_sequences(SHAPES[4], dtype, generator, spread, ragged=True)
     for length in (1, 2):
         yield sequence_grid(dtype, clip_coef, length, numbers)
     yield from hostile_sequences(dtype, clip_coef, generator, numbers)
@@ -456,4 +480,4 @@ def sequence_probes(
             for ragged in (False, True):
                 batch = random_sequences(SHAPES[3], dtype, generator, spread, ragged=ragged)
                 yield with_own_advantages(batch, generator)
-                yield with_own_advantages(with_mask(batch, "holes", _holes), generator)
+                yield with_own_advantages(with_mask(batch, "holes", masks.holes), generator)

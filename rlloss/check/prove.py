@@ -219,7 +219,7 @@ class _Pair:
         """What is asked, and for which inputs that settles it."""
         if self.left.loss.sequence:
             batches, scope = list(masks()), f"every input and mask of up to {TOKENS[0]} × {TOKENS[1]} tokens"
-        elif self.left.elementwise and self.right.elementwise:
+        elif self.left.one_of_any_size and self.right.one_of_any_size:
             batches, scope = [Batch((1,))], ANY_SIZE
             if larger := untried_numbers(self.left.loss.function, self.right.loss.function):
                 scope += f" below {min(larger):,}, a number in their code or a product of two"

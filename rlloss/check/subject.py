@@ -10,8 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from rlloss.check.measure import measure, nodes_of
+from rlloss.check.numbers import numbers_of, sample_counts
 from rlloss.check.probes import Probe
 from rlloss.check.result import SIZES, TOKENS
 from rlloss.errors import GraphError, LossError
@@ -24,7 +26,9 @@ from rlloss.prove.exact import EPSILON, Exact, value_at
 from rlloss.prove.rounded import Rounded, named
 
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-CHECK_WITHIN = (0.5, 1.0, 3.0, 8.0)  # of log-probabilities, at which what was found is held against autograd
+CHECK_WITHIN = ((0.5, 2.0), (1.0, 2.0), (1.0, 1e3), (3.0, 2.0), (8.0, 2.0))
+"""Of log-probabilities and advantages, at which what was found is held against autograd."""
+LARGER = (5, 9, 33, 129)  # samples, of which a loss may compute something else
 
 PASSED_ON = ("input", "cast", *SAME)  # which compute nothing
 Shape = tuple[int, ...]
@@ -119,10 +123,10 @@ class Subject:
         """
         draw = random.Random(0)
         rough = roughness(self.graph(batch))
-        for reach in CHECK_WITHIN:
+        for reach, largest in CHECK_WITHIN:
             inputs = {
                 given.label: draw.uniform(given.low, given.high) if given.name == "clip_coef"
-                else draw.uniform(-2, 2) if given.name.startswith("adv")
+                else draw.uniform(-largest, largest) if given.name.startswith("adv")
                 else draw.uniform(-reach, 0)
                 for given in self.graph(batch).inputs
             }  # fmt: skip
@@ -137,9 +141,7 @@ class Subject:
                 if not close and (math.isfinite(value) or math.isfinite(gradient)):
                     at = ", ".join(f"{name} {x:.4g}" for name, x in inputs.items() if not name.startswith("mask"))
                     if own := own_derivative(self.loss, probe, inputs[EPSILON]):
-                        raise GraphError(
-                            f"{self.loss.name} has a derivative of its own, by {own}, an autograd.Function"
-                        )
+                        raise GraphError(f"{self.loss.name} has a derivative of its own, by {own}")
                     raise untrue(self.loss.name, at)
 
     @cached_property
@@ -152,6 +154,21 @@ class Subject:
                 times = self.on.cases.apply(lambda x, n=n: self.on.mul(x, poly.number(n)), among)
                 if times != alone:
                     return False
+        return True
+
+    @cached_property
+    def one_of_any_size(self) -> bool:
+        """The same, and no larger batch has it decide in Python by values, as by ``len(A) > 8 and A.max() < 1``."""
+        if not self.elementwise:
+            return False
+        own = (n for n in sorted(sample_counts(numbers_of(self.loss.function))) if n <= LARGER[-1])
+        for n in dict.fromkeys([*LARGER, *own]):
+            try:
+                trace_batch(self.loss, (n,), None, clip_coef=self.clip_coef)
+            except GraphError:
+                return False
+            except LossError:  # it takes none of that size
+                continue
         return True
 
     @cached_property
@@ -199,10 +216,23 @@ def measured(loss: Formulation, probe: Probe, clip_coef: float) -> list[float]:
 
 
 def own_derivative(loss: Formulation, probe: Probe, clip_coef: float) -> str:
-    """The autograd.Function by which a loss is differentiated; "" for none."""
-    root = probe.loss(loss, probe.logp.clone().requires_grad_(), clip_coef).grad_fn
+    """In words: the autograd.Function or the hook by which a loss is differentiated; "" for none."""
+    with _Hooks() as hooks:
+        root = probe.loss(loss, probe.logp.clone().requires_grad_(), clip_coef).grad_fn
     own = (node for node in nodes_of(root) if isinstance(node, torch.autograd.function.BackwardCFunction))
-    return next((type(node).__name__.removesuffix("Backward") for node in own), "")
+    if found := next((type(node).__name__.removesuffix("Backward") for node in own), ""):
+        return f"{found}, an autograd.Function"
+    return "a hook" if hooks.found else ""
+
+
+class _Hooks(TorchFunctionMode):
+    """Within: whether a hook is registered, which changes a gradient on its way."""
+
+    found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= getattr(func, "__name__", "") in ("register_hook", "register_post_accumulate_grad_hook")
+        return func(*args, **(kwargs or {}))
 
 
 def roughness(graph: Graph) -> float:

@@ -421,9 +421,9 @@ def _check(graph: Graph, subject: _Subject, incoming: float) -> None:
 def untrue(title: str, at: str) -> GraphError:
     """The error for a trace that does not tell the whole story of its function."""
     return GraphError(
-        f"LOSS={title}: at {at} it does not compute what it did when it was traced; a graph follows "
-        "torch's own operations: use torch.where instead of a Python if on a value, no .item(), no NumPy, no "
-        "autograd.Function of your own"
+        f"LOSS={title}: at {at} its operations, as they were traced, do not compute what it does; a graph follows "
+        "torch's own operations: use torch.where instead of a Python if on a value, no .item(), no NumPy, no hook, no "
+        "scripted function, no vmap, no autograd.Function of your own"
     )
 
 

@@ -130,6 +130,14 @@ class Formulation:
             raise
         except BaseException as error:  # sys.exit(), too, is a fault of the loss's
             raise LossError(f"{self.name} raised {describe(error)}, given {describe_inputs(inputs['logp'])}") from error
+        samples = inputs["logp"].shape[0] if inputs["logp"].dim() else 1
+        if isinstance(result, list) and len(result) == samples > 1 and all(map(_is_number, result)):
+            raise LossError(
+                f"{self.name} returned a list of {samples} numbers, given {describe_inputs(inputs['logp'])}; return "
+                "torch.stack of it, or the loss first in a tuple"
+            )
+        if inspect.iscoroutine(result):
+            result.close()  # or Python warns that nobody awaited it
         return result[0] if isinstance(result, tuple | list) and result else result
 
     def _check(self, result: object, inputs: Mapping[str, Tensor], clip_coef: float) -> None:
@@ -367,6 +375,10 @@ def _load_file(path: Path) -> ModuleType:
 def _load_module(name: str) -> ModuleType:
     lazy.beside_the_user()
     return importlib.import_module(name)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dim() == 0
 
 
 def describe(error: BaseException) -> str:

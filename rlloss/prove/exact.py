@@ -265,6 +265,7 @@ def _positive(q: Quantity) -> bool:
 
 
 EPSILON = "ε"
+MOST_POWER = 64  # of an exponential
 DIGITS = 80  # to which what a solver found is computed once more
 
 
@@ -293,6 +294,8 @@ def of_logarithms(p: Polynomial) -> Polynomial:
         return p
     scale = poly.content(c for _, c in p.terms)
     whole = poly.polynomial({m: c / scale for m, c in p.terms})
+    if any(abs(c) > MOST_POWER for _, c in whole.terms):  # as beside the logarithm of a bound, a float
+        return p
     up = poly.polynomial({m: c for m, c in whole.terms if c > 0})
     down = poly.polynomial({m: -c for m, c in whole.terms if c < 0})
     return poly.exp(up) - poly.exp(down)
