@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from types import ModuleType
+from types import CoroutineType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ class Formulation:
                 f"{self.name} returned a list of {samples} numbers, given {describe_inputs(inputs['logp'])}; return "
                 "torch.stack of it, or the loss first in a tuple"
             )
-        if inspect.iscoroutine(result):
+        if isinstance(result, CoroutineType):
             result.close()  # or Python warns that nobody awaited it
         return result[0] if isinstance(result, tuple | list) and result else result
 
