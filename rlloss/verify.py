@@ -14,9 +14,9 @@ from rlloss.cause import cause, other_machine
 from rlloss.errors import ConfigError
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
-from rlloss.runs.agreement import differing_tables, disagreement, other_start, passing_difference
-from rlloss.runs.provenance import is_the_users
-from rlloss.runs.reader import RunFolder, common_snapshots, find_runs, natural
+from rlloss.runs.agreement import differing_ratios, differing_tables, disagreement, other_start, passing_difference
+from rlloss.runs.provenance import digest, is_the_users, loss_source
+from rlloss.runs.reader import LOSS, RunFolder, common_snapshots, find_runs, natural
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed
 from rlloss.verdicts import Verdict
 
@@ -187,6 +187,8 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
         return verdict(Verdict.INCOMPLETE, first_difference=first, first_other_actions=acted, reason=problem)
     verdict = partial(verdict, cause=cause(a, b, first), first_tensors=named)
     if first is None and acted is None:
+        if problem := differing_ratios(a, b):
+            return verdict(Verdict.INCOMPLETE, reason=problem)
         return _without_difference(a, b, verdict)
     drifts = [] if unlike else drift(a, b, since=first or 0)
     bound = float(np.sqrt(np.finfo(a.snapshot(a.snapshot_steps[0]).dtype).eps)) if drifts else 0.0
@@ -198,8 +200,22 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
         first_other_actions=acted,
         onset=("small" if small[0] else "large") if small else None,
         drift=drifts,
-        reason=_listed(other_options(a, b), other_machine(a, b)),
+        reason=_listed(other_options(a, b), other_machine(a, b)) or _not_deterministic(a, b, first),
     )
+
+
+def _not_deterministic(a: RunFolder, b: RunFolder, first: int | None) -> str:
+    """What a pair of one loss that differs says, where nothing else does; empty for another pair."""
+    if not _is_of_one_loss(a, b) or cause(a, b, first):
+        return ""
+    return (
+        f"{a.label} twice: training is not deterministic, as where a loss or an environment draws numbers beside its "
+        "seed, or its source has changed between the two"
+    )
+
+
+def _is_of_one_loss(a: RunFolder, b: RunFolder) -> bool:
+    return not is_watched(a) and a.loss != "unknown" and a.label == b.label
 
 
 def _without_difference(a: RunFolder, b: RunFolder, verdict: Callable[..., RunComparison]) -> RunComparison:
@@ -230,10 +246,8 @@ def _listed(*reasons: str) -> str:
 
 def repetition(a: RunFolder, b: RunFolder) -> str:
     """What a pair of one loss says, which is nothing about two losses; empty for a pair of two."""
-    if is_watched(a) or a.loss == "unknown" or a.label != b.label:
+    if not _is_of_one_loss(a, b) or a.info == b.info:
         return ""
-    if a.info == b.info:  # to the speed
-        return f"{a.label} twice, one run and its copy: tests neither losses nor whether training is deterministic"
     return f"{a.label} twice: tests whether training is deterministic, and no two losses"
 
 
@@ -271,16 +285,35 @@ def what_was_reached(a: RunFolder, b: RunFolder) -> dict[str, Any]:
 def power(a: RunFolder, b: RunFolder) -> tuple[bool | None, str]:
     """Whether two runs could have differed, and why not: by what ``rlloss check`` knows of their losses.
 
-    A run and its repetition could: they test whether training is deterministic.
+    A run and its repetition could: they test whether training is deterministic. A run and its copy could not, nor could
+    two of which no step changed a parameter.
     """
     reached, clip_coef = what_was_reached(a, b), a.config.get("clip_coef")
+    if _is_of_one_loss(a, b) and a.info == b.info:  # to the speed
+        return False, "one run and its copy, which tests neither losses nor whether training is deterministic"
+    if _never_moved(a):
+        return False, "no optimiser step changed a parameter"
     if a.loss == b.loss:
         return True, ""
     if not reached or not isinstance(clip_coef, float):
         return None, "not known: the ratios were not recorded"
     if not may_load(a, b):
         return None, f"not known: {a.loss} or {b.loss}, below the runs or not below this folder, is not loaded"
+    if changed := [run.loss for run in (a, b) if _has_changed(run)]:
+        return None, f"not known: the source of {' and '.join(changed)} has changed since"
     return put_to_the_test(a.loss, b.loss, clip_coef, {s: reached[f"{s}_ratio"] for s in ("positive", "negative")})
+
+
+def _never_moved(run: RunFolder) -> bool:
+    if len(run.digests) == 0 or len(np.unique(run.digests, axis=0)) > 1 or run.snapshot_steps[:1] != [0]:
+        return False
+    return bool(np.array_equal(run.snapshot(0), run.snapshot(run.snapshot_steps[-1])))
+
+
+def _has_changed(run: RunFolder) -> bool:
+    """Whether the source of a run's loss is not that which it was trained with."""
+    made = run.info.get("versions", {}).get(LOSS)
+    return made is not None and made != digest(loss_source(run.loss).encode())
 
 
 def may_load(a: RunFolder, b: RunFolder) -> bool:

@@ -20,7 +20,7 @@ from rlloss.runs import RunFolder, find_runs
 from rlloss.train import train
 from rlloss.train.recording import FolderRecorder
 from rlloss.verify import compare_runs, first_difference, pair, ulp_distance, verify
-from tests.helpers import rewrite_config
+from tests.helpers import SHORT, rewrite_config
 
 ODD = "num_steps=60"  # minibatches of 30
 
@@ -323,13 +323,65 @@ def test_a_loss_that_differs_only_far_out_is_not_tested_by_clipping(make_run):
 
 
 def test_a_run_and_its_repetition_test_whether_training_is_deterministic(make_run, tmp_path, capsys):
-    verdict = compare_runs(make_run(QUIET), copy_of(make_run(QUIET), tmp_path / "again"))
-    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", True)
-    assert verdict.reason.startswith("ppo_clip twice, one run and its copy: tests neither losses nor whether")
+    copy = copy_of(make_run(QUIET), tmp_path / "again")
+    verdict = compare_runs(make_run(QUIET), copy)
+    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", False)
+    assert verdict.untested.startswith("one run and its copy, which tests neither losses nor whether")
+    assert main(["verify", "--tested", str(make_run(QUIET).path), str(copy.path)]) == 1
+    capsys.readouterr()
     again = copy_of(make_run(QUIET), tmp_path / "later", steps_per_second=7.5)
     assert main(["verify", str(make_run(QUIET).path), str(again.path)]) == 0
     said = "ppo_clip twice: tests whether training is deterministic, and no two losses"
     assert said in " ".join(capsys.readouterr().out.split())
+    assert main(["verify", "--tested", str(make_run(QUIET).path), str(again.path)]) == 0
+
+
+def test_a_loss_that_is_random_is_said_to_be(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import random\ndef mine(logp, old, A, *, clip_coef):\n    return -random.random() * (logp - old).exp() * A\n"
+    )
+    for name in ("a", "b"):
+        train(load([*SHORT, "loss=mine.py:mine"]), tmp_path / name)
+    verdict = compare_runs(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"))
+    assert verdict.verdict == "DIVERGED"
+    assert "twice: training is not deterministic" in verdict.reason
+
+
+def test_runs_of_which_no_step_changed_a_parameter_are_not_put_to_the_test(make_run):
+    still = [make_run("learning_rate=0", f"loss={loss}") for loss in ("ppo_clip", "reinforce")]
+    verdict = compare_runs(*still)
+    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", False)
+    assert verdict.untested == "no optimiser step changed a parameter"
+
+
+def test_ratios_of_one_run_that_its_twin_cannot_have_missed_are_incomplete(make_run, tmp_path):
+    """Else a number in one file would say what the pair was put to."""
+    other = copy_of(make_run("loss=reinforce"), tmp_path / "run")
+    table = other.metrics.copy()
+    table.loc[0, "positive_ratio_min"] = 0.1
+    table.to_csv(other.path / "metrics.csv", index=False)
+    verdict = compare_runs(make_run(), RunFolder(other.path))
+    assert verdict.verdict == "INCOMPLETE"
+    assert "have another positive_ratio_min in iteration 1" in verdict.reason
+
+
+def test_a_loss_whose_source_has_changed_since_is_not_asked_where_it_differs(tmp_path, monkeypatch):
+    """The source that is there now is not what was trained."""
+    monkeypatch.chdir(tmp_path)
+    mine = (
+        "import torch\ndef mine(logp, old, A, *, clip_coef):\n    r = (logp - old).exp()\n"
+        "    return -torch.min(r * A, r.clamp(0.8, 1.2) * A)\n"
+    )
+    (tmp_path / "mine.py").write_text(mine)
+    for loss in ("ppo_clip", "mine.py:mine"):
+        train(load([*SHORT, f"loss={loss}"]), tmp_path / "runs" / loss[:4])
+    (verdict,) = verify(find_runs([tmp_path / "runs"]))[0]
+    assert verdict.tested
+    (tmp_path / "mine.py").write_text(mine.replace("0.8", "0.5"))
+    (verdict,) = verify(find_runs([tmp_path / "runs"]))[0]
+    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", None)
+    assert verdict.untested == "not known: the source of mine.py:mine has changed since"
 
 
 def test_runs_that_did_not_record_their_ratios_are_not_known_to_be_tested(make_run, tmp_path):
@@ -395,13 +447,15 @@ def loss(logp, old_logp, advantages, *, clip_coef):
 
 @pytest.mark.parametrize(("loss", "executed"), [("elsewhere/evil.py:loss", False), ("elsewhere.evil:loss", False),
                                                 ("evil.py:loss", True), ("evil:loss", True)])  # fmt: skip
-def test_a_loss_that_came_with_the_runs_is_not_loaded(loss, executed, make_run, tmp_path):
+def test_a_loss_that_came_with_the_runs_is_not_loaded(loss, executed, make_run, tmp_path, monkeypatch):
     """Runs from elsewhere are data: no file that they name is executed. One of the user's, apart from them, is."""
+    monkeypatch.chdir(tmp_path)
+    for home in (tmp_path, tmp_path / "elsewhere"):
+        home.mkdir(exist_ok=True)
+        (home / "evil.py").write_text(EVIL)
     for i, name in enumerate(("ppo_clip", loss)):
         run = copy_of(make_run(), tmp_path / "elsewhere" / f"run{i}")
         rewrite_config(run.path, "name: ppo_clip", f"name: '{name}'")
-    for home in (tmp_path, tmp_path / "elsewhere"):
-        (home / "evil.py").write_text(EVIL)
     done = subprocess.run(
         [sys.executable, "-m", "rlloss", "verify", "elsewhere"],
         cwd=tmp_path,

@@ -32,12 +32,24 @@ def run(arguments: list[str]) -> int:
     output_file("--out", options.out)
     document = certify(RunFolder(one_run(options.run)))
     out = options.out or options.run / "certificate.json"
+    if options.out is not None:
+        refuse_another_file(out)
     certificate = Certificate(out, document, intact=True)
     what = described(certificate, certified(certificate, f"RUN={options.run}"))
     out.parent.mkdir(parents=True, exist_ok=True)
     replace(out, (to_json(document) + "\n").encode())
     print(f"certificate of {what}\nwritten to {out}; `rlloss verify --certificate {out}` plays it again")
     return Exit.HOLDS
+
+
+def refuse_another_file(out: Path) -> None:
+    """Raises: ConfigError for a file that is there and is no certificate, as a run's own."""
+    if not out.exists():
+        return
+    try:
+        read(out)
+    except ConfigError as error:
+        raise ConfigError(f"--out {out}: holds something else than a certificate; name another file") from error
 
 
 def parser() -> argparse.ArgumentParser:

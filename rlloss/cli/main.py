@@ -1,7 +1,9 @@
 """The ``rlloss`` command: its verbs, and what becomes of errors. A verb's module is loaded when it is called."""
 
 import argparse
+import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -34,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         own()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an encoding without the lines of a table ends no command
     try:
         verb = parser().parse_args(arguments[:1]).verb
         if argv is None and verb == "verify":
@@ -44,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with unswept():
             module = importlib.import_module(f"rlloss.cli.{verb}")
         code: int = module.run(arguments[1:])
+        sys.stdout.flush()  # here, where what cannot be written is told
         return code
     except ConfigError as error:
         print(f"rlloss: {error}", file=sys.stderr)
@@ -64,7 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.INTERRUPTED
     except OSError as error:
         if error.filename is None:
-            return crashed()
+            if error.errno != errno.ENOSPC:
+                return crashed()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print(f"rlloss: standard output: {error.strerror}; free some space", file=sys.stderr)
+            return Exit.FAILS
         print(f"rlloss: {error.filename}: {error.strerror}; name another path", file=sys.stderr)
         return Exit.BAD_INPUT
     except Exception:

@@ -20,6 +20,8 @@ from rlloss.runs.provenance import digest, loss_source, named_by_source
 from rlloss.runs.reader import BEST, CHECKPOINT, CHECKPOINTS, LOSS, Damaged, RunFolder
 from rlloss.runs.watched import Record, is_watched
 
+RATIOS = [f"{sign}_ratio_{end}" for sign in ("positive", "negative") for end in ("min", "max")]
+ROUNDED_RATIO = 1e-4  # relative, which two ways to step may round it by
 HEXADECIMAL = 64  # digits of a digest; more follow where a run went on elsewhere
 
 
@@ -222,6 +224,18 @@ def differing_tables(a: RunFolder, b: RunFolder) -> str:
                 f"metrics.csv of {a.path.name} and of {b.path.name} have another {name} in iteration {first + 1}, "
                 f"digests.bin has equal parameters after its optimiser steps {begin + 1:,} to {until:,}"
             )
+    return ""
+
+
+def differing_ratios(a: RunFolder, b: RunFolder) -> str:
+    """Ratios that two runs cannot both have met, which had the same parameters, actions and samples; empty if none."""
+    rows = min(len(a.metrics), len(b.metrics))
+    for name in RATIOS:
+        if name in a.metrics and name in b.metrics:
+            x, y = (run.metrics[name].to_numpy(float)[:rows] for run in (a, b))
+            if len(other := np.flatnonzero(~np.isclose(x, y, rtol=ROUNDED_RATIO, atol=0, equal_nan=True))):
+                whose = f"{a.path.name} and of {b.path.name} have another {name} in iteration {other[0] + 1}"
+                return f"metrics.csv of {whose}, digests.bin has equal parameters throughout"
     return ""
 
 

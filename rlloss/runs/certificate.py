@@ -177,12 +177,21 @@ def read(path: Path) -> Certificate:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise ValueError(f"it has more than {LARGEST:,} bytes")
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=_each_once)
         check(document)
         return Certificate(path, document, document.get("sha256") == signature(document))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else f"is no certificate ({printable(error)})"
         raise ConfigError(f"--certificate={path}: {why}; `rlloss certify RUN` makes one") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises: ValueError for a key that stands twice: a reader would see both, and a program one of them."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)} twice")
+    return found
 
 
 def check(document: Any) -> None:

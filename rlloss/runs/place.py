@@ -59,7 +59,11 @@ def check_folder(folder: Path, config: Config) -> None:
 
 def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
     """The same for a config as a nested mapping."""
-    if not folder.exists():
+    try:
+        is_there = folder.exists()
+    except OSError as error:  # a name too long
+        raise ConfigError(f"run_dir={folder}: {error.strerror}; name another run_root or run_dir") from error
+    if not is_there:
         _refuse_unwritable(folder)
         return
     if not folder.is_dir():
@@ -110,10 +114,12 @@ def is_finished(config: Config) -> bool:
 
 def _refuse_unwritable(folder: Path) -> None:
     """Raises: ConfigError for a folder that cannot be made: no permission, a file system that is read only, a file."""
+    if link := next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None):
+        raise ConfigError(f"run_dir={folder}: {link} is a link to nothing; name another run_root or run_dir")
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir():
         raise ConfigError(f"run_dir={folder}: {parent} is a file; name another run_root or run_dir")
-    if not os.access(parent, os.W_OK | os.X_OK):
+    if not os.access(parent, os.W_OK | os.X_OK) or parent.is_relative_to("/proc"):
         raise ConfigError(f"run_dir={folder}: {parent} cannot be written to; name another run_root or run_dir")
 
 

@@ -185,7 +185,9 @@ class RunFolder:
         """The status in words: with the optimiser step at which a run was interrupted, and why one failed."""
         if self.status == "interrupted":
             return f"interrupted at step {len(self.digests):,}"
-        return f"failed ({self.info['error']})" if self.status == "failed" and "error" in self.info else self.status
+        if self.status == "failed" and "error" in self.info:
+            return f"failed ({' '.join(str(self.info['error']).split())})"
+        return self.status
 
     @property
     def loss(self) -> str:

@@ -96,8 +96,14 @@ class Recorder:
 
     def log(self, scalars: Mapping[str, Any]) -> None:
         step = self.writer.optimizer_steps + 1
-        numbers = {name: float(x.detach() if isinstance(x, torch.Tensor) else x) for name, x in scalars.items()}
+        numbers = {name: _number(name, x) for name, x in scalars.items()}
         self._scalars += [{"step": step, "name": name, "value": repr(number)} for name, number in numbers.items()]
+
+    def _trains_any(self, found: list[Named]) -> bool:
+        own = {id(entry.tensor) for entry in found if not entry.name.startswith("optimizer.")}
+        return any(
+            id(p) in own for optimizer in self._known for group in optimizer.param_groups for p in group["params"]
+        )
 
     def listen_if_due(self) -> None:
         """To all that is computed from now on to the end of the step that is to be traced."""
@@ -210,6 +216,8 @@ class Recorder:
             self.writer.snapshot(floats(found))
         if not self.writer.optimizer_steps:
             log.warning("%s: no step of an optimiser was seen; is it the one that trains?", self.folder)
+        elif not self._trains_any(found):
+            log.warning("%s: the optimiser trains no tensor of the model; is it another model's?", self.folder)
         changed_after = hashlib.sha256(now).hexdigest() if now != self._last else ""
         self.writer.finish({"env_steps": 0, "changed_after": changed_after})
         self.writer.__exit__(None, None, None)
@@ -283,6 +291,14 @@ def floats(found: list[Named]) -> Arrays:
 
 def _size(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
+
+
+def _number(name: str, x: Any) -> float:
+    """Raises: ConfigError for what is none."""
+    try:
+        return float(x.detach() if isinstance(x, torch.Tensor) else x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"log: {name} is {type(x).__name__}; give a number, or a tensor of one") from error
 
 
 def random_digests() -> str:

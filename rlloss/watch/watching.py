@@ -200,6 +200,8 @@ def _check_room(folder: Path, step: int, *, overwrite: bool) -> None:
     if not (folder / "config.yaml").exists():
         if step:
             raise ConfigError(f"step={step}: {folder} holds no record to go on with")
+        if folder.is_file():
+            raise ConfigError(f"folder={folder}: is a file; name a folder")
         return
     run = RunFolder(folder)
     if not any(key.startswith(f"{WATCHED}.") for key in run.config):
@@ -207,7 +209,7 @@ def _check_room(folder: Path, step: int, *, overwrite: bool) -> None:
     if step:
         return
     if is_held(folder):
-        raise ConfigError(f"folder={folder}: another process is recording in it; name another folder")
+        raise ConfigError(f"folder={folder}: something is recording in it; name another folder")
     if not overwrite:
         raise ConfigError(
             f"folder={folder}: holds a record of {len(run.digests):,} optimiser steps; name another folder, or go on "

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -405,3 +406,28 @@ def test_a_peers_command_is_called_for_a_short_and_for_a_long_training(tmp_path)
     assert main([*arguments, "--peer", f"mine={sys.executable} {script} {{timesteps}}"]) == 0
     assert (tmp_path / "asked").read_text().split()[-2:] == ["4096", "2048"]
     assert "mine" in pd.read_csv(tmp_path / "table.csv")["contestant"].tolist()
+
+
+def test_a_full_disk_or_a_narrow_encoding_of_standard_output_is_no_crash(make_run):
+    runs = [str(make_run(f"loss={loss}").path) for loss in ("ppo_clip", "cispo")]
+    command = [sys.executable, "-m", "rlloss", "verify", *runs]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["rlloss: standard output: No space left on device; free some space"]
+    environ = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environ, text=True, check=False)
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("dangling/run", "is a link to nothing"), ("a" * 300, "File name too long")]
+)
+def test_a_run_dir_that_cannot_be_is_named_with_its_key(tmp_path, monkeypatch, capsys, name, said):
+    monkeypatch.chdir(tmp_path)
+    Path("dangling").symlink_to("nowhere")
+    assert main(["train", *TINY, f"run_dir={name}"]) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(f"rlloss: run_dir={name}: ")
+    assert said in line

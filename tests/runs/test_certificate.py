@@ -467,3 +467,21 @@ def test_a_config_key_that_this_version_does_not_know(certificate, capsys):
     edit(certificate, config=document["config"] | {"invented": 1})
     assert main(["verify", "--certificate", str(certificate)]) == 2
     assert "made by another version" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_certificate_is_not_written_over(run, tmp_path, capsys):
+    """A run's own run.json was, with exit code 0."""
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    before = (copy / "run.json").read_bytes()
+    assert main(["certify", str(copy), "--out", str(copy / "run.json")]) == 2
+    assert "run.json: holds something else than a certificate; name another file" in capsys.readouterr().err
+    assert (copy / "run.json").read_bytes() == before
+    for _ in range(2):
+        assert main(["certify", str(copy), "--out", str(tmp_path / "made.json")]) == 0
+
+
+def test_a_key_that_stands_twice_is_no_certificate(certificate, capsys):
+    """A reader sees both, and a program one of them."""
+    certificate.write_text(certificate.read_text().replace('"seed":', '"seed": 7, "seed":', 1))
+    assert main(["verify", "--certificate", str(certificate)]) == 2
+    assert "it has seed twice" in capsys.readouterr().err

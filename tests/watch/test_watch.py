@@ -376,3 +376,18 @@ def test_what_flattens_parameters_is_refused_by_name(tmp_path):
     flat = type("FullyShardedDataParallel", (nn.Module,), {})()
     with pytest.raises(ConfigError, match=r"so that they have no names; use fully_shard \(FSDP2\)"):
         rlloss.watch(flat, None, tmp_path / "a")
+
+
+def test_an_optimiser_of_another_model_is_said_to_be_one(tmp_path, caplog):
+    watched, trained = (torch.nn.Linear(2, 1) for _ in "ab")
+    optimizer = torch.optim.SGD(trained.parameters(), 0.1)
+    with rlloss.watch(watched, optimizer, tmp_path / "run"):
+        trained(torch.ones(3, 2)).sum().backward()
+        optimizer.step()
+    assert "the optimiser trains no tensor of the model" in caplog.text
+    caplog.clear()
+    with rlloss.watch(trained, optimizer, tmp_path / "other") as record:
+        with pytest.raises(ConfigError, match="log: v is str"):
+            record.log(v="x")
+        optimizer.step()
+    assert not caplog.text
