@@ -348,13 +348,6 @@ def test_a_loss_that_is_random_is_said_to_be(make_run, tmp_path, monkeypatch):
     assert "twice: training is not deterministic" in verdict.reason
 
 
-def test_runs_of_which_no_step_changed_a_parameter_are_not_put_to_the_test(make_run):
-    still = [make_run("learning_rate=0", f"loss={loss}") for loss in ("ppo_clip", "reinforce")]
-    verdict = compare_runs(*still)
-    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", False)
-    assert verdict.untested == "no optimiser step changed a parameter"
-
-
 def test_ratios_of_one_run_that_its_twin_cannot_have_missed_are_incomplete(make_run, tmp_path):
     """Else a number in one file would say what the pair was put to."""
     other = copy_of(make_run("loss=reinforce"), tmp_path / "run")

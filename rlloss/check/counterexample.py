@@ -35,7 +35,7 @@ SEQUENCE_RATIOS = (1.0, *RATIOS)  # how sequences are averaged shows on-policy a
 # In 64ths, so that copies of one add up exactly: what is left of a reward that is its group's mean is rounding alone.
 ADVANTAGES = (
     1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 0.0, 0.25, -0.25, 1.75, -1.75, 10.0, -10.0,
-    *(sign * i / 64 for i in range(5, 180, 3) for sign in (1, -1)),
+    *(sign * i / 64 for i in range(5, 155, 3) for sign in (1, -1)),
 )  # fmt: skip
 TOPS = (-2.0, -1.0, -0.5, -3.0)
 COPIES = (1, 2, 3, 4, 5, 7, 10, 100)

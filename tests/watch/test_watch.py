@@ -391,3 +391,17 @@ def test_an_optimiser_of_another_model_is_said_to_be_one(tmp_path, caplog):
             record.log(v="x")
         optimizer.step()
     assert not caplog.text
+
+
+def test_records_of_which_no_step_changed_a_tensor_are_not_put_to_the_test(tmp_path):
+    for name, factor in (("a", 1), ("b", 3)):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        with rlloss.watch(model, optimizer, tmp_path / name):
+            for _ in range(3):
+                (factor * model(torch.ones(3, 2))).sum().backward()
+                optimizer.step()
+    verdict = compare_runs(*(RunFolder(tmp_path / name) for name in ("a", "b")))
+    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", False)
+    assert verdict.untested == "no optimiser step changed a parameter"
