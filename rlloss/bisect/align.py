@@ -4,14 +4,14 @@ Of one program every operation has its counterpart, in order. Two *formulations*
 what they share is found by value, the last number that both compute and the gradients of the tensors that both have.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rlloss.watch.tape import SILENT, UNREADABLE, Entry, Joint, Number, Tape, written
+from rlloss.watch.tape import SILENT, STATISTICS, UNREADABLE, Entry, Joint, Number, Tape, written
 
 LEAF = "AccumulateGrad"  # autograd's node of a parameter
 DRAWS = (
@@ -52,21 +52,29 @@ def split(a: Tape, b: Tape) -> Split:
     return aligned(a, b, *(computing(tape.entries) for tape in (a, b)))
 
 
-def live(tape: Tape) -> set[int]:
+def live(tape: Tape, *, parts: bool = False) -> set[int]:
     """The entries, by identity, whose numbers reach a parameter by the operations that were heard; all, if none is
     written to.
 
-    A draw that goes to Python decides something there; what else goes there is logged, as a rule.
+    A draw that goes to Python decides something there; what else goes there is logged, as a rule. ``parts``: so does
+    what is written into a part of a tensor, which is read as a whole.
     """
     found: set[int] = set()
+    known = {number.digest for entry in tape.entries if not _writes(entry) for number in numbers_in(entry)}
     read = {number.digest for entry in tape.entries if entry.op == ITEM for number in numbers_in(entry)}
     drawn = {n.digest for entry in tape.entries if entry.op.startswith(DRAWS) for n in entry.outputs}
     needed = read & drawn
     for entry in reversed(tape.entries):
-        if entry.to or any(number.digest in needed for number in entry.outputs):
+        in_part = parts and _writes(entry) and all(number.digest not in known for number in entry.outputs)
+        if entry.to or in_part or any(number.digest in needed for number in entry.outputs):
             found.add(id(entry))
             needed |= {number.digest for number in numbers_in(entry)}
     return found or {id(entry) for entry in tape.entries}
+
+
+def _writes(entry: Entry) -> bool:
+    """Whether it writes in place to something that has no name."""
+    return not entry.to and entry.op.partition(".")[0].endswith("_")
 
 
 def aligned(a: Tape, b: Tape, ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
@@ -101,23 +109,66 @@ def kind_of(entry: Entry) -> tuple[object, ...]:
 
 
 def _lockstep(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
+    """Where two tapes of one program part: by the first difference whose consequences are not all seen to end.
+
+    They end where what is computed of them is the same, as behind a factor of 0 or a bound that nothing reaches. What
+    goes to Python, or is read by nothing that was heard, may go on elsewhere.
+    """
+    found: list[Split] = []
+    forward: dict[int, Split] = {}  # by autograd's number of the node that it makes: another option
+    follows: dict[tuple[str, str], set[int]] = {}  # from which of them, by the two digests of a number
+    read = {number.digest for entry in ours for number in numbers_in(entry)}
+    goes_on: set[int] = set()
     last = None
     for x, y in zip(ours, theirs, strict=False):
-        if len(x.inputs) != len(y.inputs):  # lists of tensors: none is the counterpart of another
-            return Split("option", x, y, min(len(x.inputs), len(y.inputs)), last=last)
-        for place, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=True)):
-            if isinstance(one, Number) and isinstance(other, Number):
-                if one.digest != other.digest:
-                    return Split("input", x, y, place, last=last, a=one.digest, b=other.digest)
-            elif one != other:
-                return Split("option", x, y, place, last=last)
-        for place, (one, other) in enumerate(zip(x.outputs, y.outputs, strict=False)):
-            if one.digest != other.digest:
-                known = all(number.digest != UNREADABLE for number in numbers_in(x))
-                kind: Kind = "operation" if known else "input"
-                return Split(kind, x, y, place, last=last, a=one.digest, b=other.digest)
+        mine = {i for one, other in _pairs(x.inputs, y.inputs) for i in follows.get((one.digest, other.digest), ())}
+        unlike = [(one, other) for one, other in _pairs(x.outputs, y.outputs) if one.digest != other.digest]
+        hidden = bool(x.to) and x.op.startswith(STATISTICS)  # to which it writes, and says nothing
+        new = _parts_at(x, y, follows, last)
+        if new and new.kind == "option" and not x.node and x.sequence >= 0:
+            forward.setdefault(x.sequence, new)
+        if new and (unlike or new.kind == "input" or not x.outputs or hidden):
+            mine.add(len(found))
+            found.append(new)
+            if new.kind == "input":  # by way of what is not heard, it may follow from those before
+                mine |= set(range(len(found)))
+                follows[new.a, new.b] = set(range(len(found)))
+        for one, other in unlike:
+            follows.setdefault((one.digest, other.digest), set()).update(mine)
+        if x.op == ITEM or hidden or (x.to and unlike) or any(one.digest not in read for one, _ in unlike):
+            goes_on |= mine
         last = last if x.node else x
-    return Split("none")
+    lasting = [split for i, split in enumerate(found) if i in goes_on] or found
+    first = lasting[0] if lasting else Split("none")
+    if first.kind == "option" and first.ours and first.ours.node:  # what a number makes of a gradient is its author's
+        return forward.get(first.ours.sequence, first)
+    return first
+
+
+def _pairs(
+    ours: Sequence[Number | str] | Sequence[Number], theirs: Sequence[Number | str] | Sequence[Number]
+) -> list[tuple[Number, Number]]:
+    pairs = zip(ours, theirs, strict=False)
+    return [(one, other) for one, other in pairs if isinstance(one, Number) and isinstance(other, Number)]
+
+
+def _parts_at(x: Entry, y: Entry, known: Collection[tuple[str, str]], last: Entry | None) -> Split | None:
+    """In what else two operations differ than in numbers that are known to."""
+    if len(x.inputs) != len(y.inputs):  # lists of tensors: none is the counterpart of another
+        return Split("option", x, y, min(len(x.inputs), len(y.inputs)), last=last)
+    alike = True
+    for place, (one, other) in enumerate(zip(x.inputs, y.inputs, strict=True)):
+        if isinstance(one, Number) and isinstance(other, Number):
+            if one.digest != other.digest and (one.digest, other.digest) not in known:
+                return Split("input", x, y, place, last=last, a=one.digest, b=other.digest)
+            alike &= one.digest == other.digest
+        elif one != other:
+            return Split("option", x, y, place, last=last)
+    for place, (one, other) in enumerate(_pairs(x.outputs, y.outputs) if alike else []):
+        if one.digest != other.digest:
+            readable = all(number.digest != UNREADABLE for number in numbers_in(x))
+            return Split("operation" if readable else "input", x, y, place, last=last, a=one.digest, b=other.digest)
+    return None
 
 
 def _by_value(a: Tape, b: Tape, ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
@@ -253,6 +304,32 @@ def _first_alone(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[Entry 
                 return entry, last
             last = entry
     return None, last
+
+
+def counting(tape: Tape) -> list[Joint]:
+    """The gradients of leaves that the optimiser is given: without those that zero_grad() took back before the last
+    backward pass that reaches a leaf, as of one that is made to log a norm.
+    """
+    sums = [entry for entry in tape.entries if entry.node == LEAF and entry.op.startswith("add")]
+    found: list[Joint] = []
+    leaves: dict[tuple[str, str], list[Joint]] = {}
+    for joint in tape.joints:
+        if joint.node == LEAF:
+            leaves.setdefault((joint.number, joint.name), []).append(joint)
+    for passes in leaves.values():
+        if len({joint.backward for joint in passes}) == len(passes):
+            first = max((i for i in range(1, len(passes)) if not _is_added(passes[i], passes[i - 1], sums)), default=0)
+            passes = passes[first:]
+        found += passes
+    order = {id(joint): i for i, joint in enumerate(tape.joints)}
+    return sorted(found, key=lambda joint: order[id(joint)])
+
+
+def _is_added(joint: Joint, before: Joint, sums: Sequence[Entry]) -> bool:
+    """Whether a leaf's gradient is added to what was there, if it is not the only one that there is."""
+    if UNREADABLE in (joint.gradient.digest, before.gradient.digest) or not joint.name:
+        return True
+    return any(joint.gradient.digest in {number.digest for number in numbers_in(entry)} for entry in sums)
 
 
 def numbers_in(entry: Entry) -> list[Number]:

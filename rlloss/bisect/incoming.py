@@ -7,10 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import DRAWS, LEAF, Split, behind, computing, kind_of, live, numbers_in, other_option
+from rlloss.bisect.align import (
+    DRAWS,
+    LEAF,
+    Split,
+    behind,
+    computing,
+    counting,
+    kind_of,
+    live,
+    numbers_in,
+    other_option,
+)
 from rlloss.bisect.found import Cause
 from rlloss.bisect.saying import difference, maker, name_of, place_of
-from rlloss.watch.tape import FETCHED, NOTHING, Entry, Number, Tape, written
+from rlloss.watch.tape import FETCHED, NOTHING, OLD_GRADIENT, Entry, Number, Tape, written
 
 TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
 LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
@@ -21,7 +32,6 @@ REDUCED_AT = {  # which of an operation's inputs says so, from the last
     "smooth_l1_loss": -2,
     "huber_loss": -2,
 }
-OLD_GRADIENT = "the gradient of"  # how the names of those begin that were left from a step before
 REDUCTIONS = ("none", "mean", "sum")  # as PyTorch's losses are given them, by number
 Rows = list[tuple[float, ...]]
 
@@ -118,24 +128,34 @@ def _called(digest: str, tape: Tape) -> str:
 
 
 def stale_gradients(a: Tape, b: Tape) -> Cause | None:
-    """Whether one run alone adds its gradient to one that was there before its step."""
+    """Whether one run alone adds its gradient to one that was there before its step.
+
+    zero_grad() is missing for sure where the other had one there, too, and took it back.
+    """
     ours, theirs = _added_to_old(a), _added_to_old(b)
-    for which, mine, other in (("b", theirs, ours), ("a", ours, theirs)):
+    for which, mine, other, tape in (("b", theirs, ours, a), ("a", ours, theirs, b)):
         alone = [name for name in mine if name not in other]
         if alone and not set(other) - set(mine):
             entry = mine[alone[0]]
-            return Cause(f"{which} adds its gradient to one that was there before the step: zero_grad() is missing",
-                         [f"{entry.op} in {entry.node} of {entry.outputs[0].shape}"])  # fmt: skip
+            evidence = [f"{entry.op} in {entry.node} of {entry.outputs[0].shape}"]
+            words = f"{which} adds its gradient to one that was there before the step"
+            if tape.left is None or alone[0] in tape.left:
+                return Cause(f"{words}: zero_grad() is missing", evidence)
+            why = "zero_grad() is missing before that, or a backward pass of something else reached it"
+            return Cause(f"{words}, where the other had none: {why}; a trace of the step before hears it", evidence,
+                         decided=False)  # fmt: skip
     return None
 
 
 def _added_to_old(tape: Tape) -> dict[str, Entry]:
-    """Where a gradient is added to one that was there, by what that is called."""
+    """Where a gradient is added to one that was there, by what that is called; if the optimiser is given that sum."""
     found: dict[str, Entry] = {}
+    given = {joint.gradient.digest for joint in counting(tape)}
     for entry in tape.entries:
         if entry.node == LEAF and entry.op.startswith("add"):
-            for number in numbers_in(entry):
-                if number.digest in tape.given and _norm(tape, number):
+            numbers = numbers_in(entry)
+            for number in numbers:
+                if number.digest in tape.given and _norm(tape, number) and any(n.digest in given for n in numbers):
                     found.setdefault(tape.given[number.digest], entry)
     return found
 

@@ -1,14 +1,14 @@
 """Backward passes: how many a step makes, which parameters they reach, and what the optimiser gets of them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from rlloss.bisect.align import LEAF, after_backward, behind, computing, numbers_in
+from rlloss.bisect.align import LEAF, after_backward, behind, computing, counting, numbers_in
 from rlloss.bisect.found import Cause
 from rlloss.bisect.incoming import another_option, came_in, stale_gradients
-from rlloss.watch.tape import Tape
+from rlloss.watch.tape import Joint, Tape
 
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
 
@@ -21,6 +21,8 @@ def unlike_passes(a: Tape, b: Tape) -> Cause | None:
         return None
     if stale := stale_gradients(a, b):
         return stale
+    if _taken_back(a, b):
+        return None
     said = f"another accumulation: {passes[0]} | {passes[1]} backward passes in the step"
     handed = _handed_on(a, ours), _handed_on(b, theirs)
     for which, mine, other in (("a", *handed), ("b", *handed[::-1])):
@@ -42,11 +44,19 @@ def unlike_passes(a: Tape, b: Tape) -> Cause | None:
     return Cause(words)
 
 
+def _taken_back(a: Tape, b: Tape) -> bool:
+    """Whether the passes that are more are nothing to the optimiser: zero_grad() takes back what they made."""
+    counted = [counting(tape) for tape in (a, b)]
+    passes = [len({joint.backward for joint in each}) for each in counted]
+    sums = [_gradients(tape, each) for tape, each in zip((a, b), counted, strict=True)]
+    return passes[0] == passes[1] and all(_handed_on(tape, x) == set(x) for tape, x in zip((a, b), sums, strict=True))
+
+
 def changed_between(a: Tape, b: Tape) -> Cause | None:
     """With equal gradients, one run alone gives its optimiser something else."""
     ours, theirs = (_gradients(tape) for tape in (a, b))
     same = set(ours) == set(theirs) and all(torch.equal(one, theirs[name][0]) for name, (one, _) in ours.items())
-    if not ours or not same:
+    if not ours or not same or stale_gradients(a, b):
         return None
     handed = _handed_on(a, ours), _handed_on(b, theirs)
     for which, mine, other in (("a", *handed), ("b", *handed[::-1])):
@@ -66,7 +76,7 @@ def _handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) 
     read = [number for entry in behind(computing(tape.entries)) for number in numbers_in(entry)]
     if any(number.digest not in tape.values for number in read):
         return set(gradients)
-    values = [tape.values[number.digest].double().flatten() for number in read]
+    values = [tape.values[number.digest].flatten() for number in read]
 
     passes = len({joint.backward for joint in tape.joints})
 
@@ -78,14 +88,17 @@ def _handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) 
     return {name for name, gradient in gradients.items() if is_read(*gradient)}
 
 
-def _gradients(tape: Tape) -> dict[str, tuple[Tensor, torch.dtype]]:
-    """Of each parameter, over all backward passes, with the dtype in which they were made."""
+def _gradients(tape: Tape, joints: Sequence[Joint] | None = None) -> dict[str, tuple[Tensor, torch.dtype]]:
+    """Of each parameter, over all backward passes or these, with the dtype in which they were made."""
     found: dict[str, tuple[Tensor, torch.dtype]] = {}
-    for joint in tape.joints:
+    for joint in tape.joints if joints is None else joints:
         value = tape.values.get(joint.gradient.digest)
         if joint.node == LEAF and joint.name and value is not None:
             before, _ = found.get(joint.name, (torch.zeros(()), value.dtype))
-            found[joint.name] = before + value.double(), value.dtype
+            found[joint.name] = (
+                before + (value.to(torch.complex128) if value.is_complex() else value.double()),
+                value.dtype,
+            )
     return found
 
 

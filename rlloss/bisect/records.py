@@ -74,7 +74,7 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
         words = why.words + (_recorded(a, b) if found.kind != "gradient" else "")
         if why.decided and found.kind == "program" and _classes(a) != _classes(b):
             words = f"with equal gradients, another optimiser{_recorded(a, b)}"
-        if rows := _rows(ours, theirs, step):
+        if rows := _rows(ours, theirs, step, first):
             words += f"; {rows.words}"
         said |= {"evidence": why.evidence, **located(found)}
         return finding(step, words, decided=why.decided, **said)
@@ -134,7 +134,7 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
     if skipped := _since(a, b, "skipped_steps", step):
         which = "a" if a.run.metrics["skipped_steps"].iloc[skipped - 1] else "b"
         return f"{which} skips step {skipped:,}: GradScaler found a gradient that is not finite", True
-    if rows := _rows(a, b, step):
+    if rows := _rows(a, b, step, first):
         if gradient.differs or first.when == "before":  # or a buffer, which the forward pass changes
             seen = gradient.words if gradient.differs else f"{first.names[0]} is another before it"
             return f"{rows.words}; but {seen}: undecided whether it follows from that{_draws(a, b, step)}", False
@@ -188,12 +188,15 @@ class _Told(NamedTuple):
     decided: bool
 
 
-def _rows(a: Record, b: Record, step: int) -> _Told | None:
-    """What the rows of metrics say, up to a step: a learning rate, or an option. Undecided, if both are others."""
+def _rows(a: Record, b: Record, step: int, first: FirstTensors) -> _Told | None:
+    """What the rows of metrics say, up to a step: a learning rate, or an option, of a group with a tensor that differs.
+    Undecided, if both are others.
+    """
     rates = [_rates(record, step) for record in (a, b)]
     alike = len(rates[0]) == len(rates[1])  # or else other groups of parameters, which need not make another step
     said: list[str] = []
     idle = _without_gradient(a, step) & _without_gradient(b, step) if alike else set()
+    idle |= _elsewhere(a, step, first) & _elsewhere(b, step, first) if alike else set()
     moved = [[rate for j, rate in enumerate(each) if j not in idle] for each in rates]
     since = _since(a, b, "learning_rates", step)
     if since == step and moved[0] != moved[1] and (alike or set(rates[0]) != set(rates[1])):
@@ -201,8 +204,10 @@ def _rows(a: Record, b: Record, step: int) -> _Told | None:
         said.append(f"{what} from step {since:,} on: {' | '.join(map(' '.join, rates))}")
     permuted = bool(said) and sorted(moved[0]) == sorted(moved[1])  # groups in another order, it may be
     if alike and _since(a, b, "options_digest", step) == step and (step > 1 or said):  # or else they are told anyway
-        which = f"from step {step:,} on: {told}" if (told := _options(a, b, step)) else f"from step {step:,} on"
-        said.append(f"other options of an optimiser {which}")
+        told = _options(a, b, step)
+        here = [words for i, words in told if i not in idle]
+        if here or not told:
+            said.append(f"other options of an optimiser from step {step:,} on{': ' if here else ''}{', '.join(here)}")
     return _Told("; and ".join(said), len(said) == 1 and not permuted) if said else None
 
 
@@ -211,18 +216,25 @@ def _without_gradient(record: Record, step: int) -> set[int]:
     return {-int(group) for group in _row(record, "gradient_digest", step).split()[1:]}
 
 
-def _options(a: Record, b: Record, step: int) -> str:
-    """Which options of the optimiser that makes a step are others, and what they are; "" if that is not recorded."""
+def _elsewhere(record: Record, step: int, first: FirstTensors) -> set[int]:
+    """The groups of parameters, of the optimiser that makes a step, of which no tensor differs after it."""
+    groups = record.groups(_row(record, "optimizer", step))
+    return {i for i, names in enumerate(groups) if names and not set(names) & set(first.names)}
+
+
+def _options(a: Record, b: Record, step: int) -> list[tuple[int, str]]:
+    """Which options of the optimiser that makes a step are others, by group, and what they are; none if that is not
+    recorded.
+    """
     ours, theirs = (json.loads(record.options(step) or "[]") for record in (a, b))
     if len(ours) != len(theirs):
-        return ""
-    said = [
-        f"{key} {x.get(key)} | {y.get(key)}" + (f" in group {i}" if i else "")
+        return []
+    return [
+        (i, f"{key} {x.get(key)} | {y.get(key)}" + (f" in group {i}" if i else ""))
         for i, (x, y) in enumerate(zip(ours, theirs, strict=True))
         for key in {**x, **y}
         if x.get(key) != y.get(key)
     ]
-    return ", ".join(said)
 
 
 def _rates(record: Record, step: int) -> list[str]:

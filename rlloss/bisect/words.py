@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlloss.bisect.align import (
     DRAWS,
+    ITEM,
     LEAF,
     Split,
     aligned,
@@ -61,7 +62,7 @@ def explain(found: Split, a: Tape, b: Tape, names: Collection[str] = ()) -> Caus
 
     What nothing reads that was heard, as what is logged, is no cause for sure: then the next difference is told.
     """
-    reach = [live(tape) for tape in (a, b)]
+    reach = [live(tape, parts=True) for tape in (a, b)]
     parting = [entry for entry in (found.ours, found.theirs) if entry is not None]
     read = {*reach[0], *reach[1], *stepping(a), *stepping(b)}
     unread = [entry for entry in parting if id(entry) not in read]
@@ -76,7 +77,9 @@ def explain(found: Split, a: Tape, b: Tape, names: Collection[str] = ()) -> Caus
 
 
 def _explain(found: Split, a: Tape, b: Tape, names: Collection[str]) -> Cause:
-    for known in (not_finite(a, b), unlike_passes(a, b), without_gradient(a, b, names)):
+    if broken := not_finite(a, b):
+        return _before_it_broke(found, a, b) or broken
+    for known in (unlike_passes(a, b), without_gradient(a, b, names)):
         if known:
             return known
     match found.kind:
@@ -93,6 +96,18 @@ def _explain(found: Split, a: Tape, b: Tape, names: Collection[str]) -> Cause:
             return _gradient(found, a, b)
         case "none":
             return Cause("nothing that was computed in this step differs", decided=False)
+
+
+def _before_it_broke(found: Split, a: Tape, b: Tape) -> Cause | None:
+    """What was another before numbers that are not finite were made of it, if that is heard: data, or a number."""
+    came = came_in(a, b)
+    if came is None and found.kind == "option":
+        came = another_option(found)
+    came = came or (_another_number(found) if found.kind == "gradient" else None)
+    broken = not_finite(a, b)
+    if came is None or not came.decided or broken is None:
+        return None
+    return Cause(f"{came.words}; {broken.words}", came.evidence)
 
 
 def changed_outside(a: Tape, b: Tape, names: Collection[str]) -> tuple[str, Entry | None]:
@@ -128,7 +143,11 @@ def written_alone(a: Tape, b: Tape, names: Collection[str]) -> tuple[str, Entry]
 def _writes(tape: Tape, names: Collection[str]) -> list[Entry]:
     """What is written to these tensors in place, but by an optimiser's step."""
     inside = stepping(tape)
-    return [entry for entry in tape.entries if entry.to in names and id(entry) not in inside]
+    return [
+        entry
+        for entry in tape.entries
+        if entry.to in names and id(entry) not in inside and entry.outputs[:1] != numbers_in(entry)[:1]
+    ]  # but for what is there already, as of clamp_() within its bounds
 
 
 def stepping(tape: Tape) -> set[int]:
@@ -226,7 +245,11 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         evidence.append(f"forward, the last number before they part: {name_of(found.last, a)}, {place_of(found.last)}")
     if order := _order_of_gradients(joint, a, b):
         return Cause(order, evidence)
-    if came := came_in(a, b):
+    came, here = came_in(a, b), _number_at(joint, other, a, b)
+    if came and here:
+        return Cause(f"{here.words}, where the first gradient that differs begins; and {came.words}",
+                     evidence, decided=not _goes_to_python(a, b))  # fmt: skip
+    if came:
         return came
     if number := _another_number(found):
         return number
@@ -258,6 +281,28 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         how = f"differs {gap(one, two)}" if factor is None else f"is that of a times {factor:.6g} in b"
         return Cause(f"{what} {how}", evidence)
     return Cause(words, evidence, decided=False)
+
+
+def _number_at(joint: Joint, other: Joint, a: Tape, b: Tape) -> Cause | None:
+    """Another number that is given to what reads a tensor, where all that comes from above is equal."""
+    for x, y in zip(_readers(joint, a), _readers(other, b), strict=False):
+        if (x.op, written(x.where)) != (y.op, written(y.where)):
+            return None
+        if option := other_option(x, y):
+            return another_option(option)
+    return None
+
+
+def _readers(joint: Joint, tape: Tape) -> list[Entry]:
+    """The operations of the forward pass that pass a gradient to a tensor."""
+    forward = {entry.sequence: entry for entry in tape.entries if not entry.node and entry.sequence >= 0}
+    return [forward[sequence] for _, sequence, _ in joint.consumers if sequence in forward]
+
+
+def _goes_to_python(a: Tape, b: Tape) -> bool:
+    """Whether a number that differs goes to Python, by way of which another may follow from it."""
+    there = [{n.digest for entry in tape.entries if entry.op == ITEM for n in numbers_in(entry)} for tape in (a, b)]
+    return there[0] != there[1]
 
 
 def _another_number(found: Split) -> Cause | None:
@@ -319,7 +364,7 @@ def _rounding(
     joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape, found: Split
 ) -> tuple[str, bool] | None:
     """Whether a gradient differs by rounding alone, in words, and whether that is sure; None if it differs by more."""
-    if one.dtype != two.dtype:
+    if one.dtype != two.dtype or _formats(joint, a) != _formats(other, b):
         return None
     counts = len(joint.consumers), len(other.consumers)
     ours, theirs = (_terms(tape, digest) for tape, digest in ((a, found.a), (b, found.b)))
@@ -341,6 +386,11 @@ def _rounding(
     if same is False:
         return f"a term or factor that small, and not rounding alone: the gradient {by}", False
     return f"rounding, or a term that small: the gradient {by}", False
+
+
+def _formats(joint: Joint, tape: Tape) -> set[str]:
+    """Of what is computed of a tensor."""
+    return {number.dtype for entry in _readers(joint, tape) for number in entry.outputs}
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -366,11 +416,11 @@ def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> tuple[str, bo
         mine = b if which == "b" else a
         uses = _used_for(mine, more)
         extra = [use for use in uses if use not in _used_for(tape, less)]
-        computed = {use for entry in tape.entries if not entry.node for use in _uses(entry, less.number)}
+        computed = {use[::2] for entry in tape.entries if not entry.node for use in _uses(entry, less.number)}
         said = [f"{which} has a gradient more, through {plain(node)} at {shortened(where)}, which the other run"
                 for node, where in map(uses.__getitem__, extra)]  # fmt: skip
         for use, words in zip(extra, said, strict=True):
-            if use in computed:
+            if use[::2] in computed:  # by a line that need not be the same: detach() may stand in it
                 return f"{words} computes without one: a detach() is missing, or one too many", True
         if said:
             return f"{said[0]} does not compute", _is_but_for_terms(more, less, mine, tape)

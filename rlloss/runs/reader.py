@@ -107,7 +107,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("flattened", "hash", "changed_after"), str),
     **dict.fromkeys(("optimizer_steps", "env_steps"), int),
     **dict.fromkeys(("steps_per_second", "episodic_return", "episodic_length"), (int, float, type(None))),
-    **dict.fromkeys(("versions", "machine", "operations", "files", "optimizers"), dict),
+    **dict.fromkeys(("versions", "machine", "operations", "files", "optimizers", "groups"), dict),
     "seconds": (int, float),
 }
 """What each key of run.json holds, where it is there."""

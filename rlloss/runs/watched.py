@@ -195,6 +195,12 @@ class Record:
         written = rows.loc[rows["optimizer"] == which, "options"].dropna()
         return str(written.iloc[-1]) if len(written) else ""
 
+    def groups(self, optimizer: str) -> list[list[str]]:
+        """The names of the tensors in each group of an optimiser, by its place; none if that is not recorded."""
+        found = (self.run.info.get("groups") or {}).get(optimizer)
+        lists = found if isinstance(found, list) else []
+        return [list(map(str, names)) if isinstance(names, list) else [] for names in lists]
+
     def counts(self, step: int) -> list[int]:
         """The steps that each optimiser had made."""
         rows = self.run.metrics.iloc[:step]

@@ -231,7 +231,15 @@ class Recorder:
     def _note_optimizers(self) -> None:
         self._counts += [0] * (len(self._known) - len(self._counts))
         self._groups = sum(len(known.param_groups) for known in self._known)
-        self.writer.note(optimizers=options(self._known))
+        self.writer.note(optimizers=options(self._known), groups=self._grouped())
+
+    def _grouped(self) -> dict[str, list[list[str]]]:
+        """The names of the tensors of each group of each optimiser."""
+        names = {id(entry.tensor): entry.name for entry in self._found}
+        return {
+            str(i): [[names[id(p)] for p in group["params"] if id(p) in names] for group in optimizer.param_groups]
+            for i, optimizer in enumerate(self._known)
+        }
 
     def _describe(self, step: int) -> None:
         """From this step on the tensors are these."""

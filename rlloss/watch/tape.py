@@ -36,6 +36,7 @@ MACHINERY = (TORCH, str(Path(__file__).parent), str(PACKAGE / "bisect"), os.path
 SITE = "site-packages"
 TRACE, VALUES = "trace.json", "trace.safetensors"
 BUDGET = 1 << 29  # bytes of values that are kept
+OLD_GRADIENT = "the gradient of"  # how the names of those begin that were left from a step before
 OPTIMIZER_STEP = "Optimizer.step#"  # with which PyTorch's profiler marks its beginning
 SILENT = (  # that compute no number
     "profiler", "detach", "alias", "empty", "new_empty", "empty_like", "empty_strided", "_record_function",
@@ -102,6 +103,7 @@ class Tape:
     values: dict[str, Tensor] = field(default_factory=dict, repr=False)
     given: dict[str, str] = field(default_factory=dict)  # numbers that no operation made: digest to parameter's name
     read: list[str] = field(default_factory=list)  # the names that the forward pass read
+    left: list[str] | None = None  # the names of gradients other than 0 that were there as it began; None: not known
 
     def __post_init__(self) -> None:
         self._bytes = 0
@@ -120,6 +122,9 @@ class Tape:
     def __enter__(self) -> Self:
         """Begin to listen: below all modes that others have entered, and may leave before this."""
         self._last_sequence = _next_sequence()
+        with self.paused():
+            old = ((x, name) for x, name in self.names.values() if name.startswith(OLD_GRADIENT))
+            self.left = [name for x, name in old if x.layout != torch.strided or x.is_meta or bool(x.any())]
         with _without_modes() as others:
             others.insert(0, self._operations)
         # By which every backward pass goes to autograd's engine, however it was called: a nested one, too.
@@ -162,6 +167,7 @@ class Tape:
             "step": step,
             "given": self.given,
             "read": self.read,
+            "left": self.left,
             "entries": [asdict(entry) for entry in self.entries],
             "joints": [asdict(joint) for joint in self.joints],
         }
@@ -321,7 +327,7 @@ def read_tape(folder: Path) -> tuple[int, Tape]:
         ]  # fmt: skip
         values = load((folder / VALUES).read_bytes())
         given, read = dict(document["given"]), list(document["read"])
-        return int(document["step"]), Tape({}, entries, joints, values, given, read)
+        return int(document["step"]), Tape({}, entries, joints, values, given, read, document.get("left"))
     except KeyError as error:
         raise ConfigError(f"{folder / TRACE}: has no {error}, as of another version; trace the step again") from error
     except (OSError, ValueError, TypeError, SafetensorError, RecursionError) as error:
