@@ -119,6 +119,7 @@ def _lockstep(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
     follows: dict[tuple[str, str], set[int]] = {}  # from which of them, by the two digests of a number
     read = {number.digest for entry in ours for number in numbers_in(entry)}
     goes_on: set[int] = set()
+    pending: set[int] = set()  # in place, to something that nothing has read yet
     last = None
     for x, y in zip(ours, theirs, strict=False):
         mine = {i for one, other in _pairs(x.inputs, y.inputs) for i in follows.get((one.digest, other.digest), ())}
@@ -131,14 +132,15 @@ def _lockstep(ours: Sequence[Entry], theirs: Sequence[Entry]) -> Split:
             mine.add(len(found))
             found.append(new)
             if new.kind == "input":  # by way of what is not heard, it may follow from those before
+                pending.clear()  # into a part of it, say
                 mine |= set(range(len(found)))
                 follows[new.a, new.b] = set(range(len(found)))
         for one, other in unlike:
             follows.setdefault((one.digest, other.digest), set()).update(mine)
         if x.op == ITEM or hidden or (x.to and unlike) or any(one.digest not in read for one, _ in unlike):
-            goes_on |= mine
+            (pending if _writes(x) else goes_on).update(mine)
         last = last if x.node else x
-    lasting = [split for i, split in enumerate(found) if i in goes_on] or found
+    lasting = [split for i, split in enumerate(found) if i in goes_on | pending] or found
     first = lasting[0] if lasting else Split("none")
     if first.kind == "option" and first.ours and first.ours.node:  # what a number makes of a gradient is its author's
         return forward.get(first.ours.sequence, first)
@@ -317,19 +319,31 @@ def counting(tape: Tape) -> list[Joint]:
         if joint.node == LEAF:
             leaves.setdefault((joint.number, joint.name), []).append(joint)
     for passes in leaves.values():
-        if len({joint.backward for joint in passes}) == len(passes):
-            first = max((i for i in range(1, len(passes)) if not _is_added(passes[i], passes[i - 1], sums)), default=0)
-            passes = passes[first:]
+        if len({joint.backward for joint in passes}) == len(passes) and passes[0].name:
+            passes = _since_taken_back(passes, sums)
         found += passes
     order = {id(joint): i for i, joint in enumerate(tape.joints)}
     return sorted(found, key=lambda joint: order[id(joint)])
 
 
-def _is_added(joint: Joint, before: Joint, sums: Sequence[Entry]) -> bool:
-    """Whether a leaf's gradient is added to what was there, if it is not the only one that there is."""
-    if UNREADABLE in (joint.gradient.digest, before.gradient.digest) or not joint.name:
-        return True
-    return any(joint.gradient.digest in {number.digest for number in numbers_in(entry)} for entry in sums)
+def _since_taken_back(passes: Sequence[Joint], sums: Sequence[Entry]) -> list[Joint]:
+    """Those of one leaf from the last on whose gradient is added to no other of them."""
+    kept: list[Joint] = []
+    totals: set[str] = set()  # what its gradient may be so far
+    for joint in passes:
+        its = joint.gradient.digest
+        with_it = [entry for entry in sums if its in {number.digest for number in numbers_in(entry)}]
+        to_total = [entry for entry in with_it if _adds(entry, its, totals)]
+        unreadable = UNREADABLE in {its, *totals}
+        kept = [*kept, joint] if to_total or unreadable else [joint]
+        totals = {entry.outputs[0].digest for entry in to_total or with_it} | (set() if to_total else {its})
+    return kept
+
+
+def _adds(entry: Entry, its: str, totals: Collection[str]) -> bool:
+    digests = [number.digest for number in numbers_in(entry)]
+    digests.remove(its)
+    return any(digest in totals for digest in digests)
 
 
 def numbers_in(entry: Entry) -> list[Number]:

@@ -21,7 +21,7 @@ from rlloss.bisect.align import (
 )
 from rlloss.bisect.found import Cause
 from rlloss.bisect.saying import difference, maker, name_of, place_of
-from rlloss.watch.tape import FETCHED, NOTHING, OLD_GRADIENT, Entry, Number, Tape, written
+from rlloss.watch.tape import FETCHED, NOTHING, OLD_GRADIENT, Entry, Number, Tape, old_gradient, written
 
 TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
 LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
@@ -150,13 +150,15 @@ def stale_gradients(a: Tape, b: Tape) -> Cause | None:
 def _added_to_old(tape: Tape) -> dict[str, Entry]:
     """Where a gradient is added to one that was there, by what that is called; if the optimiser is given that sum."""
     found: dict[str, Entry] = {}
-    given = {joint.gradient.digest for joint in counting(tape)}
+    counted = {id(joint) for joint in counting(tape)}
+    first = {joint.name: joint for joint in reversed(tape.joints) if joint.node == LEAF}
+    taken_back = [name for name, joint in first.items() if id(joint) not in counted]
     for entry in tape.entries:
         if entry.node == LEAF and entry.op.startswith("add"):
-            numbers = numbers_in(entry)
-            for number in numbers:
-                if number.digest in tape.given and _norm(tape, number) and any(n.digest in given for n in numbers):
-                    found.setdefault(tape.given[number.digest], entry)
+            for number in numbers_in(entry):
+                name = tape.given.get(number.digest)
+                if name is not None and _norm(tape, number) and name not in map(old_gradient, taken_back):
+                    found.setdefault(name, entry)
     return found
 
 

@@ -76,7 +76,7 @@ def _handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) 
     read = [number for entry in behind(computing(tape.entries)) for number in numbers_in(entry)]
     if any(number.digest not in tape.values for number in read):
         return set(gradients)
-    values = [tape.values[number.digest].flatten() for number in read]
+    values = [_wide(tape.values[number.digest]).flatten() for number in read]
 
     passes = len({joint.backward for joint in tape.joints})
 
@@ -100,6 +100,10 @@ def _gradients(tape: Tape, joints: Sequence[Joint] | None = None) -> dict[str, t
                 value.dtype,
             )
     return found
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.complex128) if x.is_complex() else x.double()
 
 
 def without_gradient(a: Tape, b: Tape, names: Collection[str]) -> Cause | None:

@@ -278,7 +278,8 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         ours, theirs = (" and ".join(dict.fromkeys(uses)) or "nothing" for uses in parts(found))
         what = f"of {subject(joint)} they compute something else: a by {ours}; b by {theirs}; its gradient"
         factor = factor_of(one.double(), two.double())
-        how = f"differs {gap(one, two)}" if factor is None else f"is that of a times {factor:.6g} in b"
+        alike = factor is None or f"{factor:.6g}" == "1"
+        how = f"differs {gap(one, two)}" if alike else f"is that of a times {factor:.6g} in b"
         return Cause(f"{what} {how}", evidence)
     return Cause(words, evidence, decided=False)
 

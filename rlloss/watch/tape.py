@@ -389,13 +389,18 @@ def names_of(
     known = {id(tensor): name for name, tensor in parameters.items()}
     for name, tensor in parameters.items():
         if tensor.grad is not None:
-            names[id(tensor.grad)] = tensor.grad, f"the gradient of {name}, left from a step before,"
+            names[id(tensor.grad)] = tensor.grad, old_gradient(name)
     for optimizer in optimizers:
         for tensor, state in optimizer.state.items():
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     names[id(value)] = value, f"{key} of {known.get(id(tensor), 'a parameter')} in the optimiser"
     return names
+
+
+def old_gradient(name: str) -> str:
+    """What the gradient is called that a parameter has as the listening begins."""
+    return f"{OLD_GRADIENT} {name}, left from a step before,"
 
 
 def _has_memory(tensor: Tensor) -> bool:
