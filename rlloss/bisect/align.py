@@ -320,30 +320,41 @@ def counting(tape: Tape) -> list[Joint]:
             leaves.setdefault((joint.number, joint.name), []).append(joint)
     for passes in leaves.values():
         if len({joint.backward for joint in passes}) == len(passes) and passes[0].name:
-            passes = _since_taken_back(passes, sums)
+            passes = _since_taken_back(passes, sums, tape)
         found += passes
     order = {id(joint): i for i, joint in enumerate(tape.joints)}
     return sorted(found, key=lambda joint: order[id(joint)])
 
 
-def _since_taken_back(passes: Sequence[Joint], sums: Sequence[Entry]) -> list[Joint]:
-    """Those of one leaf from the last on whose gradient is added to no other of them."""
-    kept: list[Joint] = []
+def _since_taken_back(passes: Sequence[Joint], sums: Sequence[Entry], tape: Tape) -> list[Joint]:
+    """Those of one leaf from the last on whose gradient is added to nothing, or to zeros."""
+    kept, sums = list[Joint](), [*sums]
+    gradients = {joint.gradient.digest for joint in passes}
     totals: set[str] = set()  # what its gradient may be so far
     for joint in passes:
         its = joint.gradient.digest
         with_it = [entry for entry in sums if its in {number.digest for number in numbers_in(entry)}]
-        to_total = [entry for entry in with_it if _adds(entry, its, totals)]
-        unreadable = UNREADABLE in {its, *totals}
-        kept = [*kept, joint] if to_total or unreadable else [joint]
-        totals = {entry.outputs[0].digest for entry in to_total or with_it} | (set() if to_total else {its})
+        to_total = [entry for entry in with_it if _other(entry, its) in totals]
+        to_else = [x for x in with_it if _other(x, its) not in gradients and not_zero(tape, _other(x, its))]
+        added = to_total or to_else  # to what is no sum of gradients where it is clipped between, say
+        kept = [*kept, joint] if added or UNREADABLE in {its, *totals} else [joint]
+        totals = {entry.outputs[0].digest for entry in added or with_it} | (set() if to_total else {its})
+        if added:  # each is one pass's, of equal ones, too
+            sums.remove(added[0])
     return kept
 
 
-def _adds(entry: Entry, its: str, totals: Collection[str]) -> bool:
+def _other(entry: Entry, its: str) -> str:
+    """What else is added, by its digest."""
     digests = [number.digest for number in numbers_in(entry)]
     digests.remove(its)
-    return any(digest in totals for digest in digests)
+    return digests[0] if digests else its
+
+
+def not_zero(tape: Tape, digest: str) -> bool:
+    """Whether there is a number but zero in it, or its value is not kept."""
+    value = tape.values.get(digest)
+    return value is None or bool(value.count_nonzero())
 
 
 def numbers_in(entry: Entry) -> list[Number]:

@@ -16,12 +16,13 @@ from rlloss.bisect.align import (
     counting,
     kind_of,
     live,
+    not_zero,
     numbers_in,
     other_option,
 )
 from rlloss.bisect.found import Cause
 from rlloss.bisect.saying import difference, maker, name_of, place_of
-from rlloss.watch.tape import FETCHED, NOTHING, OLD_GRADIENT, Entry, Number, Tape, old_gradient, written
+from rlloss.watch.tape import FETCHED, NOTHING, OLD_GRADIENT, Entry, Tape, old_gradient, written
 
 TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
 LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
@@ -157,14 +158,9 @@ def _added_to_old(tape: Tape) -> dict[str, Entry]:
         if entry.node == LEAF and entry.op.startswith("add"):
             for number in numbers_in(entry):
                 name = tape.given.get(number.digest)
-                if name is not None and _norm(tape, number) and name not in map(old_gradient, taken_back):
+                if name is not None and not_zero(tape, number.digest) and name not in map(old_gradient, taken_back):
                     found.setdefault(name, entry)
     return found
-
-
-def _norm(tape: Tape, number: Number) -> bool:
-    value = tape.values.get(number.digest)
-    return value is None or bool(value.count_nonzero())
 
 
 def came_in(a: Tape, b: Tape) -> Cause | None:
