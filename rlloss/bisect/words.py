@@ -415,8 +415,11 @@ def _another_path(joint: Joint, other: Joint, a: Tape, b: Tape) -> tuple[str, bo
         if len(more.consumers) <= len(less.consumers):
             continue
         mine = b if which == "b" else a
-        uses = _used_for(mine, more)
-        extra = [use for use in uses if use not in _used_for(tape, less)]
+        uses, theirs = _used_for(mine, more), _used_for(tape, less)
+        own = [use for use in uses if use not in theirs]
+        elsewhere = Counter(use[::2] for use in theirs if use not in uses)  # the same, written on another line
+        unlike = Counter(use[::2] for use in own) - elsewhere
+        extra = [use for use in own if use[::2] in unlike]
         computed = {use[::2] for entry in tape.entries if not entry.node for use in _uses(entry, less.number)}
         said = [f"{which} has a gradient more, through {plain(node)} at {shortened(where)}, which the other run"
                 for node, where in map(uses.__getitem__, extra)]  # fmt: skip
