@@ -21,7 +21,6 @@ WHOLE_RUN = "# @package _global_"
 NEEDED = {"env": ("id", "CartPole-v1"), "loss": ("name", "mine.py:my_loss")}  # keys without a default, as an example
 Chosen = Sequence[tuple[str, str]]
 """Groups and their choices, as the command line names them."""
-Tree = dict[str, Any]
 
 
 def not_yaml(error: yaml.YAMLError) -> str:

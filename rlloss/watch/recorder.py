@@ -63,7 +63,6 @@ class Recorder:
         self._counts: list[int] = []
         self._options: dict[int, str] = {}  # of each optimiser, at its last step
         self._witnesses: dict[int, list[Place]] = {}  # of each optimiser, where its smallest tensors are
-        self._written_options: dict[str, Any] = {}
         self._segments: list[dict[str, Any]] = []
         self._description: list[list[Any]] = []
         self._signature = b""
