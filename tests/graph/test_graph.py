@@ -28,10 +28,6 @@ from rlloss.losses.formulation import load_function
 ALL = [*EXPRESSIONS, *LOSSES, *SEQUENCE_LOSSES]
 
 
-def edges_into(graph, target):
-    return [edge for edge in graph.edges if edge.target == target]
-
-
 def named(graph, name):
     (node,) = [node for node in graph.nodes if node.name == name]
     return node
