@@ -39,11 +39,18 @@ BUDGET = 1 << 29  # bytes of values that are kept
 OLD_GRADIENT = "the gradient of"  # how the names of those begin that were left from a step before
 OPTIMIZER_STEP = "Optimizer.step#"  # with which PyTorch's profiler marks its beginning
 SILENT = (  # that compute no number
-    "profiler", "detach", "alias", "empty", "new_empty", "empty_like", "empty_strided", "_record_function",
+    "profiler", "detach", "alias", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided",
+    "_record_function",
 )  # fmt: skip
 
 
 BLANK = ("empty", "new_empty")  # that make memory with whatever is in it
+SCRATCH = {
+    "mkldnn_rnn_layer": 3,
+    "_ctc_loss": 1,
+    "_cudnn_rnn": 3,
+    "miopen_rnn": 3,
+}  # which output is partly such memory
 STATISTICS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")  # that write to two inputs, and say nothing
 TRAINING = 5  # which of their inputs says so
 FETCHED = ("set_.source_Storage",)  # that bring numbers in, as another process of a data loader made them
@@ -201,6 +208,8 @@ class Tape:
         elif not views:
             for x in made:
                 self._blank.pop(_memory(x), None)
+        scratch = SCRATCH.get(op.partition(".")[0], len(made))
+        self._blank |= {_memory(x): x.untyped_storage() for x in made[scratch : scratch + 1] if _memory(x)}
         outputs = [NOTHING if op.startswith(BLANK) or _memory(x) in self._blank else self._number(x) for x in made]
         if not op.startswith(FETCHED):
             self._known.update(number.digest for number in outputs)

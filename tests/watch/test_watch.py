@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import rlloss
@@ -15,6 +16,7 @@ from rlloss.errors import ConfigError
 from rlloss.runs import RunFolder
 from rlloss.runs.watched import Record, first_tensors
 from rlloss.verify import compare_runs
+from rlloss.watch.tape import NOTHING, Tape
 from rlloss.watch.tensors import ABSENT, hashed
 from tests.helpers import ROOT
 from tests.watch.trainings import STEPS, an_ulp, backward, network, rows, training
@@ -317,6 +319,31 @@ def test_an_optimiser_without_a_learning_rate_and_sparse_gradients_are_recorded(
     assert (watched.steps, run.status) == (2, "finished")
     assert run.metrics["learning_rate"].isna().all()
     assert Record(run).gradients(1)["weight"] == Record(run).gradients(2)["weight"] != ABSENT
+
+
+def lstm(layer, x):
+    return layer(x)[0].sum()
+
+
+def ctc(layer, x):
+    lengths = torch.full((5,), 8), torch.tensor([3, 1, 2, 2, 2])
+    return F.ctc_loss(layer(x).log_softmax(-1), torch.tensor([[1, 2, 1]] * 5), *lengths)
+
+
+@pytest.mark.parametrize(("layer", "loss"), [(nn.LSTM(6, 5), lstm), (nn.Linear(6, 3), ctc)])
+def test_memory_that_a_kernel_leaves_unwritten_is_no_number(layer, loss):
+    """Before, it was the first operation with equal inputs and another output."""
+    tapes = []
+    for number in (1.0, 2.0):
+        litter = [torch.full((size,), number) for size in (*range(1, 3000, 7), *(1 << n for n in range(18))) * 6]
+        layer.zero_grad()
+        del litter  # which is what memory has in it that is given out next
+        tapes.append(Tape())
+        with tapes[-1]:
+            loss(layer, torch.linspace(-1, 1, 240).view(8, 5, 6)).backward()
+    first, second = ([(entry.op, entry.inputs, entry.outputs) for entry in tape.entries] for tape in tapes)
+    assert first == second
+    assert sum(NOTHING in outputs for _, _, outputs in first) == 1
 
 
 class Counting(TorchFunctionMode):
