@@ -45,12 +45,28 @@ def another_result(found: Split, a: Tape, b: Tape) -> Cause:
         sizes = [str(list(x.outputs[0].shape)) for x in (found.ours, found.theirs) if x is not None and x.outputs]
         if len(set(sizes)) > 1:
             return Cause(f"another size: {drawn} draws {' | '.join(sizes)} numbers")
-        return Cause(f"another draw: {drawn} gave other random numbers", evidence)
+        return Cause(f"another draw: {drawn} gave other random numbers{_drawn_before(found, a, b)}", evidence)
     if found.ours.op.startswith(FETCHED):
         return Cause(f"other data, which another process made, first seen at {place_of(found.ours)}", evidence)
     what = f"{found.ours.op} at {place_of(found.ours)} made other numbers of equal ones"
     why = "another thread count, build, processor, kernel or memory layout; or it draws random numbers"
     return Cause(f"{what}: {why}", evidence)
+
+
+def _drawn_before(found: Split, a: Tape, b: Tape) -> str:
+    """What one run alone draws before, of the generator that all share."""
+    made: list[list[Entry]] = []
+    for tape, entry in ((a, found.ours), (b, found.theirs)):
+        until = next((i for i, each in enumerate(tape.entries) if each is entry), 0)
+        made.append([x for x in tape.entries[:until] if x.op.startswith(DRAWS) and "Generator" not in x.inputs])
+    counts = [Counter(map(kind_of, draws)) for draws in made]
+    for which, more, less, draws in zip("ab", counts, counts[::-1], made, strict=True):
+        alone = more - less
+        if alone and not less - more:
+            last = next(x for x in reversed(draws) if kind_of(x) in alone)
+            others = f" and {alone.total() - 1} more" if alone.total() > 1 else ""
+            return f"; {which} alone draws {last.op} at {place_of(last)}{others} before it"
+    return ""
 
 
 def another_option(found: Split) -> Cause:
@@ -171,17 +187,27 @@ def came_in(a: Tape, b: Tape) -> Cause | None:
             return Cause(f"{before} before other data come in, which may follow from it: {cause.words}",
                          cause.evidence, decided=False)  # fmt: skip
         return cause
+    drawn = _drawn_otherwise(a, b)
     for x, y in zip(_taken_alone(a, b), _taken_alone(b, a), strict=False):
         if kind_of(x) != kind_of(y) or (option := other_option(x, y)) is None:
             break
-        return another_option(option)
-    ours, theirs = _draws_alone(a, b), _draws_alone(b, a)
-    for x, y in zip(ours, theirs, strict=False):
+        taken = another_option(option)
+        if drawn and drawn[0].where == x.where:  # which rows are taken is drawn there, as by a data loader
+            return drawn[1]
+        if drawn:
+            return Cause(f"{drawn[1].words}; {taken.words}", drawn[1].evidence, decided=False)
+        return taken
+    return drawn[1] if drawn else None
+
+
+def _drawn_otherwise(a: Tape, b: Tape) -> tuple[Entry, Cause] | None:
+    """The first draw that comes to other numbers in the two runs, or is given another number, and that in words."""
+    for x, y in zip(_draws_alone(a, b), _draws_alone(b, a), strict=False):
         if x.op != y.op or numbers_in(x) != numbers_in(y) or len(x.inputs) != len(y.inputs):
             return None
         if option := other_option(x, y):
-            return another_option(option)
-        return another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b)
+            return x, another_option(option)
+        return x, another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b)
     return None
 
 

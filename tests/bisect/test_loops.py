@@ -216,6 +216,22 @@ def epochs(watch, bad):
                 optimizer.step()
 
 
+def drawn_before(watch, bad):
+    """A draw before an epoch, of the generator by which the loader's samples are shuffled."""
+    model = mlp()
+    optimizer = sgd(model)
+    loader = DataLoader(TensorDataset(X[:4].flatten(0, 1), Y[:4].flatten(0, 1)), 16, shuffle=True)
+    torch.manual_seed(5)
+    with watch(model, optimizer):
+        for epoch in range(2):
+            if epoch and bad(AT):
+                torch.randn(3)
+            for x, y in loader:
+                optimizer.zero_grad()
+                F.mse_loss(model(x), y).backward()
+                optimizer.step()
+
+
 def grouped(watch, bad):
     """A group of parameters comes a step later."""
     model = mlp()
@@ -257,6 +273,8 @@ SAID = {
     "a decay, and a write": (
         averaged, True, r"the optimiser changed e\.0\.weight .*; another number: lerp_\S* .* 0\.1 \| 0"),
     "an epoch": (epochs, True, r"^another number: mul\.Scalar .* is given (0\.02 \| 0\.04|0\.9 \| 0\.8)$"),
+    "a draw before": (
+        drawn_before, True, r"^another draw: random_ .*; b alone draws randn at .*randn\(3\) before it$"),
     "a group": (grouped, True, r"^other groups of parameters, .* from step 3 on: 0\.01 0\.1 \| 0\.01$"),
 }  # fmt: skip
 
