@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlloss.errors import GraphError
 from rlloss.graph.listen import IN_PLACE, Listener, elementwise, layout, rows, single
-from rlloss.graph.tape import Symbol
+from rlloss.graph.tape import Item, Symbol, Tape, symbol_of
 
 LEAVING = {
     "__bool__",
@@ -26,12 +26,26 @@ LEAVING = {
 }  # values that reach Python, where no tape can follow
 
 
+SELECTING = {"__getitem__", "masked_select", "take_along_dim", "repeat_interleave", "index_select", "split", "narrow"}
+FINDING = {"unique", "unique_consecutive", "argwhere", "bincount"}  # as many as there are in the data; where(c), too
+SIZES = {"shape", "size", "numel", "nelement", "__len__", "sym_size", "sym_numel", "nbytes", "itemsize", "__iter__"}
+
+
 class ProofListener(Listener):
     """Follows assignments, casts, deviations, softmax and the like; keeps what the mask alone decides as constants."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__(tape)
+        self._selected: dict[int, tuple[Tensor, list[int]]] = {}  # tensors whose size the data decide: by which nodes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return super().__torch_function__(func, types, symbol_of(args), symbol_of(kwargs))
 
     def _heard(self, name: str, args: Sequence[Any]) -> str:
         if name in LEAVING:
             self._leave(name, args)
+        if name in SIZES and (deciding := self._deciding(args)):
+            self.tape.decide(deciding[0], "how many are selected")
         return _out_of_place(name) if IN_PLACE.fullmatch(name) else name
 
     def _written(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> Any:
@@ -41,8 +55,32 @@ class ProofListener(Listener):
             return result
         if name == "item" and isinstance(result, int | float):
             (node,) = self.tape.nodes(args[0]).flatten().tolist()
-            return Symbol(float(result), self.tape, node) if node >= 0 else result
-        return super()._written(name, args, kwargs, result)
+            if node < 0:
+                return result
+            symbol = Symbol(float(result), self.tape, node)
+            return symbol if self.tape.fixed([node]) else Item(symbol)
+        written = super()._written(name, args, kwargs, result)
+        if deciding := self._deciding([*args, *kwargs.values()]) or self._selecting(name, args, kwargs):
+            self._select(name, result, deciding)
+        return written
+
+    def _deciding(self, values: Sequence[Any]) -> list[int]:
+        """The nodes that decide the size of one of these, if the data do."""
+        return next((self._selected[id(x)][1] for x in values if id(x) in self._selected), [])
+
+    def _selecting(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> list[int]:
+        """The nodes that decide how many numbers an operation gives."""
+        if name in SELECTING:
+            asked = [*args[1:], *kwargs.values()]
+        else:
+            asked = args[:1] if name in FINDING or (name == "where" and len(args) == 1) else []
+        return [node for value in _tensors(asked) for node in self.tape.nodes(value).flatten().tolist()
+                if not self.tape.fixed([node])]  # fmt: skip
+
+    def _select(self, name: str, result: Any, deciding: list[int]) -> None:
+        """No loss may depend on what is selected, nor on what is made of it: of an empty one a sum is 0, a constant."""
+        self.tape.refuse(result, self._unknown(f"{name} of what the data select", "use torch.where"))
+        self._selected |= {id(x): (x, deciding) for x in _tensors([result])}
 
     def _refuse(self, error: GraphError, values: Sequence[Any], result: Any) -> None:
         if not self._is_fixed(list(values)):
@@ -134,6 +172,11 @@ class ProofListener(Listener):
             tape.record("cast", single(tape, source), result, tape.where(), str(result.dtype))
         else:
             super()._cast(name, source, result)
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    flat = [x for value in values for x in (value if isinstance(value, tuple | list) else [value])]
+    return [x for x in flat if isinstance(x, Tensor)]
 
 
 def _out_of_place(name: str) -> str:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from rlloss.errors import GraphError
 from rlloss.graph.ops import OPS
-from rlloss.graph.tape import MATH, Symbol, Tape, is_machinery
+from rlloss.graph.tape import MATH, Item, Symbol, Tape, is_machinery, symbol_of
 
 UNARY = {
     "neg": "neg", "negative": "neg", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p", "sqrt": "sqrt",
@@ -248,10 +248,12 @@ def recording(listener: Listener) -> Iterator[None]:
     def follow(name: str) -> Callable[..., float]:
         plain: Callable[..., float] = getattr(math, name)
 
-        def followed(x: float, *base: float) -> float:
-            if not any(isinstance(number, Symbol) for number in (x, *base)):
-                return plain(x, *base)
-            return functools.reduce(functools.partial(tape.number, "div"), [tape.number(name, y) for y in (x, *base)])
+        def followed(*given: Any) -> Any:
+            numbers = symbol_of(given)
+            if not any(isinstance(number, Symbol) for number in numbers):
+                return plain(*given)
+            made = functools.reduce(functools.partial(tape.number, "div"), [tape.number(name, y) for y in numbers])
+            return made if all(number is x for number, x in zip(numbers, given, strict=True)) else Item(made)
 
         return followed
 

@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,8 +92,8 @@ class Symbol(float):
 
 def _symbolic(op: str, method: str, swapped: bool) -> Callable[[Symbol, Any], Any]:
     def operate(self: Symbol, other: Any) -> Any:
-        if not isinstance(other, int | float):
-            return NotImplemented  # a tensor's own operation takes over, and the tape sees it
+        if type(other) is Item or not isinstance(other, int | float):
+            return NotImplemented  # an Item's or a tensor's own operation takes over, and the tape sees it
         return self.tape.number(op, other, self) if swapped else self.tape.number(op, self, other)
 
     operate.__name__ = method
@@ -112,12 +113,83 @@ def _compared(method: str) -> Callable[[Symbol, Any], Any]:
     return compare
 
 
-for _method in ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__"):
+COMPARED = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
+for _method in COMPARED:
     setattr(Symbol, _method, _compared(_method))
 
 for _op, _stem in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("div", "truediv"), ("pow", "pow")):
     setattr(Symbol, f"__{_stem}__", _symbolic(_op, f"__{_stem}__", False))
     setattr(Symbol, f"__r{_stem}__", _symbolic(_op, f"__r{_stem}__", True))
+
+
+class Item:
+    """What ``.item()`` gives of a number that varies from batch to batch.
+
+    It follows arithmetic as ``Symbol`` does. But Python and NumPy read a float's value without asking, and it would
+    decide something unseen: this is none, though it says that it is one. Who wants its value asks, and that is noted.
+    """
+
+    __class__ = property(lambda self: float)
+
+    def __init__(self, symbol: Symbol) -> None:
+        self.symbol = symbol
+
+    def asked(self, how: str) -> float:
+        self.symbol.tape.decide(self.symbol.node, how)
+        return float.__pos__(self.symbol)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.asked("NumPy" if name.startswith("__array") else name), name)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return np.asarray(self.asked("NumPy"), *args)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """By which PyTorch takes it for an operand, and hands it to who listens."""
+        return func(*symbol_of(args), **symbol_of(kwargs or {}))
+
+    def __neg__(self) -> "Item":
+        return Item(self.symbol.tape.number("neg", self.symbol))
+
+
+def symbol_of(value: Any) -> Any:
+    """The Symbol of an Item, also in lists, tuples and mappings; everything else as it is."""
+    if type(value) is Item:
+        return value.symbol
+    if type(value) in (list, tuple):
+        return type(value)(map(symbol_of, value))
+    return {key: symbol_of(x) for key, x in value.items()} if type(value) is dict else value
+
+
+def _followed(method: str) -> Callable[[Item, Any], Any]:
+    def operate(self: Item, other: Any) -> Any:
+        made = getattr(self.symbol, method)(symbol_of(other))
+        return Item(made) if isinstance(made, Symbol) else made
+
+    return operate
+
+
+def _asking(method: str) -> Callable[..., Any]:
+    how = "a comparison in Python" if method in COMPARED else {"__bool__": "a Python if"}.get(method, method.strip("_"))
+
+    def ask(self: Item, *others: Any) -> Any:
+        plain = [other.asked(how) if type(other) is Item else other for other in others]
+        return getattr(self.asked(how), method)(*plain)
+
+    return ask
+
+
+for _stem in ("add", "sub", "mul", "truediv", "pow"):
+    for _method in (f"__{_stem}__", f"__r{_stem}__"):
+        setattr(Item, _method, _followed(_method))
+
+for _method in (
+    *COMPARED, "__float__", "__int__", "__trunc__", "__floor__", "__ceil__", "__round__", "__abs__", "__bool__",
+    "__str__", "__repr__", "__format__", "__hash__", "__floordiv__", "__rfloordiv__", "__mod__", "__rmod__",
+    "__divmod__", "__rdivmod__",
+):  # fmt: skip
+    setattr(Item, _method, _asking(_method))
 
 
 @dataclass
