@@ -206,7 +206,7 @@ def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype]
     margin = Margin(shortest, shrinks or proved or in_short, proved=holds)
     if margin != USUAL:
         contrasts, found = contrast_all(a, b, margin), again(f, g, found, margin)
-    if proof is not None and proof.holds and all(c.probe.extreme for c in contrasts if c.real.any()):
+    if proof is not None and proof.holds and _beyond_training(f, g, contrasts, proof):
         contrasts = [out_of_range(c) for c in contrasts]
         found = None if found is None else out_of_range(found)
     if margin != USUAL:
@@ -262,6 +262,18 @@ def asked(probe: Probe) -> bool:
     """Whether a proof is asked about batches of this size, and does not conclude from smaller ones."""
     sizes = (SIZES[-1],) if probe.mask is None else TOKENS
     return all(n <= most for n, most in zip(probe.logp.shape, sizes, strict=True))
+
+
+def _beyond_training(f: Formulation, g: Formulation, contrasts: Sequence[Contrast], proof: Proof) -> bool:
+    """Whether all that differs does so at ratios that no training has, and is told to be rounding: by a proof that is
+    about such batches, or since float64, whose range is wider, shows no difference.
+    """
+    differing = [c for c in contrasts if c.real.any()]
+    if not all(c.probe.extreme for c in differing):
+        return False
+    others = [c for c in differing if ANY_SIZE not in proof.scope and not asked(c.probe)]
+    wide = (differs_in(f, g, c, torch.float64) for c in others)
+    return not any(found is not None and found.real.any() for found in wide)
 
 
 def out_of_range(c: Contrast) -> Contrast:

@@ -134,7 +134,8 @@ def alone(
                 break
     if found:
         return min(found, key=lambda entry: entry[0])[1]
-    return min(contrasts, key=lambda c: c.probe.logp.numel(), default=None)
+    usual = [c for c in contrasts if not c.probe.extreme] or contrasts  # a ratio of inf says little
+    return min(usual, key=lambda c: c.probe.logp.numel(), default=None)
 
 
 def plainest(c: Contrast) -> int:

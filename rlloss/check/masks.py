@@ -18,6 +18,23 @@ def uneven(mask: Tensor, longest: int) -> None:
     mask[:] = torch.arange(mask.shape[1]) < torch.tensor([[longest], [longest // 3 + 1], [2], [1]])
 
 
+def ended(mask: Tensor) -> None:
+    """Padded to the longest: every other answer is as long, and the rest end before."""
+    mask[::2] = True
+    mask[1::2] = torch.arange(mask.shape[1]) < mask.shape[1] // 2
+
+
+def turns(mask: Tensor, tokens: int) -> None:
+    """Of so many tokens each, with the environment's one between."""
+    mask[:] = torch.arange(mask.shape[1]) % (tokens + 1) < tokens
+
+
+def padded_left(mask: Tensor) -> None:
+    """To the longest, by up to most of the width."""
+    width = mask.shape[1]
+    mask[:] = torch.arange(width) >= torch.tensor([[0], [width // 3], [width // 2], [3 * width // 4]])
+
+
 def nothing(mask: Tensor, answers: int) -> None:
     mask[:answers] = False
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlloss.check import masks
-from rlloss.check.numbers import MANY, between, counts, group_sizes, ratio_bounds, sample_counts
+from rlloss.check.numbers import between, ratio_bounds
 from rlloss.losses.formulation import Formulation
 
 SIZES = (1, 2, 3, 7, 64, 100, 128, 1000, 1024)  # powers of two, whose 1/N is exact, and others
@@ -30,7 +30,6 @@ LONGEST = 8_192  # tokens: of the longest answer that a number of the losses is 
 MOST_ANSWERS = 1_025  # of the largest batch that a number of the losses is tried with
 FARTHEST = 300.0  # log-ratio of an answer, that a number of the losses is tried with
 LONG = 3_000  # tokens of an answer that is tried in any case
-REWARDED = 32  # samples or answers of a batch of rewards
 LEAST_KL, MOST_KL, MOST_SPREADS = 1e-4, 0.1, 16  # of a mean KL that a number may be a bound of
 NEARLY = (0.08, 0.03, 0.005)  # spreads of log-ratios, as of a policy that has hardly moved: few are clipped, or none
 
@@ -320,82 +319,12 @@ def masked(batch: Probe, generator: torch.Generator) -> Iterator[Probe]:
     yield replace(with_mask(batch, "one answer alone", partial(masks.nothing, answers=3)), hollow=True)
 
 
-def rewards(batch: Probe, generator: torch.Generator) -> Iterator[Probe]:
-    """A batch whose advantages are rewards: 0 or 1, or -1 or 1, of which groups have ties; one alone that is not 0;
-    whitened; all above 0, in one half or nearly.
-    """
-    zeros_and_ones = torch.randint(0, 2, (REWARDED,), generator=generator)
-    sparse = torch.zeros(REWARDED)
-    sparse[REWARDED // 3] = 1
-    A = batch.advantages.double()
-    above = torch.where(torch.arange(REWARDED) < REWARDED // 2, A.abs() + 0.1, A)
-    kinds = {
-        "A of 0 and 1": zeros_and_ones,
-        "A of -1 and 1": 2 * zeros_and_ones - 1,
-        "one A alone": sparse,
-        "A whitened": (A - A.mean()) / A.std(),
-        "A > 0 in one half": above,
-        "A around 3": A + 3,
-    }
-    for kind, advantages in kinds.items():
-        yield replace(batch, name=f"{batch.name.partition(',')[0]}, {kind}", advantages=advantages.to(batch.dtype))
-
-
-def hostile_sequences(
-    dtype: torch.dtype, clip_coef: float, generator: torch.Generator, numbers: Sequence[float]
-) -> Iterator[Probe]:
-    """What trainers meet: holes, late starts and empty answers, equal rewards, long answers, rare and remote tokens."""
-    for spread in (0.0, 0.5):
-        batch = random_sequences((4, 9), dtype, generator, spread, ragged=True)
-        yield from masked(batch, generator)
-        some = batch.advantages.clone()
-        some[::2] = 0
-        yield replace(batch, name="4 x 9, some A = 0", advantages=some)
-        yield replace(batch, name="4 x 9, all A = 0", advantages=torch.zeros_like(some))
-        yield replace(batch, name="4 x 9, all A equal", advantages=torch.full_like(some, 0.75))
-        for group in (2, 4, *group_sizes(numbers)):
-            batch = random_sequences((2 * group, 4), dtype, generator, spread, ragged=True)
-            batch.advantages[:group] = 0.75  # rewards of which the other group's differ
-            yield replace(batch, name=f"{batch.name}, A equal in one half")
-        yield from rewards(random_sequences((REWARDED, 3), dtype, generator, spread, ragged=True), generator)
-    for on_policy in (True, False):
-        yield as_answers(rare(dtype, clip_coef, numbers, on_policy=on_policy), 4)
-    yield as_answers(extremes(dtype), 4)
-    for n in sorted({LONG, *counts(numbers, LONGEST)}):
-        for spread in (0.3, 0.0):
-            yield random_sequences((2, n), dtype, generator, spread, ragged=False)
-        uneven = random_sequences((4, n + 2), dtype, generator, 0.3, ragged=True)
-        yield with_mask(uneven, f"lengths of {n:,} to 1", partial(masks.uneven, longest=n))
-    for n in sorted(n for n in counts(numbers, MOST_ANSWERS) if n > SHAPES[-1][0]):
-        yield random_sequences((n, 2), dtype, generator, 0.3, ragged=False)
-    yield own_log_ratios(dtype, generator, numbers)
-
-
-def sample_probes(dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = ()) -> Iterator[Probe]:
-    """All probes of per-sample losses, an ordinary batch first."""
-    generator = torch.Generator().manual_seed(seed)
-    yield random_batch(64, dtype, generator, 0.3)
-    yield grid(dtype, clip_coef)
-    yield grid_of(numbers, dtype, clip_coef)
-    for on_policy in (True, False):
-        yield rare(dtype, clip_coef, numbers, on_policy=on_policy)
-    for spread in (0.0, 0.3):
-        for n in SIZES:
-            batch = random_batch(n, dtype, generator, spread)
-            if n > 3:  # the advantages of a real batch include 0, 1 and -1 at times
-                batch.advantages[:3] = torch.tensor([0.0, 1.0, -1.0], dtype=dtype)
-            yield batch
-    for n in sorted(sample_counts(numbers) - set(SIZES)):
-        yield random_batch(n, dtype, generator, 0.3)
-    for spread in (0.0, 0.3):
-        yield from rewards(random_batch(REWARDED, dtype, generator, spread), generator)
-    for spread in (*NEARLY, *own_spreads(numbers)):
-        yield random_batch(1000, dtype, generator, spread)
-    for on_policy in (True, False):
-        yield own_advantages_of_samples(dtype, clip_coef, numbers, on_policy=on_policy)
-    yield random_batch(4096, dtype, generator, 1.0)  # far off-policy
-    yield random_batch(MANY, dtype, generator, 0.3)  # against narrow strips
-    yield extremes(dtype)
+def padded(batch: Probe) -> Iterator[Probe]:
+    """A batch of four longer answers, padded as trainers pad, and of several turns."""
+    yield with_mask(batch, "some of full width", masks.ended)
+    yield with_mask(batch, "padding on the left", masks.padded_left)
+    for tokens in (1, 3):
+        yield with_mask(batch, f"turns of {tokens}", partial(masks.turns, tokens=tokens))
 
 
 def with_own_advantages(probe: Probe, generator: torch.Generator) -> Probe:
@@ -456,28 +385,3 @@ def own_log_ratios(dtype: torch.dtype, generator: torch.Generator, numbers: Sequ
     logp = old_logp + (totals / 16).unsqueeze(1)
     logp, old_logp, A = (x.to(dtype) for x in (logp, old_logp, A))
     return Probe("own numbers as log-ratios", False, logp, old_logp, A, probe.mask, rare=True)
-
-
-def sequence_probes(
-    dtype: torch.dtype, clip_coef: float, seed: int, numbers: Sequence[float] = (), *, tokens: bool = False
-) -> Iterator[Probe]:
-    """All probes of sequence losses, an ordinary batch first; ``tokens``: also with an advantage of each token."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [*SHAPES, *((2 * n, 4) for n in group_sizes(numbers))]
-    for spread in (0.3, 0.0, 1.0):
-        for shape in shapes:
-            for ragged in (False, True):
-                yield random_sequences(shape, dtype, generator, spread, ragged=ragged)
-    for spread in (*NEARLY, *own_spreads(numbers)):
-        yield random_sequences(SHAPES[4], dtype, generator, spread, ragged=True)
-    for length in (1, 2):
-        yield sequence_grid(dtype, clip_coef, length, numbers)
-    yield from hostile_sequences(dtype, clip_coef, generator, numbers)
-    for spread in (0.3, 0.0):
-        yield own_advantages(dtype, generator, numbers, spread)
-    if tokens:
-        for spread in (0.3, 0.0, 1.0):
-            for ragged in (False, True):
-                batch = random_sequences(SHAPES[3], dtype, generator, spread, ragged=ragged)
-                yield with_own_advantages(batch, generator)
-                yield with_own_advantages(with_mask(batch, "holes", masks.holes), generator)

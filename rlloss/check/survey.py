@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlloss.check.batches import sample_probes, sequence_probes
 from rlloss.check.measure import Measurement, array, measure, refuse_outer
 from rlloss.check.numbers import group_sizes
-from rlloss.check.probes import Probe, in_whole, random_batch, random_sequences, sample_probes, sequence_probes
+from rlloss.check.probes import Probe, in_whole, random_batch, random_sequences
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import rlloss
 from rlloss.bisect.bisect import bisect
@@ -220,7 +220,8 @@ def drawn_before(watch, bad):
     """A draw before an epoch, of the generator by which the loader's samples are shuffled."""
     model = mlp()
     optimizer = sgd(model)
-    loader = DataLoader(TensorDataset(X[:4].flatten(0, 1), Y[:4].flatten(0, 1)), 16, shuffle=True)
+    data = TensorDataset(X[:4].flatten(0, 1), Y[:4].flatten(0, 1))
+    loader = DataLoader(data, 16, sampler=RandomSampler(data))
     torch.manual_seed(5)
     with watch(model, optimizer):
         for epoch in range(2):

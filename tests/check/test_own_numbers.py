@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rlloss.check.batches import sample_probes, sequence_probes
 from rlloss.check.numbers import counts, numbers_of, untried_numbers
-from rlloss.check.probes import sample_probes, sequence_probes
 from rlloss.verdicts import Verdict
 from tests.check.test_cases import found
 from tests.examples.users_losses import plain
