@@ -123,7 +123,7 @@ def other_machine(a: RunFolder, b: RunFolder) -> str:
     differing = []
     for part in ("versions",) if ours and ours == theirs else ("versions", "machine"):
         left, right = a.info.get(part, {}), b.info.get(part, {})
-        keys = [key for key in {**left, **right} if key != LOSS or a.loss == b.loss]
+        keys = [key for key in {**left, **right} if key != LOSS]  # another loss is no other machine
         differing += [f"{key} {left.get(key)} | {right.get(key)}" for key in keys if left.get(key) != right.get(key)]
     if ours and theirs and (others := [name for name in ours if ours[name] != theirs.get(name)]):
         differing.append(f"other bits in {', '.join(others)}")

@@ -37,6 +37,7 @@ class Difference(NamedTuple):
     differs: NDArray[np.bool_]  # the gradients differ, by more than rounding and edges explain
     cut: NDArray[np.bool_]  # one of them is 0, though the advantage is not
     where: str  # the regions in which they differ
+    unusual: bool  # whether they do so where the advantage is large alone
 
 
 class Unknown(Exception):
@@ -88,7 +89,7 @@ def _read(found: Mapping[str, Any] | str) -> Difference | str:
     if isinstance(found, str):
         return found
     ratio, sign, differs, cut = (np.array(found[name]) for name in ("ratio", "sign", "differs", "cut"))
-    return Difference(ratio, sign, differs, cut, found["where"])
+    return Difference(ratio, sign, differs, cut, found["where"], found["unusual"])
 
 
 def put_to_the_test(a: str, b: str, clip_coef: float, reached: Reached) -> Power:
@@ -105,6 +106,8 @@ def put_to_the_test(a: str, b: str, clip_coef: float, reached: Reached) -> Power
         known = difference((a, b, clip_coef))
     except Unknown as error:
         return Power(None, f"not known: {error}")
+    if known.unusual:
+        return Power(None, "not known: the losses differ at large |A| alone, and how large it was is not recorded")
     there = np.zeros(len(known.ratio), bool)
     reached = {name: (_off_policy(low), _off_policy(high)) for name, (low, high) in reached.items()}
     for name, sign in SIGNS.items():
@@ -120,7 +123,7 @@ def put_to_the_test(a: str, b: str, clip_coef: float, reached: Reached) -> Power
         return Power(True)
     low, high = min(low for low, _ in reached.values()), max(high for _, high in reached.values())
     if low == high == 1:
-        return Power(False, "every ratio was 1")
+        return Power(False, f"no ratio was further from 1 than {ON_POLICY:g}")
     if 1 - clip_coef <= low and high <= 1 + clip_coef:
         return Power(False, f"no ratio left {1 - clip_coef:g} … {1 + clip_coef:g}")
     went = [f"{low:.3g} … {high:.3g} where A {'<>'[SIGNS[name] > 0]} 0" for name, (low, high) in reached.items()]

@@ -14,9 +14,16 @@ from rlloss.cause import cause, other_machine
 from rlloss.errors import ConfigError
 from rlloss.lazy import callable_as
 from rlloss.power import asked, put_to_the_test
-from rlloss.runs.agreement import differing_ratios, differing_tables, disagreement, other_start, passing_difference
+from rlloss.runs.agreement import (
+    check_config,
+    differing_ratios,
+    differing_tables,
+    disagreement,
+    other_start,
+    passing_difference,
+)
 from rlloss.runs.provenance import digest, is_the_users, loss_source
-from rlloss.runs.reader import LOSS, RunFolder, common_snapshots, find_runs, natural
+from rlloss.runs.reader import LOSS, Damaged, RunFolder, common_snapshots, find_runs, natural
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, is_watched, other_options, swallowed
 from rlloss.verdicts import Verdict
 
@@ -170,6 +177,8 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
     first, acted = first_difference(a, b), first_other_actions(a, b)
     verdict = partial(verdict, steps=steps, not_recorded=not_recorded(a, b), put_to=what_was_reached(a, b))
     if differing:
+        if problem := _other_config(a) or _other_config(b):
+            return verdict(Verdict.INCOMPLETE, reason=problem)
         reason = "differ in " + ", ".join(f"{key} ({a.config.get(key)} | {b.config.get(key)})" for key in differing)
         return verdict(
             Verdict.INCOMPARABLE,
@@ -200,7 +209,7 @@ def compare_runs(a: RunFolder, b: RunFolder) -> RunComparison:
         first_other_actions=acted,
         onset=("small" if small[0] else "large") if small else None,
         drift=drifts,
-        reason=_listed(other_options(a, b), other_machine(a, b)) or _not_deterministic(a, b, first),
+        reason=_listed(_edited(a, b), other_options(a, b), other_machine(a, b)) or _not_deterministic(a, b, first),
     )
 
 
@@ -210,12 +219,29 @@ def _not_deterministic(a: RunFolder, b: RunFolder, first: int | None) -> str:
         return ""
     return (
         f"{a.label} twice: training is not deterministic, as where a loss or an environment draws numbers beside its "
-        "seed, or its source has changed between the two"
+        "seed"
     )
 
 
 def _is_of_one_loss(a: RunFolder, b: RunFolder) -> bool:
-    return not is_watched(a) and a.loss != "unknown" and a.label == b.label
+    return not is_watched(a) and a.loss != "unknown" and a.label == b.label and not _edited(a, b)
+
+
+def _edited(a: RunFolder, b: RunFolder) -> str:
+    """What a pair of one name says whose sources are not one; empty for another pair."""
+    made = [run.info.get("versions", {}).get(LOSS) for run in (a, b)]
+    if a.label != b.label or made[0] == made[1] or not all(made):
+        return ""
+    return f"the source of {a.label} has changed between the two: {made[0]} | {made[1]}"
+
+
+def _other_config(run: RunFolder) -> str:
+    """Why a config is not the one that a run was made with; empty if it is."""
+    try:
+        check_config(run)
+    except Damaged as error:
+        return str(error)
+    return ""
 
 
 def _without_difference(a: RunFolder, b: RunFolder, verdict: Callable[..., RunComparison]) -> RunComparison:
@@ -230,7 +256,7 @@ def _without_difference(a: RunFolder, b: RunFolder, verdict: Callable[..., RunCo
     tested, untested = power(a, b)
     lost = swallowed(Record(a), Record(b)) if is_watched(a) and is_watched(b) else None
     taken_back = f"{lost}, which that step took back" if lost else ""
-    reason = _listed(taken_back, repetition(a, b), other_machine(a, b))
+    reason = _listed(taken_back, repetition(a, b), _edited(a, b), other_machine(a, b))
     return verdict(Verdict.IDENTICAL, reason=reason, tested=tested, untested=untested)
 
 
@@ -293,6 +319,8 @@ def power(a: RunFolder, b: RunFolder) -> tuple[bool | None, str]:
         return False, "one run and its copy, which tests neither losses nor whether training is deterministic"
     if _never_moved(a):
         return False, "no optimiser step changed a parameter"
+    if _edited(a, b):
+        return None, f"not known: the source of {a.label} has changed between the two"
     if a.loss == b.loss:
         return True, ""
     if not reached or not isinstance(clip_coef, float):

@@ -6,6 +6,7 @@ python -m rlloss.check.power '[["ppo_clip", "reinforce", 0.2]]'
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ from rlloss.check.regions import regions
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, resolve
 
+USUAL = 10.0  # the size of an advantage that has been normalised, among a few hundred
+
 
 def find(a: str, b: str, clip_coef: float) -> dict[str, Any] | str:
     """Where two losses differ, as JSON holds the fields of ``rlloss.power.Difference``; else why that is not known."""
     try:
-        f, g = resolve(a), resolve(b)
-        if f.sequence or g.sequence:
-            raise LossError("sequence losses have no grid of ratios and advantages")
-        return _difference(f, g, clip_coef)
+        with redirect_stdout(sys.stderr):  # a loss may print, where JSON is read
+            f, g = resolve(a), resolve(b)
+            if f.sequence or g.sequence:
+                raise LossError("sequence losses have no grid of ratios and advantages")
+            return _difference(f, g, clip_coef)
     except LossError as error:
         return str(error)
 
@@ -36,8 +40,10 @@ def _difference(f: Formulation, g: Formulation, clip_coef: float) -> dict[str, A
     ratio, A = (x.double().numpy() for x in (probe.ratio, probe.advantages))
     cut = ((left.gradient == 0) | (right.gradient == 0)) & (A != 0) & (ratio > 0)
     where = "; ".join(regions(f, g, [found], clip_coef, bisect=False))
-    columns = {"ratio": ratio, "sign": np.sign(A), "differs": found.real, "cut": cut}
-    return {name: column.tolist() for name, column in columns.items()} | {"where": where}
+    usual = abs(A) <= USUAL
+    columns = {"ratio": ratio, "sign": np.sign(A), "differs": found.real & usual, "cut": cut}
+    unusual = bool(found.real.any() and not found.real[usual].any())
+    return {name: column.tolist() for name, column in columns.items()} | {"where": where, "unusual": unusual}
 
 
 if __name__ == "__main__":

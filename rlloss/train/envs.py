@@ -11,9 +11,10 @@ import gymnasium
 import torch
 
 from rlloss.config.schema import EnvConfig
-from rlloss.errors import ConfigError, NotInstalled
+from rlloss.errors import ConfigError, Interrupted, NotInstalled
 from rlloss.lazy import beside_the_user
 from rlloss.train.classic import ClassicEnvironments, has_copy
+from rlloss.train.faults import raised
 from rlloss.train.spaces import flattened
 from rlloss.train.vector import Environments
 from rlloss.train.wrappers import Env, make_wrapper, wrapped
@@ -45,8 +46,12 @@ def make_envs(
             env = wrapped(bare, wrap, gamma)
         except gymnasium.error.DependencyNotInstalled as error:
             raise _why_not(config, error) from error
-        except (gymnasium.error.Error, AttributeError, TypeError, ValueError) as error:
-            raise ConfigError(f"env.wrappers={config.wrappers}: {config.id} cannot be wrapped so ({error})") from error
+        except (ConfigError, Interrupted):
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"env.wrappers={config.wrappers}: {config.id} cannot be wrapped so; it {raised(error)}"
+            ) from error
         return flattened(env, config.id)
 
     bare = not config.kwargs and not config.wrappers
@@ -60,7 +65,9 @@ def make_env(config: EnvConfig) -> Env:
         with _quiet_simulators(config.id), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             env: Env = gymnasium.make(config.id, disable_env_checker=True, **config.kwargs)
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
+    except (ConfigError, Interrupted):
+        raise
+    except Exception as error:
         raise _why_not(config, error) from error  # which says more than any warning on the way
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -129,7 +136,7 @@ def _is_mujoco(env_id: str) -> bool:
 def _why_not(config: EnvConfig, error: Exception) -> ConfigError:
     first = str(error).splitlines()[0] if str(error) else type(error).__name__
     module, _, name = config.id.rpartition(":")
-    if isinstance(error, TypeError):
+    if isinstance(error, TypeError) and config.kwargs:
         return ConfigError(f"env.kwargs={config.kwargs}: {config.id} does not take them ({first})")
     extra = _extra(config.id)
     if extra and isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
@@ -144,7 +151,9 @@ def _why_not(config: EnvConfig, error: Exception) -> ConfigError:
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         own = f"{module} registers {_registered(module)}" if module else f"one of your own: env.id=module:{name}"
         return ConfigError(f"env.id={config.id}: no such environment; {hint}{own}")
-    return ConfigError(f"env.id={config.id}: {first}")
+    if isinstance(error, gymnasium.error.Error):
+        return ConfigError(f"env.id={config.id}: {first}")
+    return ConfigError(f"env.id={config.id}: cannot be made; it {raised(error)}")
 
 
 def _registered(module: str) -> str:

@@ -25,10 +25,15 @@ class Hanging(BaseException):
 
 def raised(error: BaseException) -> str:
     """What went wrong in somebody's code, and where."""
+    if type(error.__cause__) is type(error):  # as Gymnasium raises it once more, in words of its own
+        error = error.__cause__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    theirs = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")] or frames
+    where = f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})"
     text = " ".join(str(error).split())
-    return f"{text} ({where})" if isinstance(error, Hanging) else f"raised {type(error).__name__}: {text} ({where})"
+    if isinstance(error, SyntaxError):  # which says where
+        return f"raised {type(error).__name__}: {text}"
+    return f"{text}{where}" if isinstance(error, Hanging) else f"raised {type(error).__name__}: {text}{where}"
 
 
 def close_all(envs: Iterable[Any]) -> None:

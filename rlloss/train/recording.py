@@ -167,6 +167,11 @@ class FolderRecorder(Recorder):
             written.check()
             self.state.load_state_dict(saved)
         except ReplayDiffers as error:
+            if run.recorded_status == "finished":
+                raise ConfigError(
+                    f"run_dir={self.folder}: {error}, so that this finished run cannot go on; it is kept, and a longer "
+                    f"one needs another folder. {REMEDY}"
+                ) from error
             log.warning("note: %s: %s; the run starts over. %s", self.folder.name, error, REMEDY)
             return None
         except MISFITS as error:

@@ -10,8 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium import wrappers
 
-from rlloss.errors import ConfigError
+from rlloss.errors import ConfigError, Interrupted
 from rlloss.lazy import beside_the_user
+from rlloss.train.faults import raised
 
 Env = gymnasium.Env[Any, Any]
 
@@ -109,12 +110,16 @@ def _load(name: str) -> Callable[..., Env]:
     where, _, attribute = name.rpartition(":")
     beside_the_user()
     try:
-        kind = getattr(importlib.import_module(where), attribute)
+        module = importlib.import_module(where)
     except ModuleNotFoundError as error:
         raise ConfigError(f"env.wrappers={name}: no module {error.name} here or installed") from error
-    except AttributeError as error:
-        raise ConfigError(f"env.wrappers={name}: {where} has no {attribute}") from error
-    loaded: Callable[..., Env] = kind
+    except Interrupted:
+        raise
+    except Exception as error:
+        raise ConfigError(f"env.wrappers={name}: {where} cannot be imported; it {raised(error)}") from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"env.wrappers={name}: {where} has no {attribute}")
+    loaded: Callable[..., Env] = getattr(module, attribute)
     return loaded
 
 

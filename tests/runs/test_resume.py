@@ -61,6 +61,17 @@ def test_an_environment_that_cannot_be_brought_back_is_named_and_the_run_starts_
     assert len(RunFolder(tmp_path / "cut").digests) == 960
 
 
+def test_a_finished_run_that_cannot_go_on_is_kept(tmp_path):
+    """Asked for more steps, it began again, and what was finished was gone."""
+    overrides = (*TINY, "env.id=tests.examples.remembering:Remembering-v0", "+env.kwargs.where=global",
+                 "env.check=false", "schedule=constant")  # fmt: skip
+    train(load(list(overrides)), tmp_path / "run")
+    before = files(tmp_path / "run")
+    with pytest.raises(ConfigError, match="this finished run cannot go on; it is kept, and a longer one needs another"):
+        train(load([*overrides, "total_timesteps=6000"]), tmp_path / "run")
+    assert files(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize(
     "more",
     [
