@@ -254,8 +254,8 @@ def _trace_at(subject: _Subject, values: Sequence[float], incoming: float) -> Gr
     (loss,) = tape.nodes(result).flatten().tolist()
     if loss < 0:
         raise GraphError(
-            f"LOSS={subject.title}: the graph cannot follow what makes its result, as torch.autograd.grad; it can follow "
-            "torch's own operations on what the function is given"
+            f"LOSS={subject.title}: the graph cannot follow what makes its result, as torch.autograd.grad; it can "
+            "follow torch's own operations on what the function is given"
         )
     if subject.proving:
         return _assemble(subject, tape, {}, loss)

@@ -182,7 +182,8 @@ def test_a_users_expression_is_traced_from_its_defaults(write):
 @pytest.mark.parametrize(
     ("body", "error", "says"),
     [
-        ("    return torch.autograd.grad((logp.square() * advantages).sum(), logp, create_graph=True)[0].sum()\n", GraphError,
+        ("    return torch.autograd.grad((logp.square() * advantages).sum(), logp, create_graph=True)[0].sum()\n",
+         GraphError,
          r"cannot follow what makes its result, as torch.autograd.grad"),
         ("    return -torch.cumsum(logp, 0) * advantages\n", GraphError, r"cannot follow cumsum \(mine.py, line 7\)"),
         ("    x = logp - old_logp\n    x *= 2\n    return x\n", GraphError, "mul_ in place .* a new name"),
