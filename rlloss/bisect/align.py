@@ -11,13 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlloss.watch.tape import SILENT, STATISTICS, UNREADABLE, Entry, Joint, Number, Tape, written
+from rlloss.watch.tape import OPTIMIZER_STEP, SILENT, STATISTICS, UNREADABLE, Entry, Joint, Number, Tape, written
 
 LEAF = "AccumulateGrad"  # autograd's node of a parameter
 DRAWS = (
     "rand", "normal", "uniform", "bernoulli", "multinomial", "native_dropout", "exponential", "random", "poisson",
     "binomial", "geometric", "cauchy", "log_normal", "_standard_gamma", "_sample_dirichlet",
 )  # fmt: skip
+MARK_BEGINS, MARK_ENDS = "profiler._record_function_enter", "profiler._record_function_exit"  # of PyTorch's profiler
 ITEM = "_local_scalar_dense"  # by which a tensor's number goes to Python
 Kind = Literal["operation", "input", "option", "gradient", "program", "none"]
 
@@ -365,6 +366,20 @@ def behind(entries: Sequence[Entry]) -> Sequence[Entry]:
     """What is computed after the last backward pass."""
     last = max((i for i, entry in enumerate(entries) if entry.node), default=-1)
     return entries[last + 1 :]
+
+
+def stepping(tape: Tape) -> set[int]:
+    """The entries, by identity, that an optimiser's own step makes."""
+    found: set[int] = set()
+    within: list[bool] = []  # a mark lies within another, as that of zero_grad() in a closure
+    for entry in tape.entries:
+        if entry.op.startswith(MARK_ENDS):
+            within = within[:-1]
+        elif entry.op.startswith(MARK_BEGINS):
+            within.append(OPTIMIZER_STEP in str(entry.inputs))
+        elif any(within):
+            found.add(id(entry))
+    return found
 
 
 def paired(ours: Sequence[Joint], theirs: Sequence[Joint]) -> list[tuple[Joint, Joint]]:

@@ -22,7 +22,7 @@ from rlloss.bisect.align import (
 )
 from rlloss.bisect.found import Cause
 from rlloss.bisect.saying import difference, maker, name_of, place_of
-from rlloss.watch.tape import FETCHED, NOTHING, OLD_GRADIENT, Entry, Tape, old_gradient, written
+from rlloss.watch.tape import FETCHED, NOTHING, OLD_GRADIENT, Entry, Number, Tape, old_gradient, written
 
 TAKES = ("index", "slice", "select", "gather", "take")  # a part of what there is
 LOADS = (*TAKES, "lift_fresh", "_to_copy")  # that hand samples over, and compute nothing
@@ -75,12 +75,21 @@ def another_option(found: Split) -> Cause:
     if len(found.ours.inputs) != len(found.theirs.inputs):
         if named := beyond_defaults(found.ours, found.theirs):
             return Cause(f"another option: {found.ours.op} at {place_of(found.ours)} is given {named}")
+        shared = min(len(found.ours.inputs), len(found.theirs.inputs))
+        if found.ours.inputs[:shared] == found.theirs.inputs[:shared]:
+            which, more = ("a", found.ours) if len(found.ours.inputs) > shared else ("b", found.theirs)
+            texts = ", ".join(str(x) for x in more.inputs[shared:] if not isinstance(x, Number))
+            if texts:
+                return Cause(
+                    f"another option: {which} alone gives {texts} to {found.ours.op} at {place_of(found.ours)}"
+                )
         return Cause(f"{found.ours.op} at {place_of(found.ours)} is given {len(found.ours.inputs)} | "
                      f"{len(found.theirs.inputs)} tensors and numbers")  # fmt: skip
     one, other = found.ours.inputs[found.place], found.theirs.inputs[found.place]
     if REDUCED_AT.get(found.ours.op) == found.place - len(found.ours.inputs):
         one, other = (REDUCTIONS[int(str(x))] for x in (one, other))
         return Cause(f"another reduction: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
+    one, other = (f"a tensor of {list(x.shape)}" if isinstance(x, Number) else x for x in (one, other))
     return Cause(f"another number: {found.ours.op} at {place_of(found.ours)} is given {one} | {other}")
 
 
@@ -93,6 +102,8 @@ def beyond_defaults(ours: Entry, theirs: Entry) -> str:
     said = []
     for i, (name, default) in enumerate(arguments[:longest]):
         one, other = (str(entry.inputs[i]) if i < len(entry.inputs) else default for entry in (ours, theirs))
+        if name == "reduction":
+            one, other = (REDUCTIONS[int(x)] for x in (one, other))
         if i >= min(len(ours.inputs), len(theirs.inputs)) and one != other:
             said.append(f"{name} {one} | {other}")
     return ", ".join(said)
@@ -192,6 +203,8 @@ def came_in(a: Tape, b: Tape) -> Cause | None:
         if kind_of(x) != kind_of(y) or (option := other_option(x, y)) is None:
             break
         taken = another_option(option)
+        if written(x.where) != written(y.where):
+            taken = Cause(f"{taken.words}, by b at {place_of(y)}", taken.evidence)
         if drawn and drawn[0].where == x.where:  # which rows are taken is drawn there, as by a data loader
             return drawn[1]
         if drawn:
@@ -224,11 +237,13 @@ def _draws_alone(tape: Tape, other: Tape) -> list[Entry]:
 
 
 def _taken(tape: Tape) -> list[Entry]:
-    """The operations that take a part of what came in from outside."""
+    """The operations that take a part of what came in from outside, and reach a parameter."""
+    reach = live(tape)
     return [
         entry
         for entry in tape.entries
         if not entry.node
+        and id(entry) in reach
         and entry.op.startswith(LOADS)
         and numbers_in(entry)
         and all(tape.given.get(number.digest) == "" for number in numbers_in(entry))
@@ -280,7 +295,8 @@ def _first_unlike(tape: Tape, other: Tape, reader: Entry) -> tuple[Entry | None,
         if entry.op.startswith(DRAWS) and line in lines:  # by which samples are shuffled, say
             continue
         makes = any(number.digest not in there for number in entry.outputs)
-        if makes and all(number.digest in there for number in numbers_in(entry)):
+        known = there if line in lines else {*there, *tape.given}  # what the other may read by tolist(), say
+        if makes and all(number.digest in known for number in numbers_in(entry)):
             return entry, line not in lines
     return None, False
 

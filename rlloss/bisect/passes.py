@@ -15,7 +15,7 @@ NEAR_ULPS = 64  # to which it may be rounding, or a term that small
 
 def unlike_passes(a: Tape, b: Tape) -> Cause | None:
     """The runs make another number of backward passes in the step: do the gradients add up to the same?"""
-    ours, theirs = (_gradients(tape) for tape in (a, b))
+    ours, theirs = (gradients_of(tape) for tape in (a, b))
     passes = [len({joint.backward for joint in tape.joints if joint.node == LEAF}) for tape in (a, b)]
     if passes[0] == passes[1] or not all(passes) or set(ours) != set(theirs):
         return None
@@ -48,13 +48,13 @@ def _taken_back(a: Tape, b: Tape) -> bool:
     """Whether the passes that are more are nothing to the optimiser: zero_grad() takes back what they made."""
     counted = [counting(tape) for tape in (a, b)]
     passes = [len({joint.backward for joint in each}) for each in counted]
-    sums = [_gradients(tape, each) for tape, each in zip((a, b), counted, strict=True)]
+    sums = [gradients_of(tape, each) for tape, each in zip((a, b), counted, strict=True)]
     return passes[0] == passes[1] and all(_handed_on(tape, x) == set(x) for tape, x in zip((a, b), sums, strict=True))
 
 
 def changed_between(a: Tape, b: Tape) -> Cause | None:
     """With equal gradients, one run alone gives its optimiser something else."""
-    ours, theirs = (_gradients(tape) for tape in (a, b))
+    ours, theirs = (gradients_of(tape) for tape in (a, b))
     same = set(ours) == set(theirs) and all(torch.equal(one, theirs[name][0]) for name, (one, _) in ours.items())
     if not ours or not same or stale_gradients(a, b):
         return None
@@ -88,7 +88,7 @@ def _handed_on(tape: Tape, gradients: Mapping[str, tuple[Tensor, torch.dtype]]) 
     return {name for name, gradient in gradients.items() if is_read(*gradient)}
 
 
-def _gradients(tape: Tape, joints: Sequence[Joint] | None = None) -> dict[str, tuple[Tensor, torch.dtype]]:
+def gradients_of(tape: Tape, joints: Sequence[Joint] | None = None) -> dict[str, tuple[Tensor, torch.dtype]]:
     """Of each parameter, over all backward passes or these, with the dtype in which they were made."""
     found: dict[str, tuple[Tensor, torch.dtype]] = {}
     for joint in tape.joints if joints is None else joints:

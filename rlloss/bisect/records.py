@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlloss.bisect.align import split
+from rlloss.bisect.align import split, stepping
 from rlloss.bisect.found import Finding
+from rlloss.bisect.leaving import FOLLOWS, by_way_of_python
 from rlloss.bisect.saying import located, operation_of, place_of
-from rlloss.bisect.words import changed_outside, explain, stepping, written_alone
+from rlloss.bisect.words import changed_outside, explain, written_alone
 from rlloss.cause import other_machine
 from rlloss.runs.reader import RunFolder, flatten
 from rlloss.runs.watched import FirstTensors, Record, first_tensors, other_options
@@ -62,6 +63,9 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
         if why.decided and before and found.kind not in ("none", "program"):  # what a rate follows, say
             words = f"{why.words}; {cause}"
             return finding(step, words, **said, evidence=why.evidence, **located(found))
+        rows = _rows(ours, theirs, step, first)
+        if rows and rows.words == cause and (first_read := by_way_of_python(None, *heard)):
+            return finding(step, f"{first_read}; {cause}{FOLLOWS}", decided=False, **said)
     if not decided and heard:
         found = split(*heard)
         why = explain(found, *heard, first.names)

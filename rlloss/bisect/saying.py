@@ -140,5 +140,10 @@ def difference(one: Tensor | None, two: Tensor | None) -> list[str]:
 
 
 def gap(one: Tensor, two: Tensor) -> str:
-    scale = float(one.abs().max()) or 1.0
-    return f"by up to {float((one - two).abs().max()) / scale:.2g} of its largest number"
+    return f"by up to {gap_of(one, two):.2g} of its largest number"
+
+
+def gap_of(one: Tensor, two: Tensor) -> float:
+    """The largest difference, by the largest number."""
+    scale = float(one.double().abs().max()) or 1.0
+    return float((one.double() - two.double()).abs().max()) / scale

@@ -18,6 +18,7 @@ from rlloss.bisect.align import (
     numbers_in,
     other_option,
     split,
+    stepping,
     ulps,
     used,
 )
@@ -33,6 +34,7 @@ from rlloss.bisect.incoming import (
     outside,
     samples,
 )
+from rlloss.bisect.leaving import FOLLOWS, by_way_of_python, may_follow
 from rlloss.bisect.masks import masked
 from rlloss.bisect.multiples import factor_of, scaled, scaled_once, undone
 from rlloss.bisect.passes import NEAR_ULPS, changed_between, unlike_passes, without_gradient
@@ -40,6 +42,7 @@ from rlloss.bisect.saying import (
     difference,
     expression,
     gap,
+    gap_of,
     maker,
     name_of,
     operation_of,
@@ -49,10 +52,10 @@ from rlloss.bisect.saying import (
     shortened,
     subject,
 )
-from rlloss.watch.tape import NOTHING, OPTIMIZER_STEP, Entry, Joint, Number, Tape, written
+from rlloss.watch.tape import NOTHING, Entry, Joint, Number, Tape, written
 
+ROUNDED = 1e-4  # below which another writing only rounds
 MOST_TERMS = 8  # of a gradient, of which every sum is tried
-MARK_BEGINS, MARK_ENDS = "profiler._record_function_enter", "profiler._record_function_exit"  # of PyTorch's profiler
 KEPT = " in the optimiser"  # how the names of what an optimiser keeps end
 BEGINS = ("lift_fresh", "zeros_like", "zeros", "empty_like", "clone", "detach")  # with which optimisers make a state
 
@@ -68,7 +71,11 @@ def explain(found: Split, a: Tape, b: Tape, names: Collection[str] = ()) -> Caus
     unread = [entry for entry in parting if id(entry) not in read]
     counterparts = found.kind in ("operation", "option", "input")  # of which one may be read alone
     if not unread or found.kind == "gradient" or (counterparts and len(unread) < len(parting)):
-        return _explain(found, a, b, names)
+        why = _explain(found, a, b, names)
+        before = by_way_of_python(found, a, b) if why.decided and may_follow(why.words) else ""
+        if before and before != why.words:
+            return Cause(f"{before}; {why.words}{FOLLOWS}", why.evidence, decided=False)
+        return why
     lists = ([e for e in computing(tape.entries) if id(e) in read] for tape, read in zip((a, b), reach, strict=True))
     following = aligned(a, b, *lists)
     why = _explain(following, a, b, names) if following.kind != "none" else Cause("nothing else differs")
@@ -148,20 +155,6 @@ def _writes(tape: Tape, names: Collection[str]) -> list[Entry]:
         for entry in tape.entries
         if entry.to in names and id(entry) not in inside and entry.outputs[:1] != numbers_in(entry)[:1]
     ]  # but for what is there already, as of clamp_() within its bounds
-
-
-def stepping(tape: Tape) -> set[int]:
-    """The entries, by identity, that an optimiser's own step makes."""
-    found: set[int] = set()
-    within: list[bool] = []  # a mark lies within another, as that of zero_grad() in a closure
-    for entry in tape.entries:
-        if entry.op.startswith(MARK_ENDS):
-            within = within[:-1]
-        elif entry.op.startswith(MARK_BEGINS):
-            within.append(OPTIMIZER_STEP in str(entry.inputs))
-        elif any(within):
-            found.add(id(entry))
-    return found
 
 
 def not_finite(a: Tape, b: Tape) -> Cause | None:
@@ -246,7 +239,7 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     if order := _order_of_gradients(joint, a, b):
         return Cause(order, evidence)
     came, here = came_in(a, b), _number_at(joint, other, a, b)
-    if came and here:
+    if came and here and came.words != here.words:
         return Cause(f"{here.words}, where the first gradient that differs begins; and {came.words}",
                      evidence, decided=not _goes_to_python(a, b))  # fmt: skip
     if came:
@@ -258,7 +251,9 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     path = _another_path(joint, other, a, b)
     if times := scaled(a, b):
         back = undone(a, b)
-        return Cause(f"{times}{back or (f'; {path[0]}' if path else '')}", evidence, decided=not back)
+        began = "" if back or (path and None in (found.ours, found.theirs)) else _began(found, a, b)
+        said = f"{began}; {times.partition(':')[0]}" if began and times.startswith("b has") else times
+        return Cause(f"{said}{back or (f'; {path[0]}' if path else '')}", evidence, decided=not back)
     if times := scaled_once(joint, other, one, two, a, b):
         return Cause(times, evidence)
     if rounded := _rounding(joint, other, one, two, a, b, found):
@@ -282,6 +277,21 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         how = f"differs {gap(one, two)}" if alike else f"is that of a times {factor:.6g} in b"
         return Cause(f"{what} {how}", evidence)
     return Cause(words, evidence, decided=False)
+
+
+def _began(found: Split, a: Tape, b: Tape) -> str:
+    """With which other numbers, computed of the same, two forward passes part, by more than rounding; or ""."""
+    said = []
+    for which, entry, tape, other in (("a", found.ours, a, b), ("b", found.theirs, b, a)):
+        if entry is not None and all(tape.given.get(n.digest) or _has(other, n) for n in numbers_in(entry)):
+            said.append((which, entry))
+    values = [tape.values.get(entry.outputs[0].digest) for tape, (_, entry) in zip((a, b), said, strict=False)]
+    alike = len(values) == 2 and all(x is not None for x in values) and values[0].shape == values[1].shape  # type: ignore[union-attr]
+    if alike and float(gap_of(*values)) < ROUNDED:  # type: ignore[arg-type]
+        return ""
+    if len(said) == 2:
+        return "the forward passes part: " + ", ".join(f"{w} computes {e.op} at {place_of(e)}" for w, e in said)
+    return "".join(f"{which} alone computes {entry.op} at {place_of(entry)}" for which, entry in said)
 
 
 def _number_at(joint: Joint, other: Joint, a: Tape, b: Tape) -> Cause | None:

@@ -118,6 +118,7 @@ class Tape:
         self._backwards = 0
         self._last_sequence = _next_sequence()
         self._made: dict[int, tuple[str, str]] = {}  # by sequence number: digest of what was made, and where
+        self._in_place_at = ""  # the line of the last operation, if it writes in place: autograd makes its node later
         self._known: set[str] = set()
         self._blank: dict[int, Any] = {}  # by where it lies: memory that nothing has been written to
         self._operations = _Operations(self)
@@ -219,11 +220,15 @@ class Tape:
             sequence, where = node._sequence_nr(), self._made.get(node._sequence_nr(), ("", ""))[1]
         else:
             where, now = author(sys._getframe(1)), _next_sequence()
+            for missed in range(self._last_sequence, now - 1):  # of an operation in place, which no entry is given
+                self._made.setdefault(missed, ("", self._in_place_at or where))
+            self._in_place_at = ""
             if now > self._last_sequence and outputs:
                 sequence, self._made[now - 1] = now - 1, (outputs[0].digest, where)
             self._last_sequence = now
         in_place = op.partition(".")[0].endswith("_")
         for x in made if in_place else ():
+            self._in_place_at = where if node is None else ""
             if x._base is not None and _has_memory(x):  # the rest is made of it, though by nothing that is heard
                 self._bases[x.untyped_storage().data_ptr()] = x._base
         written_to = made if in_place else [x for x in statistics if isinstance(x, Tensor)]

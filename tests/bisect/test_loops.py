@@ -265,7 +265,8 @@ SAID = {
         trained(another_target, of_three), False, r"has another gradient: .*; what one alone computes begins in a with "
         r"mean\.dim, .*, in b with max\.dim, "),
     "zero_grad of one of two": (generated(False), True, r"^b adds its gradient to one .*: zero_grad\(\) is missing$"),
-    "a critic that is frozen": (generated(True), True, r"^b has the gradient of a times 2: "),
+    "a critic that is frozen": (
+        generated(True), True, r"^b alone computes mul\.Tensor at .*; b has the gradient of a times 2$"),
     "a step of another optimiser": (twice, True, r"^another optimiser makes step 6$"),
     "zero_grad between micro-batches": (
         accumulated, True, r"^with equal gradients, what the optimiser of b is given for .* is not the sum of its 4"),
