@@ -71,3 +71,23 @@ def _begins(x: Entry | None, y: Entry | None, a: Tape, b: Tape) -> str:
         if x.op.startswith(DRAWS):
             return another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b).words
     return f"a computes {x.op} at {place_of(x)}, b computes {y.op} at {place_of(y)}"
+
+
+def beside(found: Split, a: Tape, b: Tape) -> str:
+    """In words: what else one run computes in its forward pass, or with another number, on other lines; or ""."""
+    lines = {written(entry.where) for entry in (found.ours, found.theirs) if entry is not None}
+    ours, theirs = (
+        [e for e in computing(tape.entries) if not e.node and e.sequence >= 0 and written(e.where) not in lines]
+        for tape in (a, b)
+    )
+    for x, y in zip(ours, theirs, strict=False):
+        if (x.op, written(x.where)) != (y.op, written(y.where)):
+            break
+        if option := other_option(x, y, alike=False):
+            return another_option(option).words
+    for which, mine, other in (("b", theirs, ours), ("a", ours, theirs)):
+        there = {(entry.op, written(entry.where)) for entry in other}
+        alone = next((entry for entry in mine if (entry.op, written(entry.where)) not in there), None)
+        if alone is not None:
+            return f"{which} alone computes {alone.op} at {place_of(alone)}"
+    return ""

@@ -34,7 +34,7 @@ from rlloss.bisect.incoming import (
     outside,
     samples,
 )
-from rlloss.bisect.leaving import FOLLOWS, by_way_of_python, may_follow
+from rlloss.bisect.leaving import FOLLOWS, beside, by_way_of_python, may_follow
 from rlloss.bisect.masks import masked
 from rlloss.bisect.multiples import factor_of, scaled, scaled_once, undone
 from rlloss.bisect.passes import NEAR_ULPS, changed_between, unlike_passes, without_gradient
@@ -54,7 +54,7 @@ from rlloss.bisect.saying import (
 )
 from rlloss.watch.tape import NOTHING, Entry, Joint, Number, Tape, written
 
-ROUNDED = 1e-4  # below which another writing only rounds
+ROUNDED, FAR = 1e-4, 1e-2  # below which another writing only rounds; beyond which that is not all
 MOST_TERMS = 8  # of a gradient, of which every sum is tried
 KEPT = " in the optimiser"  # how the names of what an optimiser keeps end
 BEGINS = ("lift_fresh", "zeros_like", "zeros", "empty_like", "clone", "detach")  # with which optimisers make a state
@@ -216,12 +216,20 @@ def _state_anew(found: Split, a: Tape, b: Tape) -> Cause | None:
     ):
         if entry is None or read is None or entry.op.partition(".")[0] not in BEGINS or id(entry) not in stepping(mine):
             continue
-        its = a if other == "a" else b
-        kept = any(KEPT in its.given.get(number.digest, "") for number in numbers_in(read))
-        if kept and not any(KEPT in name for name in mine.given.values()):
+        its, inside = (a if other == "a" else b), stepping(mine)
+        used_there = [number for each in mine.entries if id(each) in inside for number in numbers_in(each)]
+        has_none = not any(KEPT in mine.given.get(number.digest, "") for number in used_there)
+        if has_none and any(_is_kept(number, its) for number in numbers_in(read)):
             return Cause(f"with equal gradients, {which} makes its optimiser's state anew, by {entry.op} at "
                          f"{place_of(entry)}, where {other} has one: it was cleared, or not loaded")  # fmt: skip
     return None
+
+
+def _is_kept(number: Number, tape: Tape) -> bool:
+    """Whether an optimiser has a number from steps before, or from what it has loaded."""
+    made = maker(tape, number.digest)
+    loaded = made is not None and not made.node and id(made) not in stepping(tape)
+    return loaded or KEPT in tape.given.get(number.digest, "")
 
 
 def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
@@ -247,7 +255,12 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
     if number := _another_number(found):
         return number
     if joint.node == LEAF and used(joint) == used(other) and found.ours is not None and found.theirs is not None:
-        return _forward(found, a, b)
+        known = _forward(found, a, b)
+        if not known.decided or not _is_but_rounding(joint, other, one, two, a, b):
+            return known
+        also = beside(found, a, b)
+        return Cause(f"{known.words}, which only rounds; its gradient differs {gap(one, two)}, for another reason"
+                     f"{also and f': {also}'}", evidence, decided=False)  # fmt: skip
     path = _another_path(joint, other, a, b)
     if times := scaled(a, b):
         back = undone(a, b)
@@ -350,6 +363,14 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
     known = all(tape.given.get(n.digest) or _has(other, n) for tape, other, numbers in read for n in numbers)
     return Cause(f"the forward passes part: a computes {found.ours.op} at {place_of(found.ours)}, b computes "
                  f"{found.theirs.op} at {place_of(found.theirs)}", decided=known)  # fmt: skip
+
+
+def _is_but_rounding(joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape) -> bool:
+    """Whether what goes into the operations on a parameter is the same but for rounding, and its gradient is not."""
+    numbers = [[n for entry in _readers(j, tape) for n in numbers_in(entry)] for j, tape in ((joint, a), (other, b))]
+    values = [(a.values.get(x.digest), b.values.get(y.digest)) for x, y in zip(*numbers, strict=False) if x != y]
+    gaps = [gap_of(x, y) for x, y in values if x is not None and y is not None and x.shape == y.shape]
+    return len(gaps) == len(values) > 0 and max(gaps) < ROUNDED and gap_of(one, two) > FAR
 
 
 def _has(tape: Tape, number: Number) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.bisect.test_consequences import error, told, training
-from tests.bisect.test_programs import X, Y, mlp, sgd
+from tests.bisect.test_programs import AT, X, Y, mlp, sgd
 from tests.helpers import a_few_fast
 
 
@@ -130,6 +130,31 @@ def summed(model, s, faulty):
     return F.mse_loss(model(X[s]), Y[s], reduction="sum" if faulty else "mean")
 
 
+def scaled(model, s, faulty):
+    x = (100 * X[s]) * (1 / 255) if faulty else (100 * X[s]) / 255
+    out = model(x)
+    return F.mse_loss(out, Y[s]) + (0.5 if faulty else 0.1) * out.abs().mean()
+
+
+def resumed():
+    """An optimiser that is made anew, and whose state is loaded, or not."""
+    model = mlp()
+    held = [torch.optim.Adam(model.parameters(), 0.01)]
+
+    def step_of(s, faulty):
+        held[0].zero_grad()
+        error(model, s).backward()
+        held[0].step()
+
+    def reload(s, faulty):
+        if s == AT:
+            state = held[0].state_dict()
+            held[0].load_state_dict({**state, "state": {}} if faulty else state)
+        step_of(s, faulty)
+
+    return model, held[0], reload
+
+
 SAID = {
     "a coefficient": (
         training(coefficient_from_kl), False,
@@ -151,6 +176,10 @@ SAID = {
     "one number": (
         training(of_one_number), True,
         r"^the forward passes part: a computes mean at .*, b computes amax at .*; b has the gradient of a times"),
+    "rounding beside a coefficient": (
+        training(scaled), False,
+        r"^the forward passes part: .*, which only rounds; .* for another reason: another number: .* 0\.1 \| 0\.5$"),
+    "a state that is not loaded": (resumed, True, r"^with equal gradients, b makes its optimiser's state anew, by"),
     "a sum that is divided after": (
         divided_after(), False, r"^b has the gradient of a times 3: .*, which b takes away again by div_\.Tensor at"),
     "clamp_()": (training(clamped_in_place, lambda: mlp(3)), True, r"b by clamp, test_leaving\.py:\d+(?!.*nothing)"),
