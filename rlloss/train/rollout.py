@@ -186,8 +186,10 @@ def refuse_nonfinite(obs: Array, rewards: Array, cut: Mapping[tuple[int, int], A
     ``env_steps`` counts those before these.
     """
     num_envs = obs.shape[1]
+    with np.errstate(over="ignore"):
+        held = rewards.astype(np.float64 if obs.dtype == np.float64 else np.float32)  # as they are trained with
     found = [(t, env, f"observation {obs[t, env][tuple(at)]}") for t, env, *at in _nonfinite(obs)[:1]]
-    found += [(t + 1, env, f"reward {rewards[t, env]}") for t, env in _nonfinite(rewards)[:1]]
+    found += [(t + 1, env, f"reward {rewards[t, env]}") for t, env in _nonfinite(held)[:1]]
     found += [(t + 1, env, "last observation of an episode") for (t, env), last in cut.items() if len(_nonfinite(last))]
     if found:
         t, env, what = min(found)

@@ -100,11 +100,18 @@ class Environments:
             if ended or cut_off:
                 if not ended:
                     cut[i] = np.array(after)  # a copy: many environments write into one array for all their life
+                    self._fits(cut[i])
                 if journal.is_due(i):
                     journal.begin(i, env)
                 after, _ = env.reset()
-            obs[i] = after
+            obs[i] = self._fits(np.asarray(after))
         return cut
+
+    def _fits(self, obs: Array) -> Array:
+        """An observation of the right shape, where NumPy would stretch another. Raises: ValueError."""
+        if obs.shape != self.obs.shape[1:]:
+            raise ValueError(f"an observation of the shape {obs.shape} in the place of one of {self.obs.shape[1:]}")
+        return obs
 
     def statistics(self) -> list[dict[str, dict[str, Any]]]:
         """What the wrappers of each copy have gathered: means, variances and counts."""
