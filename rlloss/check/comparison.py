@@ -28,7 +28,7 @@ from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import LONGEST, Probe, random_batch, random_sequences
 from rlloss.check.result import ANY_SIZE, FEW, ONE_OLD_POLICY, SIZES, TOKENS, Comparison, Part, Proof, Values
-from rlloss.check.survey import Survey, groups_of, survey, together, usable
+from rlloss.check.survey import Survey, changing, groups_of, survey, together, usable
 from rlloss.errors import LossError
 from rlloss.losses.formulation import ANSWERS, Formulation, asked_of_tokens, dtype_name, resolve
 from rlloss.verdicts import Verdict
@@ -70,8 +70,9 @@ def compare(
     prover = _prover(clip_coef) if prove else None
     clip_coef = CLIP_COEF if clip_coef is None else clip_coef
     check_settings(clip_coef, dtypes)
+    before = [numbers_of(loss.function) for loss in (left, right)]
     a, b, dtypes, left_out = surveyed(left, right, clip_coef, dtypes, seed, prover)
-    known = settle(a, b, clip_coef, dtypes, prover)
+    known = settle(a, b, clip_coef, dtypes, prover, changing((left, right), before))
     contrasts, found = known.contrasts, known.found
     tried_at = [*contrasts, *([found] if found else [])]
     parts = {on: part(tried_at, a, b, on_policy=on, margin=known.margin) for on in (True, False)}
@@ -190,13 +191,25 @@ class Known(NamedTuple):
     elsewhere: str  # in words: in which format one computes something else
 
 
-def settle(a: Survey, b: Survey, clip_coef: float, dtypes: Sequence[torch.dtype], prover: "Prover | None") -> Known:
-    """Look for an example, prove or refute, and tell rounding from a difference by what that shows."""
+def settle(
+    a: Survey,
+    b: Survey,
+    clip_coef: float,
+    dtypes: Sequence[torch.dtype],
+    prover: "Prover | None",
+    state: str = "",
+) -> Known:
+    """Look for an example, prove or refute, and tell rounding from a difference by what that shows.
+
+    ``state``, in words: that of a loss that keeps one, of which nothing is proved.
+    """
     f, g = a.loss, b.loss
     contrasts = contrast_all(a, b)
     found = counterexample.search(f, g, clip_coef, dtypes, contrasts)
     proof, refutation, shortest = None, None, None
-    if prover is not None:
+    if prover is not None and state:
+        proof = Proof("open", "open", why=state)
+    elif prover is not None:
         proof, refutation = prover.prove_what_was_tried(f, g, contrasts, found)
         shortest = prover.shortest_format(f, g) if proof.holds else None
     shrinks = shrinking(contrasts) if refutation is None else 0.0

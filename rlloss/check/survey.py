@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlloss.check.batches import sample_probes, sequence_probes
 from rlloss.check.measure import Measurement, array, measure, refuse_outer
-from rlloss.check.numbers import group_sizes
+from rlloss.check.numbers import group_sizes, numbers_of
 from rlloss.check.probes import Probe, in_whole, random_batch, random_sequences
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, describe_inputs, dtype_name
@@ -235,3 +235,12 @@ def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Throu
     batch = replace(probe, logp=mine.detach(), old_logp=old_logp.detach())
     gradients = torch.autograd.grad(batch.loss(loss, mine, clip_coef).mean(), leaves)
     return Through(batch, torch.cat([g.flatten() for g in gradients]))
+
+
+def changing(losses: Sequence[Formulation], before: Sequence[tuple[float, ...]]) -> str:
+    """In words: a loss whose numbers are others after its calls than ``before``, as one that counts them; or ""."""
+    for loss, numbers in zip(losses, before, strict=True):
+        if other := sorted({*numbers} ^ {*numbers_of(loss.function)}):
+            return (f"{loss.name} keeps a state: {other[0]:g}, which it reads or has read, changes from call to call, "
+                    "as what counts them does")  # fmt: skip
+    return ""

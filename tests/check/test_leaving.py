@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlloss.check import compare
 from tests.check.test_prove import settle
 
 
@@ -111,3 +112,29 @@ def logged(logp, old_logp, advantages, clip_coef=0.2):
 def test_arithmetic_on_numbers_is_followed_and_logging_them_decides_nothing(one, other):
     proof, refutation = settle(one, other)
     assert (proof.exact, refutation) == ("proved", None)
+
+
+def counted(start):
+    """A coefficient that falls after so many calls."""
+    state = {"calls": start}
+
+    def loss(logp, old_logp, advantages, clip_coef=0.2):
+        state["calls"] += 1
+        return ppo(logp, old_logp, advantages, clip_coef) * (1.0 if state["calls"] < 100_000 else 0.5)
+
+    return loss
+
+
+class Counting:
+    calls = 3
+
+    def loss(self, logp, old_logp, advantages, clip_coef=0.2):
+        self.calls += 1
+        return ppo(logp, old_logp, advantages, clip_coef) * (1.0 if self.calls < 100_000 else 0.5)
+
+
+@pytest.mark.parametrize("loss", [counted(7), Counting().loss])
+def test_nothing_is_proved_of_a_loss_that_counts_its_calls(loss):
+    found = compare(ppo, loss)
+    assert (found.verdict, found.proof.exact) == ("IDENTICAL", "open")
+    assert "keeps a state" in found.proof.why
