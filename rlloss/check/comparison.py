@@ -28,7 +28,7 @@ from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import LONGEST, Probe, random_batch, random_sequences
 from rlloss.check.result import ANY_SIZE, FEW, ONE_OLD_POLICY, SIZES, TOKENS, Comparison, Part, Proof, Values
-from rlloss.check.survey import Survey, changing, groups_of, survey, together, usable
+from rlloss.check.survey import Survey, changing, groups_of, survey, together, unlike_in_float16, usable
 from rlloss.errors import LossError
 from rlloss.losses.formulation import ANSWERS, Formulation, asked_of_tokens, dtype_name, resolve
 from rlloss.verdicts import Verdict
@@ -73,6 +73,8 @@ def compare(
     before = [numbers_of(loss.function) for loss in (left, right)]
     a, b, dtypes, left_out = surveyed(left, right, clip_coef, dtypes, seed, prover)
     known = settle(a, b, clip_coef, dtypes, prover, changing((left, right), before))
+    if known.proof and known.proof.bitwise == "proved" and (why := unlike_in_float16(left, right, clip_coef)):
+        known = known._replace(proof=replace(known.proof, bitwise="open", bits_why=why))
     contrasts, found = known.contrasts, known.found
     tried_at = [*contrasts, *([found] if found else [])]
     parts = {on: part(tried_at, a, b, on_policy=on, margin=known.margin) for on in (True, False)}

@@ -40,11 +40,14 @@ def numbers_of(*functions: Callable[..., Any]) -> tuple[float, ...]:
 def counts(numbers: Sequence[float], most: int, products_of: int = 8) -> set[int]:
     """Numbers that may count samples or tokens, and their neighbours: a loss may change there, as in ``x[:100]``.
 
-    And products of two, as of answers of 4 times 1024 tokens: so many of the smallest, and as many of the largest.
+    And products of two, as of answers of 4 times 1024 tokens: so many of the smallest, and as many of the largest. And
+    sums of two, as of 24 samples and 16 others.
     """
     whole = sorted({int(abs(x)) for x in numbers if float(x).is_integer() and 1 < abs(x) <= most})
     products = sorted({n for n in _products(whole) if n <= most} - set(whole))
-    few = {*products[:products_of], *products[-products_of:]}
+    sums = sorted({x + y for x, y in itertools.combinations(whole, 2)} - {*whole, *products})
+    few = {*products[:products_of], *products[-products_of:], *sums[:products_of], *sums[-products_of:]}
+    few = {n for n in few if n <= most}
     return {n + by for n in (*whole, *few) if n > 3 for by in (-1, 0, 1)}
 
 
@@ -61,9 +64,10 @@ def untried_numbers(*functions: Callable[..., Any]) -> tuple[int, ...]:
     """Whole numbers in these functions' code, and products of two, that may count samples, and are not tried."""
     found = {x for function in functions for x in _numbers(function, DEPTH, set())}
     whole = {int(x) for x in found if 1 < x < math.inf and float(x).is_integer()}
-    products = _products(sorted(x for x in whole if x <= MANY)[-MOST:])
+    few = sorted(x for x in whole if x <= MANY)[-MOST:]
+    made = _products(few) | {x + y for x, y in itertools.combinations(few, 2)}
     tried = sample_counts(numbers_of(*functions))
-    return tuple(sorted(n for n in whole | products if n > 3 and n not in tried))
+    return tuple(sorted(n for n in whole | made if n > 3 and n not in tried))
 
 
 def group_sizes(numbers: Sequence[float]) -> list[int]:

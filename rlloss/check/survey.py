@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlloss.check.batches import sample_probes, sequence_probes
-from rlloss.check.measure import Measurement, array, measure, refuse_outer
+from rlloss.check.measure import Measurement, array, contrast, measure, refuse_outer
 from rlloss.check.numbers import group_sizes, numbers_of
 from rlloss.check.probes import Probe, in_whole, random_batch, random_sequences
 from rlloss.errors import LossError
@@ -235,6 +235,23 @@ def network_gradient(loss: Formulation, probe: Probe, clip_coef: float) -> Throu
     batch = replace(probe, logp=mine.detach(), old_logp=old_logp.detach())
     gradients = torch.autograd.grad(batch.loss(loss, mine, clip_coef).mean(), leaves)
     return Through(batch, torch.cat([g.flatten() for g in gradients]))
+
+
+def unlike_in_float16(f: Formulation, g: Formulation, clip_coef: float) -> str:
+    """In words: that two losses are others in a format in which they were not tried, as by a branch; or "".
+
+    What is proved to the last bit is proved for every format.
+    """
+    for spread in (0.3, 0.0):
+        for size in (1, 64):
+            generator = torch.Generator().manual_seed(0)
+            shape = (size // 8 + 1, 8)
+            probe = (random_sequences(shape, torch.float16, generator, spread, ragged=False) if f.sequence
+                     else random_batch(size, torch.float16, generator, spread))  # fmt: skip
+            with suppress(LossError):
+                if contrast(measure(f, probe, clip_coef), measure(g, probe, clip_coef)).unequal:
+                    return f"in float16 they differ, as on a batch of {probe.name}"
+    return ""
 
 
 def changing(losses: Sequence[Formulation], before: Sequence[tuple[float, ...]]) -> str:

@@ -138,3 +138,14 @@ def test_nothing_is_proved_of_a_loss_that_counts_its_calls(loss):
     found = compare(ppo, loss)
     assert (found.verdict, found.proof.exact) == ("IDENTICAL", "open")
     assert "keeps a state" in found.proof.why
+
+
+def halved_in_float16(logp, old_logp, advantages, clip_coef=0.2):
+    return ppo(logp, old_logp, advantages, clip_coef / 2 if logp.dtype == torch.float16 else clip_coef)
+
+
+def test_a_proof_for_every_format_is_tried_in_one_that_was_not_asked_for():
+    found = compare(ppo, halved_in_float16)
+    assert (found.proof.exact, found.proof.bitwise) == ("proved", "open")
+    assert found.proof.bits_why == "in float16 they differ, as on a batch of N = 64"
+    assert compare(ppo, wider).proof.bits_why != found.proof.bits_why
