@@ -107,10 +107,13 @@ def environment(a: RunFolder, b: RunFolder, first_difference: int | None) -> str
     if first_difference is not None and first_difference <= before:
         return ""
     what = " and ".join(RETURNED[name] for name, differs in zip(names, other[:, i], strict=True) if differs)
+    wrappers = a.config.get("env.wrappers")
+    named = [str(entry) for entry in wrappers if ":" in str(entry)] if isinstance(wrappers, list) else []
+    within = f", in {' and '.join(named)}," if named else ""  # a user's own may be at fault as well
     return (
-        f"the environment {a.config.get('env.id')} returned other {what} in iteration {i + 1}, for the same policy and "
-        "noise; it draws from what its seed does not set: NumPy's global generator, the clock, or a stream that copies "
-        "share"
+        f"the environment {a.config.get('env.id')}{within} returned other {what} in iteration {i + 1}, for the same "
+        "policy and noise; something in it follows what its seed does not set, as a global or an unseeded generator, "
+        "the clock, the process, or a stream that copies share"
     )
 
 

@@ -139,6 +139,13 @@ class Clock(gymnasium.Env):
         return self.observe(), float(self.t), False, False, {}
 
 
+class Noisy(gymnasium.ObservationWrapper):
+    """Adds numbers that no seed sets."""
+
+    def observation(self, observation):
+        return observation + np.random.default_rng().normal(0, 0.1, observation.shape).astype(observation.dtype)
+
+
 class Scale(gymnasium.ObservationWrapper):
     """A wrapper of a user's own, with an argument."""
 

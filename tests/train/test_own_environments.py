@@ -162,6 +162,15 @@ def test_what_spoils_reproducibility_is_noted_and_the_environment_is_named_as_th
     assert "environments:Line-v0 returned other observations in iteration 1" in verdict.cause
 
 
+def test_a_wrapper_of_the_users_is_named_beside_the_environment_that_it_spoils(tmp_path):
+    for loss in ("ppo_clip", "reinforce"):
+        overrides = [*SHORT, "env.wrappers=[tests.examples.environments:Noisy]", f"loss={loss}"]
+        train(load(overrides), tmp_path / loss)
+    verdict = compare_runs(*(RunFolder(tmp_path / loss) for loss in ("ppo_clip", "reinforce")))
+    assert verdict.verdict == "DIVERGED"
+    assert "CartPole-v1, in tests.examples.environments:Noisy, returned other observations" in verdict.cause
+
+
 def test_a_sound_environment_and_gymnasiums_own_pass_without_a_word(caplog):
     for env_id in ("tests.examples.environments:Line-v0", "CartPole-v1"):
         assert notes(EnvConfig(env_id)) == []
