@@ -128,6 +128,8 @@ def other_machine(a: RunFolder, b: RunFolder) -> str:
         left, right = a.info.get(part, {}), b.info.get(part, {})
         keys = [key for key in {**left, **right} if key != LOSS]  # another loss is no other machine
         differing += [f"{key} {left.get(key)} | {right.get(key)}" for key in keys if left.get(key) != right.get(key)]
-    if ours and theirs and (others := [name for name in ours if ours[name] != theirs.get(name)]):
-        differing.append(f"other bits in {', '.join(others)}")
+    others = [name for name in ours if ours[name] != theirs.get(name)] if theirs else []
+    if others and not differing:  # as of another number of threads
+        return f"not the same bits of operations: {', '.join(others)}"
+    differing += [f"other bits in {', '.join(others)}"] if others else []
     return "not the same machine or versions: " + ", ".join(differing) if differing else ""
