@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rlloss.runs.provenance import loss_source
+
 ON_POLICY = 1e-4  # as near to 1 as this, a ratio is one of old and new log-probabilities from batches of two sizes
 SIGNS = {"positive": 1, "negative": -1}
 Reached = Mapping[str, tuple[float, float]]
@@ -44,14 +46,14 @@ class Unknown(Exception):
     """Why it is not known where two losses differ."""
 
 
-_found: dict[Pair, Difference | str] = {}  # in this process
+_found: dict[tuple[Any, ...], Difference | str] = {}  # in this process, of the sources as they were
 _asked: dict[Pair, "subprocess.Popen[str]"] = {}  # in others
 
 
 @contextmanager
 def asked(pairs: Iterable[Pair]) -> Iterator[None]:
     """Within: ``difference`` has the answers from another process, at work at once. None, if torch is loaded here."""
-    todo = sorted(set(pairs) - _found.keys())
+    todo = sorted(pair for pair in set(pairs) if _with_sources(pair) not in _found)
     if not todo or "torch" in sys.modules:
         yield
         return
@@ -71,18 +73,24 @@ def difference(pair: Pair) -> Difference:
         process = _asked[pair]
         answers = process.communicate()[0]
         if process.returncode == 0:
-            _found.update(zip(_asked, map(_read, json.loads(answers)), strict=True))
+            _found.update(zip(map(_with_sources, _asked), map(_read, json.loads(answers)), strict=True))
         _asked.clear()
-    if pair not in _found:
+    key = _with_sources(pair)
+    if key not in _found:
         try:
             from rlloss.check.power import find  # here, since it needs torch
         except ImportError as error:
             raise Unknown(str(error)) from error
-        _found[pair] = _read(find(*pair))
-    found = _found[pair]
+        _found[key] = _read(find(*pair))
+    found = _found[key]
     if isinstance(found, str):
         raise Unknown(found)
     return found
+
+
+def _with_sources(pair: Pair) -> tuple[Any, ...]:
+    """A pair, and what its losses' names stand for now: a file may be edited within the life of a process."""
+    return (*pair, *map(loss_source, pair[:2]))
 
 
 def _read(found: Mapping[str, Any] | str) -> Difference | str:
