@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlloss.check.comparison import CLIP_COEF, AnyLoss, check_settings
+from rlloss.check.comparison import CLIP_COEF, AnyLoss
 from rlloss.check.derivatives import Derivatives, derivatives_of, reason
 from rlloss.check.measure import Array, measure, refuse_outer
 from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import UNDER_MASK, under_mask
 from rlloss.check.probes import Probe, random_batch
-from rlloss.check.survey import groups_of
+from rlloss.check.survey import check_settings, groups_of
 from rlloss.check.text import LABEL, WIDTH
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, dtype_name, resolve

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlloss.check import counterexample, regions, sizes
 from rlloss.check.derivatives import is_true_loss
@@ -28,7 +29,17 @@ from rlloss.check.numbers import numbers_of
 from rlloss.check.padding import compare_padding
 from rlloss.check.probes import LONGEST, Probe, random_batch, random_sequences
 from rlloss.check.result import ANY_SIZE, FEW, ONE_OLD_POLICY, SIZES, TOKENS, Comparison, Part, Proof, Values
-from rlloss.check.survey import Survey, changing, groups_of, survey, together, unlike_in_float16, usable
+from rlloss.check.survey import (
+    Survey,
+    changing,
+    check_kinds,
+    check_settings,
+    groups_of,
+    survey,
+    together,
+    unlike_in_float16,
+    usable,
+)
 from rlloss.errors import LossError
 from rlloss.losses.formulation import ANSWERS, Formulation, asked_of_tokens, dtype_name, resolve
 from rlloss.verdicts import Verdict
@@ -38,6 +49,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 CLIP_COEF = 0.2
+VANISHING = 1e-30  # a gradient of float64 that is smaller, or its inverse larger, than any of a training
 MOST_TOKENS = 10**6  # of an answer: a larger number in a loss counts none
 
 AnyLoss = str | Callable[..., Any]
@@ -281,14 +293,20 @@ def asked(probe: Probe) -> bool:
 
 def _beyond_training(f: Formulation, g: Formulation, contrasts: Sequence[Contrast], proof: Proof) -> bool:
     """Whether all that differs does so at ratios that no training has, and is told to be rounding: by a proof that is
-    about such batches, or since float64, whose range is wider, shows no difference.
+    about such batches, or since float64, whose range is wider, shows no difference but of what vanishes or overflows.
     """
     differing = [c for c in contrasts if c.real.any()]
     if not all(c.probe.extreme for c in differing):
         return False
     others = [c for c in differing if ANY_SIZE not in proof.scope and not asked(c.probe)]
-    wide = (differs_in(f, g, c, torch.float64) for c in others)
-    return not any(found is not None and found.real.any() for found in wide)
+    wide = [found for c in others if (found := differs_in(f, g, c, torch.float64)) is not None]
+    return not any((found.real & _usual(f, g, found)).any() for found in wide)
+
+
+def _usual(f: Formulation, g: Formulation, c: Contrast) -> NDArray[np.bool_]:
+    x, y = (np.abs(measure(loss, c.probe, c.clip_coef).gradient) for loss in (f, g))
+    larger: NDArray[np.bool_] = (np.maximum(x, y) > VANISHING) & (np.maximum(x, y) < 1 / VANISHING)
+    return larger
 
 
 def out_of_range(c: Contrast) -> Contrast:
@@ -345,22 +363,6 @@ def tried(probes: Sequence[Probe]) -> tuple[str, ...]:
             f"random batches of N = {sizes}"
         )
     return (batches, "through a network of two layers to its parameters; and Hypothesis searched for an example")
-
-
-def check_kinds(left: Formulation, right: Formulation) -> None:
-    if left.sequence != right.sequence:
-        one, other = (left, right) if left.sequence else (right, left)
-        raise LossError(
-            f"{one.name} is a sequence loss, on [batch, tokens] with a mask, and {other.name} is per sample; "
-            "compare two of a kind"
-        )
-
-
-def check_settings(clip_coef: float, dtypes: Sequence[torch.dtype]) -> None:
-    if not 0 < clip_coef < 1:
-        raise LossError(f"--clip-coef={clip_coef}: must lie between 0 and 1")
-    if not dtypes:
-        raise LossError("dtypes: needs at least one")
 
 
 def again(f: Formulation, g: Formulation, found: Contrast | None, margin: Margin) -> Contrast | None:

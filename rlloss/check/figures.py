@@ -13,10 +13,11 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from rlloss import figures
-from rlloss.check.comparison import CLIP_COEF, AnyLoss, check_kinds
+from rlloss.check.comparison import CLIP_COEF, AnyLoss
 from rlloss.check.measure import contrast, measure
 from rlloss.check.probes import Probe
 from rlloss.check.result import ORDER
+from rlloss.check.survey import check_kinds
 from rlloss.errors import LossError
 from rlloss.losses.formulation import Formulation, resolve
 

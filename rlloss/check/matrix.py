@@ -11,7 +11,6 @@ from rlloss.check.comparison import (
     CLIP_COEF,
     DTYPES,
     AnyLoss,
-    check_settings,
     contrast_all,
     part,
 )
@@ -19,7 +18,7 @@ from rlloss.check.numbers import numbers_of
 from rlloss.check.prove import Prover
 from rlloss.check.regions import regions
 from rlloss.check.result import ORDER, Proof, worse
-from rlloss.check.survey import Survey, groups_of, survey, together, usable
+from rlloss.check.survey import Survey, check_settings, groups_of, survey, together, usable
 from rlloss.losses.formulation import ZOO, resolve
 from rlloss.losses.samples import LOSSES
 from rlloss.losses.sequences import SEQUENCE_LOSSES

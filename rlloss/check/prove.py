@@ -222,7 +222,7 @@ class _Pair:
         elif self.left.one_of_any_size and self.right.one_of_any_size:
             batches, scope = [Batch((1,))], ANY_SIZE
             if larger := untried_numbers(self.left.loss.function, self.right.loss.function):
-                scope += f" below {min(larger):,}, a number in their code, or a product or sum of two"
+                scope += f" below {min(larger):,}, a number in their code or a product or sum of two"
         else:
             batches = [Batch((n,)) for n in (*SIZES[1:], 1)]
             scope = f"every input in {FEW}"

@@ -261,3 +261,19 @@ def changing(losses: Sequence[Formulation], before: Sequence[tuple[float, ...]])
             return (f"{loss.name} keeps a state: {other[0]:g}, which it reads or has read, changes from call to call, "
                     "as what counts them does")  # fmt: skip
     return ""
+
+
+def check_kinds(left: Formulation, right: Formulation) -> None:
+    if left.sequence != right.sequence:
+        one, other = (left, right) if left.sequence else (right, left)
+        raise LossError(
+            f"{one.name} is a sequence loss, on [batch, tokens] with a mask, and {other.name} is per sample; "
+            "compare two of a kind"
+        )
+
+
+def check_settings(clip_coef: float, dtypes: Sequence[torch.dtype]) -> None:
+    if not 0 < clip_coef < 1:
+        raise LossError(f"--clip-coef={clip_coef}: must lie between 0 and 1")
+    if not dtypes:
+        raise LossError("dtypes: needs at least one")
