@@ -57,7 +57,6 @@ def test_one_ulp_in_one_weight_is_found_at_its_step(make_run, tmp_path, monkeypa
 
 
 def make_config(*overrides):
-    from tests.helpers import SHORT
 
     return load([*SHORT, *overrides])
 
@@ -336,18 +335,6 @@ def test_a_run_and_its_repetition_test_whether_training_is_deterministic(make_ru
     assert main(["verify", "--tested", str(make_run(QUIET).path), str(again.path)]) == 0
 
 
-def test_a_loss_that_is_random_is_said_to_be(make_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(
-        "import random\ndef mine(logp, old, A, *, clip_coef):\n    return -random.random() * (logp - old).exp() * A\n"
-    )
-    for name in ("a", "b"):
-        train(load([*SHORT, "loss=mine.py:mine"]), tmp_path / name)
-    verdict = compare_runs(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"))
-    assert verdict.verdict == "DIVERGED"
-    assert "twice: training is not deterministic" in verdict.reason
-
-
 def test_ratios_of_one_run_that_its_twin_cannot_have_missed_are_incomplete(make_run, tmp_path):
     """Else a number in one file would say what the pair was put to."""
     other = copy_of(make_run("loss=reinforce"), tmp_path / "run")
@@ -357,24 +344,6 @@ def test_ratios_of_one_run_that_its_twin_cannot_have_missed_are_incomplete(make_
     verdict = compare_runs(make_run(), RunFolder(other.path))
     assert verdict.verdict == "INCOMPLETE"
     assert "have another positive_ratio_min in iteration 1" in verdict.reason
-
-
-def test_a_loss_whose_source_has_changed_since_is_not_asked_where_it_differs(tmp_path, monkeypatch):
-    """The source that is there now is not what was trained."""
-    monkeypatch.chdir(tmp_path)
-    mine = (
-        "import torch\ndef mine(logp, old, A, *, clip_coef):\n    r = (logp - old).exp()\n"
-        "    return -torch.min(r * A, r.clamp(0.8, 1.2) * A)\n"
-    )
-    (tmp_path / "mine.py").write_text(mine)
-    for loss in ("ppo_clip", "mine.py:mine"):
-        train(load([*SHORT, f"loss={loss}"]), tmp_path / "runs" / loss[:4])
-    (verdict,) = verify(find_runs([tmp_path / "runs"]))[0]
-    assert verdict.tested
-    (tmp_path / "mine.py").write_text(mine.replace("0.8", "0.5"))
-    (verdict,) = verify(find_runs([tmp_path / "runs"]))[0]
-    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", None)
-    assert verdict.untested == "not known: the source of mine.py:mine has changed since"
 
 
 def test_runs_that_did_not_record_their_ratios_are_not_known_to_be_tested(make_run, tmp_path):

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 from rlloss.config import load
-from rlloss.runs import RunFolder
+from rlloss.runs import RunFolder, find_runs
 from rlloss.train import train
-from rlloss.verify import compare_runs
+from rlloss.verify import compare_runs, verify
 from tests.helpers import SHORT
 from tests.test_verify import QUIET, copy_of
 
@@ -63,3 +63,33 @@ def test_a_config_that_was_edited_is_incomplete_whatever_was_edited(make_run, tm
     verdict = compare_runs(make_run(), RunFolder(other.path))
     assert verdict.verdict == "INCOMPLETE"
     assert "config.yaml is not the config that run.json has the digest of" in verdict.reason
+
+
+def test_a_loss_that_is_random_is_said_to_be(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import random\ndef mine(logp, old, A, *, clip_coef):\n    return -random.random() * (logp - old).exp() * A\n"
+    )
+    for name in ("a", "b"):
+        train(load([*SHORT, "loss=mine.py:mine"]), tmp_path / name)
+    verdict = compare_runs(RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b"))
+    assert verdict.verdict == "DIVERGED"
+    assert "twice: training is not deterministic" in verdict.reason
+
+
+def test_a_loss_whose_source_has_changed_since_is_not_asked_where_it_differs(tmp_path, monkeypatch):
+    """The source that is there now is not what was trained."""
+    monkeypatch.chdir(tmp_path)
+    mine = (
+        "import torch\ndef mine(logp, old, A, *, clip_coef):\n    r = (logp - old).exp()\n"
+        "    return -torch.min(r * A, r.clamp(0.8, 1.2) * A)\n"
+    )
+    (tmp_path / "mine.py").write_text(mine)
+    for loss in ("ppo_clip", "mine.py:mine"):
+        train(load([*SHORT, f"loss={loss}"]), tmp_path / "runs" / loss[:4])
+    (verdict,) = verify(find_runs([tmp_path / "runs"]))[0]
+    assert verdict.tested
+    (tmp_path / "mine.py").write_text(mine.replace("0.8", "0.5"))
+    (verdict,) = verify(find_runs([tmp_path / "runs"]))[0]
+    assert (verdict.verdict, verdict.tested) == ("IDENTICAL", None)
+    assert verdict.untested == "not known: the source of mine.py:mine has changed since"

@@ -30,6 +30,13 @@ def told(folder, program, trace=AT, **options):
     return found.decided, found.cause
 
 
+def says(folder, program, decided, words):
+    """The cause of a program that is at fault, and whether that is decided."""
+    found = told(folder, program)
+    assert re.search(words, found[1]), found[1]
+    assert found[0] == decided, found[1]
+
+
 def training(loss_of, make=mlp, optimizer_of=sgd):
     """A program of one loss, ``loss_of(model, step, faulty)``."""
 
@@ -203,9 +210,7 @@ SAID = {
 def test_the_cause_is_told_and_not_what_differs_beside_it(tmp_path, name):
     program, decided, words = SAID[name]
     of_a_loss = program in (timed, logged, in_part, masked_before_a_clamp, scaled, of_one_sample)
-    found = told(tmp_path, training(program) if of_a_loss else program)
-    assert re.search(words, found[1]), found[1]
-    assert found[0] == decided, found[1]
+    says(tmp_path, training(program) if of_a_loss else program, decided, words)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
