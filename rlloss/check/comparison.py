@@ -85,8 +85,6 @@ def compare(
     before = [numbers_of(loss.function) for loss in (left, right)]
     a, b, dtypes, left_out = surveyed(left, right, clip_coef, dtypes, seed, prover)
     known = settle(a, b, clip_coef, dtypes, prover, changing((left, right), before))
-    if known.proof and known.proof.bitwise == "proved" and (why := unlike_in_float16(left, right, clip_coef)):
-        known = known._replace(proof=replace(known.proof, bitwise="open", bits_why=why))
     contrasts, found = known.contrasts, known.found
     tried_at = [*contrasts, *([found] if found else [])]
     parts = {on: part(tried_at, a, b, on_policy=on, margin=known.margin) for on in (True, False)}
@@ -249,6 +247,8 @@ def settle(
         if finest is None:
             proof = replace(proof, why=_only_in_float64(f, g, refutation))
         found = finest or found
+    if proof is not None and proof.bitwise == "proved" and (why := unlike_in_float16(f, g, clip_coef)):
+        proof = replace(proof, bitwise="open", bits_why=why)
     short = found is not None and found.real.any() and found.probe.dtype != torch.float64
     elsewhere = prover.elsewhere(f, g) if prover is not None and proof is not None and proof.holds and short else ""
     return Known(contrasts, found, proof, margin, rounding, elsewhere)
