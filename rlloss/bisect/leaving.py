@@ -1,8 +1,10 @@
 """Numbers that go to Python in both runs, and are others there: what is given to an operation may follow from them."""
 
+from collections.abc import Sequence
+
 from rlloss.bisect.align import DRAWS, ITEM, Split, computing, numbers_in, other_option, stepping
 from rlloss.bisect.incoming import another_option, another_result
-from rlloss.bisect.saying import place_of
+from rlloss.bisect.saying import computed
 from rlloss.watch.tape import Entry, Tape, written
 
 MAY_FOLLOW = (" is given ", "another coefficient", "does not compute", "the forward passes part")
@@ -62,15 +64,12 @@ def _leading_to(item: Entry, tape: Tape, other: Tape) -> Entry | None:
 
 
 def _begins(x: Entry | None, y: Entry | None, a: Tape, b: Tape) -> str:
-    if x is None or y is None:
-        alone = x or y
-        return f"{'a' if x else 'b'} alone computes {alone.op} at {place_of(alone)}" if alone else ""
-    if (x.op, written(x.where)) == (y.op, written(y.where)):
+    if x is not None and y is not None and (x.op, written(x.where)) == (y.op, written(y.where)):
         if option := other_option(x, y):
             return another_option(option).words
         if x.op.startswith(DRAWS):
             return another_result(Split("operation", x, y, a=x.outputs[0].digest, b=y.outputs[0].digest), a, b).words
-    return f"a computes {x.op} at {place_of(x)}, b computes {y.op} at {place_of(y)}"
+    return computed(x, y)
 
 
 def beside(found: Split, a: Tape, b: Tape) -> str:
@@ -85,9 +84,11 @@ def beside(found: Split, a: Tape, b: Tape) -> str:
             break
         if option := other_option(x, y, alike=False):
             return another_option(option).words
-    for which, mine, other in (("b", theirs, ours), ("a", ours, theirs)):
-        there = {(entry.op, written(entry.where)) for entry in other}
-        alone = next((entry for entry in mine if (entry.op, written(entry.where)) not in there), None)
-        if alone is not None:
-            return f"{which} alone computes {alone.op} at {place_of(alone)}"
-    return ""
+    alone = _of_no_line_of(ours, theirs)
+    return computed(None, alone) if alone else computed(_of_no_line_of(theirs, ours), None)
+
+
+def _of_no_line_of(other: Sequence[Entry], mine: Sequence[Entry]) -> Entry | None:
+    """The first of these operations whose like no line of the other run has."""
+    there = {(entry.op, written(entry.where)) for entry in other}
+    return next((entry for entry in mine if (entry.op, written(entry.where)) not in there), None)

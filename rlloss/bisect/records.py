@@ -55,35 +55,40 @@ def bisect_records(a: RunFolder, b: RunFolder) -> Finding:
     if outside and heard:
         words, entry = changed_outside(*heard, first.names)
         return finding(step, f"{outside}{words}", operation=operation_of(entry), **said)
-    alike = ours.tensors(step) == theirs.tensors(step) and not _since(ours, theirs, "optimizer", step)
-    if decided and heard and alike:  # or else the tapes are of other steps
-        found = split(*heard)
-        why = explain(found, *heard, first.names)
-        before = found.kind == "gradient" or (found.ours is not None and id(found.ours) not in stepping(heard[0]))
-        if why.decided and before and found.kind not in ("none", "program"):  # what a rate follows, say
-            words = f"{why.words}; {cause}"
-            return finding(step, words, **said, evidence=why.evidence, **located(found))
-        rows = _rows(ours, theirs, step, first)
-        if rows and rows.words == cause and (first_read := by_way_of_python(None, *heard)):
-            return finding(step, f"{first_read}; {cause}{FOLLOWS}", decided=False, **said)
-    if not decided and heard:
-        found = split(*heard)
-        why = explain(found, *heard, first.names)
-        if found.kind == "none" and (alone := written_alone(*heard, first.names)):
-            which, entry = alone
-            words = f"{which} alone writes to {entry.to} by {entry.op} at {place_of(entry)}"
-            return finding(step, words, operation=operation_of(entry), **said)
-        if found.kind == "none":
-            return finding(step, f"{cause}; {why.words}", decided=False, remedy=BETWEEN.format(step=step), **said)
-        words = why.words + (_recorded(a, b) if found.kind != "gradient" else "")
-        if why.decided and found.kind == "program" and _classes(a) != _classes(b):
-            words = f"with equal gradients, another optimiser{_recorded(a, b)}"
-        if rows := _rows(ours, theirs, step, first):
-            words += f"; {rows.words}"
-        said |= {"evidence": why.evidence, **located(found)}
-        return finding(step, words, decided=why.decided, **said)
+    told = _by_traces(ours, theirs, step, first, (cause, decided), heard) if heard else None
+    if told is not None:
+        words, more = told
+        return finding(step, words, **{**said, **more})
     remedy = "" if decided else REMEDY.format(step=step)
     return finding(step, cause, decided=decided, remedy=remedy, **said)
+
+
+def _by_traces(
+    a: Record, b: Record, step: int, first: FirstTensors, told: tuple[str, bool], heard: tuple[Tape, Tape]
+) -> tuple[str, dict[str, object]] | None:
+    """The cause, and the other fields of a ``Finding``, by the traces of a step; None: as the records tell it."""
+    cause, decided = told
+    if decided and (a.tensors(step) != b.tensors(step) or _since(a, b, "optimizer", step)):
+        return None  # the tapes are of other steps
+    found, rows = split(*heard), _rows(a, b, step, first)
+    why = explain(found, *heard, first.names)
+    known: dict[str, object] = {"evidence": why.evidence, **located(found)}
+    if decided:
+        before = found.kind == "gradient" or (found.ours is not None and id(found.ours) not in stepping(heard[0]))
+        if why.decided and before and found.kind not in ("none", "program"):  # what a rate follows, say
+            return f"{why.words}; {cause}", known
+        follows = rows and rows.words == cause and by_way_of_python(None, *heard)
+        return (f"{follows}; {cause}{FOLLOWS}", {"decided": False}) if follows else None
+    if found.kind == "none":
+        if alone := written_alone(*heard, first.names):
+            which, entry = alone
+            words = f"{which} alone writes to {entry.to} by {entry.op} at {place_of(entry)}"
+            return words, {"operation": operation_of(entry)}
+        return f"{cause}; {why.words}", {"decided": False, "remedy": BETWEEN.format(step=step)}
+    words = why.words + (_recorded(a.run, b.run) if found.kind != "gradient" else "")
+    if why.decided and found.kind == "program" and _classes(a.run) != _classes(b.run):
+        words = f"with equal gradients, another optimiser{_recorded(a.run, b.run)}"
+    return words + (f"; {rows.words}" if rows else ""), {"decided": why.decided, **known}
 
 
 def _after(a: RunFolder, b: RunFolder) -> str:

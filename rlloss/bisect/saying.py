@@ -96,6 +96,14 @@ def parts(found: Split) -> tuple[list[str], list[str]]:
     return of_entry(found.ours), of_entry(found.theirs)
 
 
+def computed(x: Entry | None, y: Entry | None) -> str:
+    """What a and b compute otherwise, or one of them alone; "" for neither."""
+    if x is not None and y is not None:
+        return f"a computes {x.op} at {place_of(x)}, b computes {y.op} at {place_of(y)}"
+    which, alone = ("a", x) if y is None else ("b", y)
+    return f"{which} alone computes {alone.op} at {place_of(alone)}" if alone else ""
+
+
 def place_of(entry: Entry) -> str:
     return f"{shortened(entry.where) or 'no line of anybody'}{', backward' if entry.node else ''}"
 

@@ -39,6 +39,7 @@ from rlloss.bisect.masks import masked
 from rlloss.bisect.multiples import factor_of, scaled, scaled_once, undone
 from rlloss.bisect.passes import NEAR_ULPS, changed_between, unlike_passes, without_gradient
 from rlloss.bisect.saying import (
+    computed,
     difference,
     expression,
     gap,
@@ -256,7 +257,7 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return number
     if joint.node == LEAF and used(joint) == used(other) and found.ours is not None and found.theirs is not None:
         known = _forward(found, a, b)
-        if not known.decided or not _is_but_rounding(joint, other, one, two, a, b):
+        if not known.decided or not _only_rounds(joint, other, one, two, a, b):
             return known
         also = beside(found, a, b)
         return Cause(f"{known.words}, which only rounds; its gradient differs {gap(one, two)}, for another reason"
@@ -294,17 +295,19 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
 
 def _began(found: Split, a: Tape, b: Tape) -> str:
     """With which other numbers, computed of the same, two forward passes part, by more than rounding; or ""."""
-    said = []
-    for which, entry, tape, other in (("a", found.ours, a, b), ("b", found.theirs, b, a)):
-        if entry is not None and all(tape.given.get(n.digest) or _has(other, n) for n in numbers_in(entry)):
-            said.append((which, entry))
-    values = [tape.values.get(entry.outputs[0].digest) for tape, (_, entry) in zip((a, b), said, strict=False)]
-    alike = len(values) == 2 and all(x is not None for x in values) and values[0].shape == values[1].shape  # type: ignore[union-attr]
-    if alike and float(gap_of(*values)) < ROUNDED:  # type: ignore[arg-type]
+    x, y = _of_known(found.ours, a, b), _of_known(found.theirs, b, a)
+    if x is None or y is None:
+        return computed(x, y)
+    one, two = a.values.get(x.outputs[0].digest), b.values.get(y.outputs[0].digest)
+    if one is not None and two is not None and one.shape == two.shape and gap_of(one, two) < ROUNDED:
         return ""
-    if len(said) == 2:
-        return "the forward passes part: " + ", ".join(f"{w} computes {e.op} at {place_of(e)}" for w, e in said)
-    return "".join(f"{which} alone computes {entry.op} at {place_of(entry)}" for which, entry in said)
+    return f"the forward passes part: {computed(x, y)}"
+
+
+def _of_known(entry: Entry | None, tape: Tape, other: Tape) -> Entry | None:
+    """An operation, if both runs have all that it is computed of."""
+    known = entry is not None and all(tape.given.get(n.digest) or _has(other, n) for n in numbers_in(entry))
+    return entry if known else None
 
 
 def _number_at(joint: Joint, other: Joint, a: Tape, b: Tape) -> Cause | None:
@@ -359,13 +362,11 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
             return another_option(option)
         where = f"{found.ours.op} at {place_of(found.ours)}"
         return Cause(f"the forward passes part: {where} is the first to make other numbers", decided=False)
-    read = ((a, b, numbers_in(found.ours)), (b, a, numbers_in(found.theirs)))
-    known = all(tape.given.get(n.digest) or _has(other, n) for tape, other, numbers in read for n in numbers)
-    return Cause(f"the forward passes part: a computes {found.ours.op} at {place_of(found.ours)}, b computes "
-                 f"{found.theirs.op} at {place_of(found.theirs)}", decided=known)  # fmt: skip
+    known = all(_of_known(entry, *tapes) for entry, tapes in ((found.ours, (a, b)), (found.theirs, (b, a))))
+    return Cause(f"the forward passes part: {computed(found.ours, found.theirs)}", decided=known)
 
 
-def _is_but_rounding(joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape) -> bool:
+def _only_rounds(joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape) -> bool:
     """Whether what goes into the operations on a parameter is the same but for rounding, and its gradient is not."""
     numbers = [[n for entry in _readers(j, tape) for n in numbers_in(entry)] for j, tape in ((joint, a), (other, b))]
     values = [(a.values.get(x.digest), b.values.get(y.digest)) for x, y in zip(*numbers, strict=False) if x != y]

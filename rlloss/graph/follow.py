@@ -28,7 +28,7 @@ LEAVING = {
 
 SELECTING = {"__getitem__", "masked_select", "take_along_dim", "repeat_interleave", "index_select", "split", "narrow"}
 FINDING = {"unique", "unique_consecutive", "argwhere", "bincount"}  # as many as there are in the data; where(c), too
-SIZES = {"shape", "size", "numel", "nelement", "__len__", "sym_size", "sym_numel", "nbytes", "itemsize", "__iter__"}
+SIZES = {"shape", "size", "numel", "nelement", "__len__", "nbytes", "__iter__"}
 
 
 class ProofListener(Listener):

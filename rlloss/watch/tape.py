@@ -45,12 +45,7 @@ SILENT = (  # that compute no number
 
 
 BLANK = ("empty", "new_empty")  # that make memory with whatever is in it
-SCRATCH = {
-    "mkldnn_rnn_layer": 3,
-    "_ctc_loss": 1,
-    "_cudnn_rnn": 3,
-    "miopen_rnn": 3,
-}  # which output is partly such memory
+SCRATCH = {"mkldnn_rnn_layer": 3, "_ctc_loss": 1, "_cudnn_rnn": 3, "miopen_rnn": 3}  # which output is partly that
 STATISTICS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")  # that write to two inputs, and say nothing
 TRAINING = 5  # which of their inputs says so
 FETCHED = ("set_.source_Storage",)  # that bring numbers in, as another process of a data loader made them
