@@ -260,8 +260,9 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         if not known.decided or not _only_rounds(joint, other, one, two, a, b):
             return known
         also = beside(found, a, b)
-        return Cause(f"{known.words}, which only rounds; its gradient differs {gap(one, two)}, for another reason"
-                     f"{also and f': {also}'}", evidence, decided=False)  # fmt: skip
+        differs = f"the gradient of {subject(joint)} differs {gap(one, two)}, for another reason"
+        why = f", as {also}" if also else ""
+        return Cause(f"{known.words}, which only rounds; {differs}{why}", evidence, decided=False)
     path = _another_path(joint, other, a, b)
     if times := scaled(a, b):
         back = undone(a, b)

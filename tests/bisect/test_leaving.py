@@ -176,7 +176,7 @@ SAID = {
         r"^the forward passes part: a computes mean at .*, b computes amax at .*; b has the gradient of a times"),
     "rounding beside a coefficient": (
         training(scaled), False,
-        r"^the forward passes part: .*, which only rounds; .* for another reason: another number: .* 0\.1 \| 0\.5$"),
+        r"^the forward passes part: .*, which only rounds; .* for another reason, as another number: .* 0\.1 \| 0\.5$"),
     "a state that is not loaded": (resumed, True, r"^with equal gradients, b makes its optimiser's state anew, by"),
     "a sum that is divided after": (
         divided_after(), False, r"^b has the gradient of a times 3: .*, which b takes away again by div_\.Tensor at"),
