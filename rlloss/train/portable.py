@@ -32,10 +32,15 @@ LARGE = 1.0  # from which on exp(x) - 1 loses no digit of expm1(x) that matters
 def tanh(x: NDArray[Any]) -> Callable[[], object]:
     """``policy.numpys_tanh`` by way of torch, whose own does not come from the C library. Of float32 or float64.
 
-    By a tensor of its own every time: to whoever listens to torch, one that NumPy writes to between two operations has
-    changed for no reason.
+    By a tensor of its own every time where somebody listens to torch: to them, one that NumPy writes to between two
+    operations has changed for no reason.
     """
-    return lambda: torch.from_numpy(x).tanh_()
+    held = torch.from_numpy(x)
+
+    def take() -> None:
+        (torch.from_numpy(x) if torch._C._len_torch_dispatch_stack() else held).tanh_()
+
+    return take
 
 
 def actors_tanh(config: Config) -> Callable[[NDArray[Any]], Callable[[], object]]:
@@ -63,7 +68,7 @@ def _log1p(x: Tensor) -> Tensor:
     return torch.where(u.isfinite(), _log(u) - ((u - 1) - x) / u, _log(u))
 
 
-def _sqrt(x: Tensor) -> Tensor:
+def exact_root(x: Tensor) -> Tensor:
     """Correctly rounded, as NumPy's is; of halves by way of float32, which rounds them to the same."""
     wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
     with np.errstate(all="ignore"):
@@ -89,7 +94,7 @@ def _log_sigmoid(x: Tensor) -> Tensor:
 
 
 def _pow(x: Tensor, exponent: Any) -> Tensor:
-    return _sqrt(x) if exponent == 0.5 else torch.pow(x, exponent)
+    return exact_root(x) if exponent == 0.5 else torch.pow(x, exponent)
 
 
 def _log_of(x: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
 
 aten = torch.ops.aten
 REPLACED: dict[Any, Callable[..., Tensor]] = {
-    aten.sqrt.default: _sqrt,
+    aten.sqrt.default: exact_root,
     aten.pow.Tensor_Scalar: _pow,
     aten.log.default: _log_of,
     aten.expm1.default: expm1,
@@ -117,7 +122,7 @@ REPLACED: dict[Any, Callable[..., Tensor]] = {
     aten.softplus_backward.default: _softplus_backward,
 }
 IN_PLACE: dict[Any, Callable[..., Tensor]] = {
-    aten.sqrt_.default: _sqrt,
+    aten.sqrt_.default: exact_root,
     aten.pow_.Scalar: _pow,
     aten.log_.default: _log_of,
     aten.expm1_.default: expm1,
@@ -189,9 +194,9 @@ class ExactRoots(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in (Tensor.sqrt, torch.sqrt):
-            return _sqrt(args[0]).to(args[0].device, args[0].dtype)
+            return exact_root(args[0]).to(args[0].device, args[0].dtype)
         if func is Tensor.sqrt_:
-            return args[0].copy_(_sqrt(args[0]))
+            return args[0].copy_(exact_root(args[0]))
         return func(*args, **(kwargs or {}))
 
 
