@@ -1,5 +1,6 @@
 """Looking at the tensors of a training around each step, and writing down what they are."""
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -7,6 +8,7 @@ import math
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,14 @@ from rlloss.runs.reader import RunFolder
 from rlloss.runs.watched import HASH_BYTES, Record, signature
 from rlloss.runs.writer import SNAPSHOTS_PER_FILE, Arrays, RunWriter, Written, replace
 from rlloss.version import __version__
-from rlloss.watch.steps import deciding, options, options_digest
+from rlloss.watch.steps import Deciding, options, options_digest
 from rlloss.watch.tape import Tape, names_of
 from rlloss.watch.tensors import HASH, Named, Place, described, gradients, hashes, local, tensors, witnessed, witnesses
 
 log = logging.getLogger("rlloss")
 
 FLUSH_SECONDS = 30
+MERSENNE_TWISTER = 4 * 624  # bytes of its numbers; the place among them follows
 FILE_BYTES = 1 << 26  # of snapshots, above which a file is full
 TRAINERS = (  # whose versions are recorded, if they are in use
     "accelerate", "datasets", "deepspeed", "gymnasium", "lightning", "numpy", "peft", "stable_baselines3", "tianshou",
@@ -61,6 +64,7 @@ class Recorder:
         self._models, self._known, self.folder = models, known, folder
         self._buffers, self._with_gradients, self._every = buffers, with_gradients, snapshot_every
         self._counts: list[int] = []
+        self._deciding = defaultdict[int, Deciding](Deciding)  # of each optimiser
         self._options: dict[int, str] = {}  # of each optimiser, at its last step
         self._witnesses: dict[int, list[Place]] = {}  # of each optimiser, where its smallest tensors are
         self._segments: list[dict[str, Any]] = []
@@ -177,7 +181,7 @@ class Recorder:
         self._last = hashes(self._found)
         self.writer.extend("tensors.bin", self._last)
         self.writer.stepped(hashlib.sha256(self._signature + self._last).digest())
-        decide = deciding(optimizer)
+        decide = self._deciding[which](optimizer)
         anew = self._options.get(which) != decide
         self._options[which] = decide
         rates = [float(group.get("lr", math.nan)) for group in optimizer.param_groups]
@@ -310,13 +314,19 @@ def _number(name: str, x: Any) -> float:
 
 def random_digests() -> str:
     """Of the generators that a whole process shares: PyTorch's, NumPy's and Python's."""
-    numpys: Any = np.random.get_state(legacy=False)["state"]  # noqa: NPY002, it is the one that others use
-    states = [
-        torch.get_rng_state().numpy().tobytes(),
-        numpys.pop("key", np.empty(0)).tobytes() + repr(numpys).encode(),
-        repr(hash(random.getstate()[1])).encode(),
-    ]
+    states: list[Any] = [torch.get_rng_state().numpy(), _numpys_state(), repr(hash(random.getstate()[1])).encode()]
     return " ".join(xxhash.xxh3_128_hexdigest(state)[:8] for state in states)
+
+
+def _numpys_state() -> bytes:
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]  # the one that others use
+    if type(generator) is np.random.MT19937:  # as it lies in memory: NumPy copies it number by number
+        lies = ctypes.string_at(generator.ctypes.state_address, MERSENNE_TWISTER + ctypes.sizeof(ctypes.c_int))
+        place = int.from_bytes(lies[MERSENNE_TWISTER:], sys.byteorder)
+        return lies[:MERSENNE_TWISTER] + repr({"pos": place}).encode()
+    state: Any = generator.state["state"]
+    key: bytes = state.pop("key", np.empty(0)).tobytes()
+    return key + repr(state).encode()
 
 
 def facts(models: Mapping[str, nn.Module]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from rlloss.errors import ConfigError
 from rlloss.runs.watched import RATES
 
 FORMS = ("foreach", "fused", "capturable", "differentiable")  # by which the same step is computed
+UNDECISIVE = frozenset(("params", *RATES, *FORMS))
 
 _LISTENING: "list[Steps]" = []
 _SCALED_STEP = GradScaler.step
@@ -179,13 +181,29 @@ def options(optimizers: Iterable[Optimizer]) -> dict[str, Any]:
     }
 
 
-def deciding(optimizer: Optimizer) -> str:
-    """The options that decide what a step computes, of each group, but for learning rates, which schedules change."""
-    groups = [
-        {key: value for key, value in _plain(group).items() if key not in RATES + FORMS}
-        for group in optimizer.param_groups
-    ]
-    return json.dumps(groups)
+class Deciding:
+    """The options that decide what a step computes, of each group, but for learning rates, which schedules change.
+
+    Called after every step of one optimiser; they are written out again only where one of them is another object.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[object] = []
+        self._text = ""
+
+    def __call__(self, optimizer: Optimizer) -> str:
+        groups = optimizer.param_groups
+        seen = [x for group in groups for option in group.items() if option[0] not in UNDECISIVE for x in option]
+        if len(seen) != len(self._seen) or not all(map(operator.is_, seen, self._seen)):
+            plain = [{key: x for key, x in _plain(group).items() if key not in UNDECISIVE} for group in groups]
+            self._text = json.dumps(plain)
+            self._seen = seen if all(map(_is_fixed, seen)) else []
+        return self._text
+
+
+def _is_fixed(x: object) -> bool:
+    """Whether an object stays what it is, as a tensor does not."""
+    return isinstance(x, bool | int | float | str | None) or (type(x) is tuple and all(map(_is_fixed, x)))
 
 
 def options_digest(decide: str) -> str:

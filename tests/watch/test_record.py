@@ -5,10 +5,12 @@ import logging
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import xxhash
 from torch import nn
 
 import rlloss
@@ -18,6 +20,8 @@ from rlloss.errors import ConfigError
 from rlloss.runs import RunFolder
 from rlloss.runs.watched import Record
 from rlloss.verify import compare_runs
+from rlloss.watch.recorder import random_digests
+from rlloss.watch.steps import Deciding
 from tests.helpers import ROOT
 from tests.watch.trainings import STEPS, an_ulp, backward, network, training
 
@@ -272,3 +276,54 @@ def test_what_a_record_is_not_for_is_said_without_a_false_word(tmp_path, capsys,
     assert "`rlloss verify` and `rlloss bisect` hold it against another record" in err
     assert not any(word in err for word in ("train it", "digests.bin", "checkpoint"))
     assert err.count("\n") == 1
+
+
+def of_numpy() -> str:
+    return random_digests().split()[1]
+
+
+def test_every_number_that_numpys_generator_draws_is_seen():
+    before = np.random.get_state()  # noqa: NPY002
+    kept: Any = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    assert of_numpy() == xxhash.xxh3_128_hexdigest(kept["key"].tobytes() + repr({"pos": kept["pos"]}).encode())[:8]
+    seen = {of_numpy()}
+    for _ in range(630):  # its numbers are made anew after 624
+        np.random.bytes(4)  # noqa: NPY002
+        seen.add(of_numpy())
+    assert len(seen) == 631
+    np.random.set_state(before)  # noqa: NPY002
+    assert of_numpy() in seen
+
+
+def test_another_generator_of_numpys_is_seen_to_draw_too():
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    try:
+        first = of_numpy()
+        np.random.bytes(4)  # noqa: NPY002
+        assert of_numpy() != first
+    finally:
+        np.random.set_bit_generator(before)
+
+
+def test_options_are_read_again_wherever_one_has_changed():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1, momentum=0.5)
+    group, read = optimizer.param_groups[0], Deciding()
+    texts = [read(optimizer)]
+    for key, value in (
+        ("lr", 0.2),
+        ("foreach", True),
+        ("momentum", 0.25 + 0.25),
+        ("momentum", 0.9),
+        ("betas", (0.9, 0.99)),
+        ("weight_decay", torch.tensor(0.5)),
+    ):
+        group[key] = value
+        texts.append(read(optimizer))
+    group["weight_decay"] += 1
+    texts.append(read(optimizer))
+    optimizer.add_param_group({"params": [torch.zeros(1)]})
+    texts.append(read(optimizer))
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert len(set(texts[3:])) == 6
+    assert read(optimizer) == Deciding()(optimizer) == texts[-1]

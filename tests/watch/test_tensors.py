@@ -90,6 +90,7 @@ KINDS = {
     "bfloat16": torch.randn(5, 3).bfloat16(),
     "float8": torch.randn(4).to(torch.float8_e4m3fn),
     "complex": torch.randn(3, dtype=torch.complex64).conj(),
+    "negative": torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
     "one number": torch.tensor(1.5),
     "none": torch.empty(0, 3),
     "transposed": torch.randn(3, 5).t(),
