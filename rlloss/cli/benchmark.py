@@ -1,10 +1,10 @@
 """``rlloss benchmark``: how fast."""
 
-import argparse
 import importlib
 from pathlib import Path
 
 from rlloss import figures, tables
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.paths import output_file
 from rlloss.errors import ConfigError
@@ -60,8 +60,8 @@ def peer(text: str) -> tuple[str, str]:
     return name, command
 
 
-def parser() -> argparse.ArgumentParser:
-    bench = argparse.ArgumentParser(prog="rlloss benchmark")
+def parser() -> Parser:
+    bench = Parser(prog="rlloss benchmark")
     bench.add_argument("--of", choices=OF, default="train",
                        help="what to time (default: train)")  # fmt: skip
     bench.add_argument("--rounds", type=int, default=5, help="rounds; in each, every contestant runs once (default: 5)")

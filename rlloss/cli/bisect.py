@@ -1,12 +1,12 @@
 """``rlloss bisect``: where two runs part, and why."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from rlloss.bisect.found import Finding
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.paths import one_run, output_file
 from rlloss.errors import ConfigError
@@ -55,8 +55,8 @@ def print_finding(found: Finding) -> None:
         print(f"{'':<{width}}  {line}")
 
 
-def parser() -> argparse.ArgumentParser:
-    verb = argparse.ArgumentParser(
+def parser() -> Parser:
+    verb = Parser(
         prog="rlloss bisect",
         description="The first optimiser step after which two runs differ, the operation in it, and the cause. Runs of "
         "rlloss are executed again up to that step; of records of rlloss.watch, what they hold is read.",

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from rlloss import tables
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.paths import one_run, output_file
 from rlloss.config.schema import Config, config_of
@@ -52,8 +53,8 @@ def refuse_another_file(out: Path) -> None:
         raise ConfigError(f"--out {out}: holds something else than a certificate; name another file") from error
 
 
-def parser() -> argparse.ArgumentParser:
-    verb = argparse.ArgumentParser(
+def parser() -> Parser:
+    verb = Parser(
         prog="rlloss certify",
         description="Write a certificate of a finished run: a small file that says, step by step and signed by its "
         "content, which parameters the run gave. rlloss/train/README.md says what it proves, and what not.",

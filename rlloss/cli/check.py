@@ -13,6 +13,7 @@ import torch
 from rlloss import tables
 from rlloss.check.comparison import compare
 from rlloss.check.text import full_text, text
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.paths import output_file, output_folder
 from rlloss.errors import ConfigError
@@ -50,8 +51,8 @@ def run(arguments: list[str]) -> int:
     return check_many(options, settings, enough)
 
 
-def parser() -> argparse.ArgumentParser:
-    check = argparse.ArgumentParser(
+def parser() -> Parser:
+    check = Parser(
         prog="rlloss check",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="""\

@@ -1,6 +1,5 @@
 """``rlloss evaluate``: what a trained policy reaches."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rlloss import stats, tables
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.paths import one_run, output_file
 from rlloss.errors import ConfigError
@@ -53,8 +53,8 @@ def run(arguments: list[str]) -> int:
     return Exit.HOLDS
 
 
-def parser() -> argparse.ArgumentParser:
-    verb = argparse.ArgumentParser(prog="rlloss evaluate", description="Play a finished run's policy.")
+def parser() -> Parser:
+    verb = Parser(prog="rlloss evaluate", description="Play a finished run's policy.")
     verb.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     verb.add_argument("--episodes", type=int, default=10, metavar="N", help="how many (default: 10)")
     verb.add_argument("--seed", type=int, default=0, help="of the episodes' resets and of sampled actions (default: 0)")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from rlloss import tables
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.paths import output_file, output_folder
 from rlloss.errors import ConfigError
@@ -37,8 +38,8 @@ def run(arguments: list[str]) -> int:
     return _write(options.output, page(graphs))
 
 
-def parser() -> argparse.ArgumentParser:
-    graph = argparse.ArgumentParser(
+def parser() -> Parser:
+    graph = Parser(
         prog="rlloss graph",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="""\

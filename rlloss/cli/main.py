@@ -1,6 +1,5 @@
 """The ``rlloss`` command: its verbs, and what becomes of errors. A verb's module is loaded when it is called."""
 
-import argparse
 import errno
 import importlib
 import io
@@ -9,10 +8,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.loading import unswept
 from rlloss.errors import ConfigError, EnvironmentFailed, Interrupted, RunFailed
 from rlloss.train.numerics import available, is_own, own, relaunch
+from rlloss.version import __version__
 
 VERBS = {  # each is a module of this package with a function run(arguments)
     "train": "one run, or with --multirun a sweep",
@@ -94,13 +95,14 @@ def crashed() -> int:
     return Exit.CRASHED
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+def parser() -> Parser:
+    top = Parser(
         prog="rlloss",
         description="Do two policy-gradient losses train alike, to the last bit?",
         epilog="`rlloss COMMAND --help` says more. Exit code: 0 holds, 1 does not hold, 2 bad input, "
         "3 a fault of this program.",
     )
+    top.add_argument("--version", action="version", version=f"rlloss {__version__}")
     verbs = top.add_subparsers(title="commands", required=True, dest="verb", metavar="COMMAND")
     for verb, text in VERBS.items():
         verbs.add_parser(verb, help=text, add_help=False)

@@ -11,6 +11,7 @@ from rlloss import tables
 from rlloss.claims.claim import select
 from rlloss.claims.judged import HOLDS, Judged
 from rlloss.claims.report import report_claims
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.paths import output_folder
 from rlloss.errors import ConfigError
@@ -49,16 +50,14 @@ def print_verdicts(judged: Sequence[Judged], out: Path) -> bool:
     return all(one.verdict == HOLDS for one in judged)
 
 
-def parser() -> argparse.ArgumentParser:
-    verb = argparse.ArgumentParser(
-        prog="rlloss report", description="Judge and draw the claims from what has been run."
-    )
+def parser() -> Parser:
+    verb = Parser(prog="rlloss report", description="Judge and draw the claims from what has been run.")
     add_claims(verb)
     verb.add_argument("runs", nargs="?", type=Path, default=Path("results/runs"), metavar="FOLDER")
     return verb
 
 
-def add_claims(verb: argparse.ArgumentParser) -> None:
+def add_claims(verb: Parser) -> None:
     """The options that say which claims, and where their report goes."""
     verb.add_argument("--preset", choices=("quick", "paper"), default="quick", help="how much (default: quick)")
     verb.add_argument("--numerics", choices=("portable", "native"),

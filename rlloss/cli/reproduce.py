@@ -9,6 +9,7 @@ from joblib.externals.loky import get_reusable_executor
 from rlloss.claims.claim import select
 from rlloss.claims.reference import compare, made_with, other_versions, reference_dir
 from rlloss.claims.report import report_claims
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.paths import output_folder
 from rlloss.cli.report import add_claims, numerics_of, print_verdicts
@@ -71,10 +72,8 @@ def print_comparison(report: Path, preset: str, claims: Sequence[str]) -> bool:
     return not comparison.others
 
 
-def parser() -> argparse.ArgumentParser:
-    verb = argparse.ArgumentParser(
-        prog="rlloss reproduce", description="Run every claim's experiments, judge them, draw the figures."
-    )
+def parser() -> Parser:
+    verb = Parser(prog="rlloss reproduce", description="Run every claim's experiments, judge them, draw the figures.")
     add_claims(verb)
     verb.add_argument("--runs", type=Path, default=Path("results/runs"), metavar="DIR", help="where runs go")
     verb.add_argument("--launcher", choices=("joblib", "slurm"), default="joblib",

@@ -1,6 +1,5 @@
 """``rlloss train``: one run, or with --multirun a sweep."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from rlloss import tables
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.cli.loading import unswept
 from rlloss.config.choices import choices, groups
@@ -69,9 +69,9 @@ def run(arguments: list[str]) -> int:
     return train_one(config)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Those of Hydra's flags that make sense here; its overrides may stand before or after them."""
-    train = argparse.ArgumentParser(prog="rlloss train", add_help=False)
+    train = Parser(prog="rlloss train", add_help=False)
     train.add_argument("overrides", nargs="*")
     train.add_argument("-m", "--multirun", action="store_true")
     train.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))

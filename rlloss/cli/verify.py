@@ -1,6 +1,5 @@
 """``rlloss verify``: are twin runs one run?"""
 
-import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rlloss import tables
+from rlloss.cli.arguments import Parser
 from rlloss.cli.exits import Exit
 from rlloss.errors import ConfigError
 from rlloss.runs.reader import RunFolder, find_runs, to_json
@@ -112,8 +112,8 @@ def extent(verdicts: Sequence[RunComparison]) -> str:
     )
 
 
-def parser() -> argparse.ArgumentParser:
-    verify = argparse.ArgumentParser(prog="rlloss verify")
+def parser() -> Parser:
+    verify = Parser(prog="rlloss verify")
     verify.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="a run, or a folder with runs below it")
     verify.add_argument("--all", action="store_true", help="list all pairs, however many")
     verify.add_argument("--tested", action="store_true",

@@ -32,15 +32,10 @@ LARGE = 1.0  # from which on exp(x) - 1 loses no digit of expm1(x) that matters
 def tanh(x: NDArray[Any]) -> Callable[[], object]:
     """``policy.numpys_tanh`` by way of torch, whose own does not come from the C library. Of float32 or float64.
 
-    By a tensor of its own every time where somebody listens to torch: to them, one that NumPy writes to between two
-    operations has changed for no reason.
+    By a tensor of its own every time: to whoever listens to torch, one that NumPy writes to between two operations has
+    changed for no reason.
     """
-    held = torch.from_numpy(x)
-
-    def take() -> None:
-        (torch.from_numpy(x) if torch._C._len_torch_dispatch_stack() else held).tanh_()
-
-    return take
+    return lambda: torch.from_numpy(x).tanh_()
 
 
 def actors_tanh(config: Config) -> Callable[[NDArray[Any]], Callable[[], object]]:

@@ -19,6 +19,7 @@ from rlloss.runs import RunFolder, find_runs
 from rlloss.runs.place import run_folder
 from rlloss.runs.provenance import trainer_source
 from rlloss.sweep.run import run_one
+from rlloss.version import __version__
 
 TINY = ("num_envs=2", "num_steps=50", "total_timesteps=400")
 
@@ -254,6 +255,35 @@ def test_help(arguments, called_here):
     done = called_here(*arguments)
     assert done.returncode == 0
     assert "usage: rlloss" in done.stdout
+
+
+WRONG = {
+    ("nothing",): "COMMAND=nothing: unknown; use one of train, verify, certify, ",
+    (): "COMMAND: is missing; `rlloss --help` says more",
+    ("check", "--prof"): "--prof: unknown option; did you mean --proof?; `rlloss check --help` says more",
+    ("check", "--quickly", "ppo_clip"): "--quickly: unknown option; `rlloss check --help` says more",
+    ("check", "--clip-coef", "wide"): "--clip-coef=wide: must be a number; ",
+    ("bisect", "a"): "RUN: is missing; ",
+    ("bisect", "a", "b", "c"): "c: is one argument too many; ",
+    ("benchmark", "--of", "luck"): "--of=luck: unknown; use one of train, check, ",
+    ("benchmark", "--rounds", "few"): "--rounds=few: must be a whole number; ",
+    ("evaluate", "a", "--video"): "expected one argument; `rlloss evaluate --help` says more",
+    ("train", "--cfg", "mine"): "-c/--cfg=mine: unknown; use one of job, hydra, all; ",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_wrong_arguments_are_one_line(tmp_path, called_here, arguments):
+    done = called_here(*arguments)
+    assert done.returncode == 2
+    assert WRONG[arguments] in done.stderr
+    assert done.stderr.startswith("rlloss: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert everything_in(tmp_path) == []
+
+
+def test_the_version_is_the_packages(called_here):
+    assert called_here("--version").stdout == f"rlloss {__version__}\n"
 
 
 def test_hydras_own_flags_work(tmp_path):
