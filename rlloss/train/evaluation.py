@@ -23,7 +23,7 @@ from rlloss.train.faults import close_all
 from rlloss.train.policy import ActorCritic, make_head
 from rlloss.train.portable import actors_tanh
 from rlloss.train.precision import make_precision
-from rlloss.train.spaces import executable, flattened, is_image
+from rlloss.train.spaces import executable, flattened, is_image, one_line
 from rlloss.train.wrappers import Env, freeze, layers, make_wrapper, pooled, wrapped
 
 LONGEST = 100_000  # steps, after which an episode that does not end is cut
@@ -54,7 +54,9 @@ class TrainedPolicy:
         """
         _refuse_other_shape(obs, self.env.unwrapped.observation_space)
         for layer in reversed(list(layers(self.env))):
-            if isinstance(layer, gymnasium.ObservationWrapper):
+            if isinstance(layer, gymnasium.wrappers.FlattenObservation):
+                obs = _flat(obs, layer.env.observation_space)
+            elif isinstance(layer, gymnasium.ObservationWrapper):
                 obs = layer.observation(obs)
             elif isinstance(layer, gymnasium.Wrapper) and layer.observation_space != layer.env.observation_space:
                 raise ConfigError(
@@ -83,6 +85,16 @@ def _refuse_other_shape(obs: Any, space: gymnasium.Space[Any]) -> None:
         raise ConfigError(f"act: the observation is {what}; it must be one array of numbers, of shape {space.shape}")
     if np.isnan(obs).any():
         raise ConfigError("act: the observation holds nan; a policy has no answer to that")
+
+
+def _flat(obs: Any, space: gymnasium.Space[Any]) -> Any:
+    """Raises: ConfigError for an observation that is none of the space's."""
+    try:
+        return gymnasium.spaces.flatten(space, obs)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise ConfigError(
+            f"act: the observation is {' '.join(repr(obs).split())[:80]}; it must be one of {one_line(space)}"
+        ) from error
 
 
 class Played(NamedTuple):

@@ -69,6 +69,19 @@ def test_statistics_of_wrappers_are_kept_and_frozen(tmp_path):
     assert first.episodic_return < -1, "of the environment's own rewards, not of the normalised"
 
 
+def test_an_observation_of_another_kind_is_one_line(tmp_path):
+    train(load([*SHORT, LINE, "+env.kwargs.obs=dict"]), tmp_path / "run")
+    trained = load_policy(tmp_path / "run")
+    position = np.zeros(2, np.float32)
+    assert trained.act({"position": position, "goal": 1}) in (0, 1)
+    others = {"position": position}, {"position": position, "goal": 7}, position, None, {"position": "up", "goal": 1}
+    for obs in others:
+        with pytest.raises(ConfigError, match=r"act: the observation is .*; it must be one of Dict\('position': Box"):
+            trained.act(obs)
+    with pytest.raises(ConfigError, match=r"of shape \(5,\); it must be one array of numbers, of shape \(4,\)"):
+        trained.act({"position": np.zeros(3, np.float32), "goal": 1})
+
+
 def test_pooled_statistics_are_those_of_all_samples():
     rng = np.random.default_rng(0)
     samples = [rng.normal(i, 1 + i, (n, 3)) for i, n in enumerate((10, 40, 7))]
