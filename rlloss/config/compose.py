@@ -227,7 +227,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     for override in parsed:
         key, text = override.key_or_group, str(override.input_line)
         added = bool(override.is_add() or override.is_force_add())
-        if key.startswith("env.kwargs.") and not added and not override.is_delete():
+        arguments = key.startswith("env.kwargs.") or (key == "env.kwargs" and text.partition("=")[2].startswith("{"))
+        if arguments and not added and not override.is_delete():
             text = f"++{text}"
         elif key == "loss" and ":" in text.partition("=")[2] and not override.is_sweep_override():
             text = f"loss.name={text.partition('=')[2]}"

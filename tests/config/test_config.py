@@ -191,7 +191,9 @@ def test_a_mistake_in_a_users_own_yaml_is_one_line_with_its_file(file, tmp_path,
 
 
 def test_environment_keywords_may_be_added():
-    assert load(["+env.kwargs.sutton_barto_reward=true"]).env.kwargs == {"sutton_barto_reward": True}
+    for override in ("+env.kwargs.sutton_barto_reward=true", "env.kwargs={sutton_barto_reward: true}"):
+        assert load([override]).env.kwargs == {"sutton_barto_reward": True}
+    assert load(["env.kwargs={size: 3, at: {x: [1, 2]}}"]).env.kwargs == {"size": 3, "at": {"x": [1, 2]}}
 
 
 @settings(max_examples=60, deadline=None)
