@@ -85,7 +85,7 @@ def _by_traces(
             words = f"{which} alone writes to {entry.to} by {entry.op} at {place_of(entry)}"
             return words, {"operation": operation_of(entry)}
         return f"{cause}; {why.words}", {"decided": False, "remedy": BETWEEN.format(step=step)}
-    words = why.words + (_recorded(a.run, b.run) if found.kind != "gradient" else "")
+    words = why.words + (_recorded(a.run, b.run) if found.kind != "gradient" and not rows else "")
     if why.decided and found.kind == "program" and _classes(a.run) != _classes(b.run):
         words = f"with equal gradients, another optimiser{_recorded(a.run, b.run)}"
     return words + (f"; {rows.words}" if rows else ""), {"decided": why.decided, **known}
@@ -140,6 +140,8 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
     if outside := _outside(a, b, step, first):
         return outside, True
     gradient = _gradient(a, b, step)
+    if not gradient.differs and (left_out := _left_out(a, b, step, first)):
+        return left_out, True
     if skipped := _since(a, b, "skipped_steps", step):
         which = "a" if a.run.metrics["skipped_steps"].iloc[skipped - 1] else "b"
         return f"{which} skips step {skipped:,}: GradScaler found a gradient that is not finite", True
@@ -160,6 +162,21 @@ def _told(a: Record, b: Record, step: int, first: FirstTensors) -> tuple[str, bo
     return f"equal parameters and {gradient.words}, and another result: {what}{also}", False
 
 
+def _left_out(a: Record, b: Record, step: int, first: FirstTensors) -> str:
+    """Whether all that differs after a step is what the optimiser that makes it trains in one run alone."""
+    ours, theirs = _trained(a, step), _trained(b, step)
+    more = f" and {len(first.names) - 1} more" if len(first.names) > 1 else ""
+    for which, left in (("b", ours - theirs), ("a", theirs - ours)):
+        if ours and theirs and first.when != "before" and set(first.names) <= left:
+            return f"{first.names[0]}{more}: in no group of the optimiser of {which}, which the other run trains"
+    return ""
+
+
+def _trained(record: Record, step: int) -> set[str]:
+    """The tensors of the optimiser that makes a step."""
+    return {name for group in record.groups(_row(record, "optimizer", step)) for name in group}
+
+
 class _Gradient(NamedTuple):
     """With which gradients a step was made: ``words`` are empty if that is not recorded; ``all``: of all tensors."""
 
@@ -175,7 +192,8 @@ def _gradient(a: Record, b: Record, step: int) -> _Gradient:
         more = f"another gradient of {names[0]} ({len(names)} of {len(one)})" if names else "gradients"
         return _Gradient(bool(names), more, all=True)
     digests = [_row(record, "gradient_digest", step) for record in (a, b)]
-    if not all(digests) or _groups(a, b, step):  # then other tensors may be the smallest
+    others = _groups(a, b, step) or _trained(a, step) != _trained(b, step)  # then other tensors may be the smallest
+    if others or not all(digests):
         return _Gradient(False, "")
     differs = digests[0] != digests[1]
     return _Gradient(differs, f"{'other' if differs else 'equal'} gradients of the smallest tensors")
@@ -212,7 +230,8 @@ def _rows(a: Record, b: Record, step: int, first: FirstTensors) -> _Told | None:
         what = "another learning rate" if alike else "other groups of parameters, with other learning rates,"
         said.append(f"{what} from step {since:,} on: {' | '.join(map(' '.join, rates))}")
     permuted = bool(said) and sorted(moved[0]) == sorted(moved[1])  # groups in another order, it may be
-    if alike and _since(a, b, "options_digest", step) == step and (step > 1 or said):  # or else they are told anyway
+    alone = step > 1 or said or _classes(a.run) == _classes(b.run)  # or else the classes are told
+    if alike and alone and _since(a, b, "options_digest", step) == step:
         told = _options(a, b, step)
         here = [words for i, words in told if i not in idle]
         if here or not told:

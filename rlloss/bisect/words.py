@@ -38,6 +38,7 @@ from rlloss.bisect.leaving import FOLLOWS, beside, by_way_of_python, may_follow
 from rlloss.bisect.masks import masked
 from rlloss.bisect.multiples import factor_of, scaled, scaled_once, undone
 from rlloss.bisect.passes import NEAR_ULPS, changed_between, unlike_passes, without_gradient
+from rlloss.bisect.places import in_one_place
 from rlloss.bisect.saying import (
     computed,
     difference,
@@ -259,9 +260,8 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         known = _forward(found, a, b)
         if not known.decided or not _only_rounds(joint, other, one, two, a, b):
             return known
-        also = beside(found, a, b)
         differs = f"the gradient of {subject(joint)} differs {gap(one, two)}, for another reason"
-        why = f", as {also}" if also else ""
+        why = f", as {also}" if (also := beside(found, a, b)) else ""
         return Cause(f"{known.words}, which only rounds; {differs}{why}", evidence, decided=False)
     path = _another_path(joint, other, a, b)
     if times := scaled(a, b):
@@ -275,22 +275,26 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(*rounded[:1], evidence, decided=rounded[1])
     if cut := masked(joint, a, b):
         return Cause(cut, evidence)
-    if path:
-        return Cause(path[0], evidence, decided=path[1])
+    if path and path[1]:
+        return Cause(path[0], evidence)
+    alike = outside(a) == outside(b)
     words = f"{subject(joint)} has another gradient: {gap(one, two)}"
+    if alike and not by_way_of_python(found, a, b) and (place := in_one_place(a, b)):
+        return Cause(f"the programs differ in one place alone: {place}; {words}", evidence)
+    if path:
+        return Cause(path[0], evidence, decided=False)
     first = [entry for entry in (found.ours, found.theirs) if entry is not None]
     if len(first) == 2 and first[0].where and first[1].where:
-        words += (
-            f"; what one alone computes begins in a with {operation_of(first[0])}, in b with {operation_of(first[1])}"
-        )
+        begins = " in a with {}, in b with {}".format(*map(operation_of, first))
+        words += f"; what one alone computes begins{begins}"
     mine, its = ({node for node, _, _ in j.consumers} for j in (joint, other))
-    if not mine & its and outside(a) == outside(b):
+    if not mine & its and alike:
         ours, theirs = (" and ".join(dict.fromkeys(uses)) or "nothing" for uses in parts(found))
         what = f"of {subject(joint)} they compute something else: a by {ours}; b by {theirs}; its gradient"
         factor = factor_of(one.double(), two.double())
-        alike = factor is None or f"{factor:.6g}" == "1"
-        how = f"differs {gap(one, two)}" if alike else f"is that of a times {factor:.6g} in b"
-        return Cause(f"{what} {how}", evidence)
+        same = factor is None or f"{factor:.6g}" == "1"
+        how = f"differs {gap(one, two)}" if same else f"is that of a times {factor:.6g} in b"
+        return Cause(f"{what} {how}", evidence, decided=False)
     return Cause(words, evidence, decided=False)
 
 
@@ -364,7 +368,8 @@ def _forward(found: Split, a: Tape, b: Tape) -> Cause:
         where = f"{found.ours.op} at {place_of(found.ours)}"
         return Cause(f"the forward passes part: {where} is the first to make other numbers", decided=False)
     known = all(_of_known(entry, *tapes) for entry, tapes in ((found.ours, (a, b)), (found.theirs, (b, a))))
-    return Cause(f"the forward passes part: {computed(found.ours, found.theirs)}", decided=known)
+    what = (in_one_place(a, b) if known else "") or computed(found.ours, found.theirs)
+    return Cause(f"the forward passes part: {what}", decided=known)
 
 
 def _only_rounds(joint: Joint, other: Joint, one: Tensor, two: Tensor, a: Tape, b: Tape) -> bool:

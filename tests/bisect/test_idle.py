@@ -109,7 +109,8 @@ SAID = {
     "data under a mask": (training(masked_data), True, r"^another number: mul\S* .* 0\.5 \| 0\.25$"),
     "a number that is written into a part": (
         training(inner_writes), True, r"^another number: mul\S* .*last \* .* is given 0\.8 \| 0\.9$"),
-    "another precision": (training(precise), True, r"^of .* they compute something else: a by sub, .*; b by tocopy"),
+    "another precision": (
+        training(precise), True, r"one place alone: a casts to bfloat16 at .*, b casts to float32 at "),
     "a number that overflows": (
         training(overflowing), True, r"^another number: mul\S* .* is given 1\.0 \| 1000000\.0; b has numbers that are"),
     "a detach on a line of its own": (training(target), True, r"computes without one: a detach\(\) is missing"),

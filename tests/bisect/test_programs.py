@@ -239,18 +239,18 @@ def replaced(faulty):
     return model, sgd(model), loss_of
 
 
-DECIDED = ("other weights are loaded",)  # by the record, without a trace
+DECIDED = ("other weights are loaded", "nesterov")  # by the record, without a trace
 CAUSES = {
     "smoothed labels": (
         classified({"label_smoothing": 0.1}),
-        r"^b has a gradient more, through sum at .*, which the other run does not compute$",
+        r"^the programs differ in one place alone: b alone computes sum.dim_IntList at .* has another gradient: ",
     ),
     "a sum": (classified({"reduction": "sum"}), r"^another reduction: nll_loss_forward .* is given mean \| sum$"),
     "another loss": (
         another_loss,
-        r"^of .*\(addmm, .*\) they compute something else: a by mseloss, .*; b by huberloss, ",
+        r"^the programs differ in one place alone: a computes mse_loss at .*, b computes huber_loss at ",
     ),
-    "autocast": (in_bfloat16, r"^of 2\.bias they compute something else: a by addmm, .*; b by tocopy, "),
+    "autocast": (in_bfloat16, r"^the programs differ in one place alone: b alone casts to bfloat16 at "),
     "no state": (
         forgetful(lambda parameters: torch.optim.Adam(parameters, 0.01)),
         r"^with equal gradients, b makes its optimiser's state anew, by lift_fresh at .* cleared, or not loaded$",
@@ -267,7 +267,7 @@ CAUSES = {
     "other data, other experts": (routed, r"^other data|^another minibatch"),
     "another draw, other layers": (dropped, r"^another draw: rand"),
     "a network that is not used": (unused, r"^the forward pass of b does not use b\.0\.bias and \d more, with which a"),
-    "nesterov": (nesterov, r"recorded: another nesterov of optimiser 0: False \| True"),
+    "nesterov": (nesterov, r"^other options of an optimiser from step 1 on: nesterov False \| True$"),
     "amsgrad": (amsgrad, r"is given \d+ \| \d+ tensors and numbers; recorded: another amsgrad"),
     "another network is read": (another_network, r"is given another tensor: target\.0\.weight \| model\.0\.weight"),
     "labels like a bias": (labels_like_a_bias, r"^other data"),

@@ -1,0 +1,106 @@
+"""Where two programs are written otherwise: in one place alone, if all else that they compute has its counterpart."""
+
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+
+from rlloss.bisect.align import computing, live, numbers_in, stepping
+from rlloss.bisect.saying import computed
+from rlloss.watch.tape import Entry, Tape
+
+MOST = 20_000  # operations, beyond which their comparison takes long
+CASTS = "_to_copy"
+MOVES = (
+    "lift_fresh", "_to_copy", "detach", "alias", "t", "view", "_unsafe_view", "reshape", "expand", "transpose",
+    "permute", "unsqueeze", "squeeze", "slice", "select", "clone", "ones", "zeros", "full", "arange", "scalar_tensor",
+)  # fmt: skip
+
+
+def only_place(a: Tape, b: Tape) -> tuple[Entry | None, Entry | None] | None:
+    """What each computes in the one place in which two forward passes are written otherwise; None of several or none.
+
+    A place is a run of operations, or those of one line, however often it runs. All others are the same in both, with
+    the same numbers that are none, and take each other's counterparts.
+    """
+    ours, theirs = _forward(a), _forward(b)
+    if len(ours) + len(theirs) > MOST:
+        return None
+    blocks = SequenceMatcher(None, list(map(_kind, ours)), list(map(_kind, theirs)), autojunk=False).get_opcodes()
+    parts = [block for block in blocks if block[0] != "equal"]
+    mine = [entry for _, i, j, _, _ in parts for entry in ours[i:j]]
+    its = [entry for _, _, _, i, j in parts for entry in theirs[i:j]]
+    if not parts or (len(parts) > 1 and not (_on_one_line(mine, b) and _on_one_line(its, a))):
+        return None
+    known: set[tuple[str, str]] = set()
+    alone, there = (_leaving(part, tape) for part, tape in ((mine, a), (its, b)))
+    for tag, i, j, k, _ in blocks:
+        for x, y in zip(ours[i:j], theirs[k:], strict=False) if tag == "equal" else ():
+            pairs = list(zip(numbers_in(x), numbers_in(y), strict=False))
+            unlike = [(p.digest, q.digest) for p, q in pairs if (p.digest, p.shape) != (q.digest, q.shape)]
+            if any(pair not in known and not alone(pair[0]) and not there(pair[1]) for pair in unlike):
+                return None  # another number is given to what is written alike
+            made = [(p.digest, q.digest) for p, q in zip(x.outputs, y.outputs, strict=False)]
+            if not unlike and any(p != q for p, q in made):
+                return None  # another draw, say
+            known.update(made)
+    telling = _telling(mine, b), _telling(its, a)
+    return telling if any(telling) else (_first(mine), _first(its))
+
+
+def _leaving(place: Sequence[Entry], tape: Tape) -> Callable[[str], bool]:
+    """Whether a number may leave a place: it is made there, or a gradient, or left by a write into a part."""
+    gradients = _made([e for e in tape.entries if e.node]) | {joint.gradient.digest for joint in tape.joints}
+    makes = _made(place) | gradients
+    into_parts = any(entry.op.partition(".")[0].endswith("_") for entry in place)
+    heard = _made(tape.entries) | set(tape.given) if into_parts else set()
+    return lambda digest: digest in makes or (into_parts and digest not in heard)
+
+
+def _forward(tape: Tape) -> list[Entry]:
+    """What is computed for a loss, but by the optimiser."""
+    reach, inside = live(tape, parts=True), stepping(tape)
+    return [e for e in computing(tape.entries) if not e.node and id(e) in reach and id(e) not in inside]
+
+
+def _made(entries: Sequence[Entry]) -> set[str]:
+    return {number.digest for entry in entries for number in entry.outputs}
+
+
+def _kind(entry: Entry) -> tuple[object, ...]:
+    """An operation with what it is given beside numbers: how many of those, and its options."""
+    return entry.op, *(x if isinstance(x, str) else "" for x in entry.inputs)
+
+
+def _on_one_line(entries: Sequence[Entry], other: Tape) -> bool:
+    return len({entry.where.partition(": ")[0] for entry in _new(entries, other)}) < 2
+
+
+def _new(entries: Sequence[Entry], other: Tape) -> list[Entry]:
+    """Those that make numbers which the other run has not, by more than moving some."""
+    there = _made(other.entries)
+    more = (entry for entry in entries if entry.op.partition(".")[0] not in MOVES)
+    return [entry for entry in more if any(number.digest not in there for number in entry.outputs)]
+
+
+def _telling(entries: Sequence[Entry], other: Tape) -> Entry | None:
+    """The first that is new; or else that moves others' numbers, or casts them."""
+    there = _made(other.entries)
+    moved = [entry for entry in entries if any(number.digest not in there for number in entry.outputs)]
+    return next(iter([*_new(entries, other), *moved]), None)
+
+
+def _first(entries: Sequence[Entry]) -> Entry | None:
+    more = [entry for entry in entries if entry.op.partition(".")[0] not in MOVES]
+    return next(iter([*more, *entries]), None)
+
+
+def in_one_place(a: Tape, b: Tape) -> str:
+    """What a and b compute in the only place, in words, with their options where it is one operation; or ""."""
+    x, y = only_place(a, b) or (None, None)
+    said = computed(x, y)
+    for entry in (x, y):
+        if entry is not None and entry.op.startswith(CASTS) and entry.outputs:
+            said = said.replace(f"computes {entry.op}", f"casts to {entry.outputs[0].dtype}", 1)
+    if x is None or y is None or x.op != y.op:
+        return said
+    options = [", ".join(o for o in entry.inputs if isinstance(o, str)) or "nothing" for entry in (x, y)]
+    return said if options[0] == options[1] else f"{said}; given {' | '.join(options)}"
