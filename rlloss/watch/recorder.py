@@ -219,6 +219,9 @@ class Recorder:
             self.writer.snapshot(floats(found))
         if not self.writer.optimizer_steps:
             log.warning("%s: no step of an optimiser was seen; is it the one that trains?", self.folder)
+        elif self._scalars:
+            log.warning("%s: what was logged after the last step belongs to none, and is not recorded; call log() "
+                        "before the step that it is of", self.folder)  # fmt: skip
         elif not self._trains_any(found):
             log.warning("%s: the optimiser trains no tensor of the model; is it another model's?", self.folder)
         changed_after = hashlib.sha256(now).hexdigest() if now != self._last else ""

@@ -46,7 +46,8 @@ class Steps:
         self.optimizers = [] if optimizers is None else _inner(optimizers)
         self._late, self._trained, self._tell_before, self._tell_after = optimizers is None, trained, before, after
         self._tell_elsewhere = elsewhere
-        self._others = weakref.WeakSet[Optimizer]()  # seen, and of no concern
+        self._others = weakref.WeakKeyDictionary[Optimizer, int]()  # seen, and of no concern while they have so many
+        self._is_over = False
         self._running: FrameType | None = None  # the frame that made the step in progress
         self._made = 0
         for optimizer in self.optimizers:
@@ -67,34 +68,45 @@ class Steps:
         _LISTENING.append(self)
         GradScaler.step = _scaled_step  # type: ignore[method-assign]  # it tells nobody that it forbade a step
 
-    def stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def stop(self, *, within: bool = False) -> None:
+        """``within`` a hook, while torch goes through them: none is removed, and ours do nothing any more."""
+        self._is_over = True
+        if not within:
+            self.remove()
         _LISTENING.remove(self)
         if not _LISTENING:
             GradScaler.step = _SCALED_STEP  # type: ignore[method-assign]
         self._running = None
 
+    def remove(self) -> None:
+        """All hooks, once it is over."""
+        while self._handles:
+            self._handles.pop().remove()
+
     def is_ours(self, optimizer: Optimizer) -> bool:
         """Whether steps of this optimiser are told, also where it is seen for the first time."""
         if any(optimizer is ours for ours in self.optimizers):
             return True
-        if not self._late or optimizer in self._others:
+        if not self._late or self._is_another(optimizer):
             return False
         if _trains(optimizer, self._trained()):
             self.optimizers.append(optimizer)
             return True
-        self._others.add(optimizer)
+        self._others[optimizer] = _tensors(optimizer)
         return False
+
+    def _is_another(self, optimizer: Optimizer) -> bool:
+        """Whether it was seen to train none of the tensors, and has been given no more since."""
+        return self._others.get(optimizer) == _tensors(optimizer)
 
     def _begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         frame = sys._getframe(1)
-        if not self._is_within(frame) and self.is_ours(optimizer):
+        if not self._is_over and not self._is_within(frame) and self.is_ours(optimizer):
             self._running = frame
             self._tell_before()
 
     def _ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if sys._getframe(1) is not self._running:
+        if self._is_over or sys._getframe(1) is not self._running:
             return
         self._running = None
         self._made += 1
@@ -103,10 +115,10 @@ class Steps:
 
     def _strange(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """A step of any optimiser has ended."""
-        if optimizer in self._others or any(optimizer is ours for ours in self.optimizers):
+        if self._is_over or self._is_another(optimizer) or any(optimizer is ours for ours in self.optimizers):
             return
         if not self._is_within(sys._getframe(1)):  # a part of a step of ours
-            self._others.add(optimizer)
+            self._others[optimizer] = _tensors(optimizer)
             if _trains(optimizer, self._trained()):
                 self._tell_elsewhere(_named(optimizer))
 
@@ -127,6 +139,10 @@ class Steps:
         self._tell_after(optimizer, True)
 
 
+def _tensors(optimizer: Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
+
+
 def _trains(optimizer: Optimizer, tensors: Iterable[Tensor]) -> bool:
     """Whether an optimiser has one of these tensors."""
     ours = {id(tensor) for tensor in tensors}
@@ -135,7 +151,10 @@ def _trains(optimizer: Optimizer, tensors: Iterable[Tensor]) -> bool:
 
 def _scaled_step(self: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
     """``GradScaler.step``, which does not call an optimiser whose gradients are not finite."""
-    inner = innermost(optimizer)
+    try:
+        inner = innermost(optimizer)
+    except ConfigError:  # no optimiser of torch's, and so none that is watched
+        return _SCALED_STEP(self, optimizer, *args, **kwargs)
     listening = [(steps, steps.count()) for steps in _LISTENING if steps.is_ours(inner)]
     result = _SCALED_STEP(self, optimizer, *args, **kwargs)
     for steps, before in listening:

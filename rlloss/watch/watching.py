@@ -116,8 +116,10 @@ class Watch:
 
     def close(self) -> None:
         """The training has ended: finish the record."""
+        self._steps.remove()
         if self._stop():
-            self._recorder.finish()
+            with self._unless_it_cannot():
+                self._recorder.finish()
 
     def __enter__(self) -> Self:
         return self
@@ -153,15 +155,15 @@ class Watch:
             what = f"{type(error).__name__}: {error}" if ours else error
             log.warning("%s: recorded no further than optimiser step %s: %s", self._recorder.folder, self.steps, what,
                         exc_info=ours)  # fmt: skip
-            if self._stop():
-                with suppress(OSError, RunFailed):
-                    self._recorder.fail(error)
+            self._stop(within=True)
+            with suppress(OSError, RunFailed):
+                self._recorder.fail(error)
 
-    def _stop(self) -> bool:
-        """Whether it was open until now."""
+    def _stop(self, *, within: bool = False) -> bool:
+        """Whether it was open until now. ``within`` a step's hook."""
         was, self._is_open = self._is_open, False
         if was:
-            self._steps.stop()
+            self._steps.stop(within=within)
             self._recorder.stop_listening()
             atexit.unregister(self._at_exit)
         return was

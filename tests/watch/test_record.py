@@ -221,6 +221,60 @@ def test_its_own_troubles_stop_the_record_and_not_the_training(tmp_path, caplog)
     assert (run.status, len(run.digests)) == ("failed", 4)
 
 
+def test_a_record_that_ends_in_a_step_leaves_hooks_of_others_alone(tmp_path, caplog):
+    """torch goes through them just then, and takes it ill if one is removed."""
+    for optimizers in (None, "ours"):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        heard = []
+        with caplog.at_level(logging.WARNING, "rlloss"):
+            watched = rlloss.watch(model, optimizers and optimizer, tmp_path / str(optimizers))
+            optimizer.register_step_pre_hook(lambda *_: None)
+            optimizer.register_step_post_hook(lambda *_, heard=heard: heard.append(1))
+            model.register_buffer("ghost", torch.empty(2, device="meta"))
+            for _ in range(3):
+                backward(model)
+                optimizer.step()
+        assert (len(heard), watched.steps) == (3, 0)
+        assert "recorded no further than optimiser step 0" in caplog.text
+        watched.close()
+        assert RunFolder(tmp_path / str(optimizers)).status == "failed"
+        assert len(optimizer._optimizer_step_post_hooks) == 1, "of whoever listens beside it"
+        del model.ghost
+        again = rlloss.watch(model, optimizer, tmp_path / str(optimizers), overwrite=True)
+        optimizer.step()
+        again.close()
+        assert RunFolder(tmp_path / str(optimizers)).status == "finished"
+
+
+def test_a_record_that_cannot_be_finished_fails_and_frees_its_folder(tmp_path, caplog, monkeypatch):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with caplog.at_level(logging.WARNING, "rlloss"), monkeypatch.context() as patched:
+        watched = rlloss.watch(model, optimizer, tmp_path / "a")
+        backward(model)
+        optimizer.step()
+        patched.setattr(watched._recorder.writer, "finish", full)
+        watched.close()
+    assert "recorded no further than optimiser step 1: [Errno 28] No space left on device" in caplog.text
+    assert (RunFolder(tmp_path / "a").status, len(RunFolder(tmp_path / "a").digests)) == ("failed", 1)
+    rlloss.watch(model, optimizer, tmp_path / "a", overwrite=True).close()
+
+
+def test_what_is_logged_after_the_last_step_is_said_to_be_lost(tmp_path, caplog):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with caplog.at_level(logging.WARNING, "rlloss"), rlloss.watch(model, optimizer, tmp_path / "a") as watched:
+        backward(model)
+        optimizer.step()
+        watched.log(loss=1.0)
+    assert "what was logged after the last step belongs to none" in caplog.text
+
+
 def _to_meta(model):
     model.register_buffer("ghost", None)
     model.register_parameter("2.bias".replace(".", "_"), None)

@@ -257,6 +257,38 @@ class NoSuper(torch.optim.Optimizer):
         self.param_groups = []
 
 
+def test_an_optimiser_that_is_given_the_models_tensors_late_is_watched(tmp_path):
+    model = network()
+    other = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.SGD([other], 0.1)
+    with rlloss.watch(model, None, tmp_path / "a") as watched:
+        optimizer.step()
+        assert watched.steps == 0
+        optimizer.add_param_group({"params": model.parameters()})
+        backward(model)
+        optimizer.step()
+        optimizer.step()
+        assert watched.steps == 2
+
+
+def test_a_scaler_may_step_what_is_no_optimiser_of_torchs(tmp_path):
+    class Duck:
+        def __init__(self, inner):
+            self.param_groups, self.step = inner.param_groups, inner.step
+
+    model, other = network(), network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = other[0].weight.detach().clone()
+    with rlloss.watch(model, optimizer, tmp_path / "a") as watched:
+        duck = Duck(torch.optim.SGD(other.parameters(), 0.1))
+        scaler.scale(other(torch.ones(3, other[0].in_features)).sum()).backward()
+        scaler.step(duck)
+        scaler.update()
+        assert watched.steps == 0
+    assert not torch.equal(other[0].weight, before)
+
+
 @pytest.mark.parametrize(
     ("model", "optimizer", "said"),
     [
