@@ -8,9 +8,12 @@ from torch import Tensor
 from rlloss.bisect.align import LEAF, after_backward, behind, computing, counting, numbers_in
 from rlloss.bisect.found import Cause
 from rlloss.bisect.incoming import another_option, came_in, stale_gradients
+from rlloss.bisect.saying import gap_of
 from rlloss.watch.tape import Joint, Tape
 
 NEAR_ULPS = 64  # to which it may be rounding, or a term that small
+FAR = 1e-2  # of the largest number: beyond which a difference is more than another writing's
+COUNTS = 1e-3  # of the largest gradient: below which one may be rounding as a whole, as that of a key's bias
 
 
 def unlike_passes(a: Tape, b: Tape) -> Cause | None:
@@ -126,3 +129,12 @@ def without_gradient(a: Tape, b: Tape, names: Collection[str]) -> Cause | None:
         return Cause(f"{which} has no gradient for {name}{more}, for which {other} has one: a frozen parameter, "
                      "torch.no_grad(), detach(), or a loss that does not hang on it")  # fmt: skip
     return None
+
+
+def far_apart(a: Tape, b: Tape) -> bool:
+    """Whether the gradient of some parameter that counts differs by more than rounding."""
+    theirs = {joint.name: b.values.get(joint.gradient.digest) for joint in b.joints if joint.node == LEAF}
+    pairs = [(a.values.get(j.gradient.digest), theirs.get(j.name)) for j in a.joints if j.node == LEAF]
+    kept = [(x, y) for x, y in pairs if x is not None and y is not None and x.shape == y.shape]
+    sizes = [float(x.double().abs().max()) if x.numel() else 0.0 for x, _ in kept]
+    return any(size > COUNTS * max(sizes) and gap_of(x, y) > FAR for size, (x, y) in zip(sizes, kept, strict=True))

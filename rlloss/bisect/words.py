@@ -37,7 +37,7 @@ from rlloss.bisect.incoming import (
 from rlloss.bisect.leaving import FOLLOWS, beside, by_way_of_python, may_follow
 from rlloss.bisect.masks import masked
 from rlloss.bisect.multiples import factor_of, scaled, scaled_once, undone
-from rlloss.bisect.passes import NEAR_ULPS, changed_between, unlike_passes, without_gradient
+from rlloss.bisect.passes import FAR, NEAR_ULPS, changed_between, far_apart, unlike_passes, without_gradient
 from rlloss.bisect.places import in_one_place
 from rlloss.bisect.saying import (
     computed,
@@ -56,7 +56,7 @@ from rlloss.bisect.saying import (
 )
 from rlloss.watch.tape import NOTHING, Entry, Joint, Number, Tape, written
 
-ROUNDED, FAR = 1e-4, 1e-2  # below which another writing only rounds; beyond which that is not all
+ROUNDED = 1e-4  # below which another writing only rounds
 MOST_TERMS = 8  # of a gradient, of which every sum is tried
 KEPT = " in the optimiser"  # how the names of what an optimiser keeps end
 BEGINS = ("lift_fresh", "zeros_like", "zeros", "empty_like", "clone", "detach")  # with which optimisers make a state
@@ -196,7 +196,6 @@ def _program(found: Split, a: Tape, b: Tape) -> Cause:
     alike = found.ours is not None and found.theirs is not None and found.ours.op == found.theirs.op
     if alike and found.ours and found.theirs and len(found.ours.inputs) != len(found.theirs.inputs):
         return another_option(found)
-
     if anew := _state_anew(found, a, b):
         return anew
 
@@ -271,8 +270,9 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(f"{said}{back or (f'; {path[0]}' if path else '')}", evidence, decided=not back)
     if times := scaled_once(joint, other, one, two, a, b):
         return Cause(times, evidence)
-    if rounded := _rounding(joint, other, one, two, a, b, found):
-        return Cause(*rounded[:1], evidence, decided=rounded[1])
+    rounded = _rounding(joint, other, one, two, a, b, found)
+    if rounded and (rounded[1] or not far_apart(a, b)):
+        return Cause(rounded[0], evidence, decided=rounded[1])
     if cut := masked(joint, a, b):
         return Cause(cut, evidence)
     if path and path[1]:

@@ -55,6 +55,13 @@ def broadcast(model, s, faulty):
     return (values - REWARDS).square().mean()
 
 
+def broadcast_advantages(model, s, faulty):
+    """The bias gets the same gradient but for rounding, the weights do not."""
+    values = model(X[s])
+    errors = values - REWARDS if faulty else values.squeeze(-1) - REWARDS
+    return errors.square().mean()
+
+
 def in_two_places(model, s, faulty):
     rewards = REWARDS.clamp(max=1) if faulty else REWARDS
     values = model(X[s])[:, 0]
@@ -79,6 +86,12 @@ LOSSES = {
     "the end of an episode": (without_end, 1, True, r"one place alone: a alone computes rsub\.Scalar at "),
     "another order of sums": (reversed_sum, 1, True, r"one place alone: a alone computes flip at "),
     "a broadcast": (broadcast, 1, True, r"one place alone: a alone computes squeeze\.dim at "),
+    "a broadcast that leaves the bias alone": (
+        broadcast_advantages,
+        1,
+        True,
+        r"one place alone: a alone computes squeeze",
+    ),
     "two places": (in_two_places, 1, False, r"^(?!.*one place)"),
     "another network": (beside_another_network, 1, False, r"^(?!.*one place)"),
 }
