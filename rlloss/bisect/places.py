@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
-from rlloss.bisect.align import computing, live, numbers_in, stepping
+from rlloss.bisect.align import behind, computing, live, numbers_in, stepping
 from rlloss.bisect.saying import computed
-from rlloss.watch.tape import Entry, Tape
+from rlloss.watch.tape import Entry, Joint, Tape
 
 MOST = 20_000  # operations, beyond which their comparison takes long
 CASTS = "_to_copy"
@@ -56,9 +56,10 @@ def _leaving(place: Sequence[Entry], tape: Tape) -> Callable[[str], bool]:
 
 
 def _forward(tape: Tape) -> list[Entry]:
-    """What is computed for a loss, but by the optimiser."""
-    reach, inside = live(tape, parts=True), stepping(tape)
-    return [e for e in computing(tape.entries) if not e.node and id(e) in reach and id(e) not in inside]
+    """What is computed for a loss: up to the last backward pass."""
+    entries, reach = computing(tape.entries), live(tape, parts=True)
+    after = {id(entry) for entry in behind(entries)} | stepping(tape)
+    return [entry for entry in entries if not entry.node and id(entry) in reach and id(entry) not in after]
 
 
 def _made(entries: Sequence[Entry]) -> set[str]:
@@ -91,6 +92,17 @@ def _telling(entries: Sequence[Entry], other: Tape) -> Entry | None:
 def _first(entries: Sequence[Entry]) -> Entry | None:
     more = [entry for entry in entries if entry.op.partition(".")[0] not in MOVES]
     return next(iter([*more, *entries]), None)
+
+
+def only_of(joint: Joint, tape: Tape, other: Tape) -> bool:
+    """Whether all that is new in a forward pass is computed of this tensor."""
+    reached = {joint.number}
+    for entry in _forward(tape):
+        if any(number.digest in reached for number in numbers_in(entry)):
+            reached |= _made([entry])
+        elif _new([entry], other):
+            return False
+    return bool(joint.number)
 
 
 def in_one_place(a: Tape, b: Tape) -> str:

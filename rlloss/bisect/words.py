@@ -38,7 +38,7 @@ from rlloss.bisect.leaving import FOLLOWS, beside, by_way_of_python, may_follow
 from rlloss.bisect.masks import masked
 from rlloss.bisect.multiples import factor_of, scaled, scaled_once, undone
 from rlloss.bisect.passes import FAR, NEAR_ULPS, changed_between, far_apart, unlike_passes, without_gradient
-from rlloss.bisect.places import in_one_place
+from rlloss.bisect.places import in_one_place, only_of
 from rlloss.bisect.saying import (
     computed,
     difference,
@@ -294,7 +294,7 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         factor = factor_of(one.double(), two.double())
         same = factor is None or f"{factor:.6g}" == "1"
         how = f"differs {gap(one, two)}" if same else f"is that of a times {factor:.6g} in b"
-        return Cause(f"{what} {how}", evidence, decided=False)
+        return Cause(f"{what} {how}", evidence, decided=only_of(joint, a, b) and only_of(other, b, a))
     return Cause(words, evidence, decided=False)
 
 

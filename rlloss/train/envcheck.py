@@ -42,8 +42,9 @@ def check_environment(config: EnvConfig) -> None:
     what = config.id, repr(config.kwargs)
     if not config.check or what in _checked:
         return
+    found = notes(config)
     _checked.add(what)
-    for note in notes(config):
+    for note in found:
         log.warning("note: env.id=%s: %s; %s", config.id, note, LEAVE_OUT)
 
 

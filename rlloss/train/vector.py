@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
-from rlloss.errors import PASSED_ON, EnvironmentFailed
+from rlloss.errors import PASSED_ON, ConfigError, EnvironmentFailed
 from rlloss.train.faults import close_all, raised
 from rlloss.train.interior import Interior, capture
 from rlloss.train.replay import Journal, replay
@@ -51,9 +51,20 @@ class Environments:
         self.images = is_image(self.envs[0].observation_space)
         self.flattened = flattening(self.envs[0])
         self.name = self.envs[0].spec.id if self.envs[0].spec else type(self.envs[0].unwrapped).__name__
-        self.obs = np.stack([np.array(env.reset(seed=seed)[0]) for env, seed in zip(self.envs, seeds, strict=True)])
+        self.obs = np.stack([self._first(env, seed) for env, seed in zip(self.envs, seeds, strict=True)])
         self.journal = Journal([capture(env) for env in self.envs])
         self.stepping = False  # whether the environments, and not the policy's update, are at work
+
+    def _first(self, env: Env, seed: int) -> Array:
+        """The first observation. Raises: ConfigError for an environment whose reset raises."""
+        try:
+            return np.array(env.reset(seed=seed)[0])
+        except PASSED_ON:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise ConfigError(f"env.id={self.name}: reset {raised(error)}") from error
 
     def __len__(self) -> int:
         return len(self.envs)

@@ -135,6 +135,8 @@ class Steps:
 
     def skip(self, optimizer: Optimizer) -> None:
         """A step that was not made."""
+        if self._is_over:
+            return
         self._tell_before()
         self._tell_after(optimizer, True)
 

@@ -332,3 +332,10 @@ def test_a_loss_that_cannot_train_is_named_before_the_run(tmp_path, loss, said):
         train(load([*SHORT, f"loss={loss}"]), tmp_path / "run")
     assert said in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_that_is_refused_is_refused_again(monkeypatch):
+    monkeypatch.setattr("rlloss.train.envcheck._checked", set())
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"env\.id=tests\.examples\.environments:Line-v0: "):
+            check_environment(EnvConfig("tests.examples.environments:Line-v0", {"fault": "old step"}))

@@ -14,7 +14,7 @@ class Env(gymnasium.Env):
     def __init__(self):
         {body}
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
+        super().reset(seed=seed); {reset}
         return np.zeros(2, np.float32), {{}}
     def step(self, action):
         return np.zeros(2, np.float32), 1.0, True, False, {{}}
@@ -32,6 +32,8 @@ FAULTS = {
     "a type": ({"body": "len(3)"}, "cannot be made; it raised TypeError: object of type .* \\(mine.py, line 7\\)$"),
     "at import": ({"last": "1 / 0"}, "env.id=mine:Mine-v0: cannot be made; it raised ZeroDivisionError: .*line 18\\)"),
     "a syntax": ({"last": "def"}, "env.id=mine:Mine-v0: cannot be made; it raised SyntaxError: .*mine.py, line 18\\)$"),
+    "of a first reset": (
+        {"reset": "{}['map']"}, r"env.id=Mine-v0: reset raised KeyError: 'map' \(mine.py, line 9\)$"),
     "of a wrapper": (
         {"wrapper": "raise KeyError('size')"},
         "env.wrappers=.*: mine:Mine-v0 cannot be wrapped so; it raised KeyError: .*mine.py, line 17\\)$"),
@@ -41,11 +43,12 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_before_the_run_is_one_line(fault, tmp_path):
     given, words = FAULTS[fault]
-    parts = {"body": "pass", "wrapper": "pass", "last": "", **given}
+    parts = {"body": "pass", "reset": "pass", "wrapper": "pass", "last": "", **given}
     (tmp_path / "mine.py").write_text(ENV.format(**parts))
     command = [sys.executable, "-m", "rlloss", "train", "env.id=mine:Mine-v0", "run_dir=run", "total_timesteps=512"]
-    wrapped = ["env.wrappers=[mine:Wrapper]"] if "wrapper" in given else []
-    done = subprocess.run([*command, *wrapped], capture_output=True, text=True, cwd=tmp_path)
+    more = ["env.wrappers=[mine:Wrapper]"] if "wrapper" in given else []
+    more += ["env.check=false"] if "reset" in given else []
+    done = subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert re.search(words, line), line
