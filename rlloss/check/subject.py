@@ -267,10 +267,13 @@ def probe_at(batch: Batch, inputs: Mapping[str, float]) -> Probe:
 
 
 def inputs_of(probe: Probe, clip_coef: float) -> dict[str, float]:
-    """All numbers of a batch, by their names in a proof."""
+    """All numbers of a batch, by their names in a proof: an advantage of an answer is also that of its tokens."""
     named = {"logp": probe.logp, "old": probe.old_logp, "A": probe.advantages}
     found = {EPSILON: clip_coef}
     for name, tensor in named.items():
         for place in itertools.product(*map(range, tensor.shape)):
             found[f"{name}[{','.join(map(str, place))}]"] = float(tensor[place])
+    if probe.advantages.dim() < probe.logp.dim():
+        tokens = itertools.product(*map(range, probe.logp.shape))
+        found |= {f"A[{i},{j}]": float(probe.advantages[i]) for i, j in tokens}
     return found

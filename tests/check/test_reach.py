@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlloss.check import compare
 from rlloss.check.alone import examine
 from rlloss.check.comparison import DTYPES
 from rlloss.verdicts import Verdict
@@ -294,3 +295,23 @@ def test_a_scripted_minimum_has_no_gradient_where_its_sides_are_equal():
     result, said = found("ppo_clip", scripted)
     assert result.verdict == Verdict.DIFFERENT
     assert "differ at A > 0: 0.8 < ratio < 1.2" in said
+
+
+def penalised(kind):
+    """A penalty on the way back to the old policy, with advantages of an answer or of each token."""
+
+    def loss(logp, old_logp, advantages, mask, clip_coef=0.2):
+        A = advantages if advantages.dim() == 2 else advantages[:, None]
+        back = old_logp - logp
+        terms = -A * logp + 0.04 * kind(back.exp() - back - 1)
+        return (terms * mask).sum() / mask.sum()
+
+    return loss
+
+
+def test_a_difference_without_an_advantage_is_found_where_those_of_answers_are_those_of_tokens():
+    """The solver names no advantage there, and the formulas name each token's."""
+    one = compare(penalised(lambda penalty: penalty), penalised(lambda penalty: penalty.clamp(max=10)))
+    assert one.verdict == "DIFFERENT"
+    assert one.proof is not None
+    assert one.proof.exact == "refuted"
