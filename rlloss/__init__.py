@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "assert_same_gradient", "compare", "load_policy", "train", "verify", "watch"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Load what is asked for. ``train``, ``verify`` and ``watch`` are modules that can be called (``rlloss.lazy``)."""
     if name in ("train", "verify", "watch"):

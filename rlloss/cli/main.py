@@ -4,6 +4,7 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         own()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    code: int = 128 + signal.SIGPIPE  # until the command has an answer
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an encoding without the lines of a table ends no command
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             relaunch()  # before anything is loaded that would have to be loaded again
         with unswept():
             module = importlib.import_module(f"rlloss.cli.{verb}")
-        code: int = module.run(arguments[1:])
+        code = module.run(arguments[1:])
         sys.stdout.flush()  # here, where what cannot be written is told
         return code
     except ConfigError as error:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.FAILS
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.HOLDS
+        return code
     except KeyboardInterrupt:
         print("rlloss: interrupted; finished runs are kept; the same command runs the rest", file=sys.stderr)
         return Exit.INTERRUPTED

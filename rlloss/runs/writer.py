@@ -93,6 +93,12 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _write(file: BinaryIO, data: bytes) -> None:
+    """All of it, unbuffered. A disk that is nearly full takes a part, and says why only when asked for the rest."""
+    while data:
+        data = data[file.write(data) :]
+
+
 def replace(path: Path, data: bytes) -> None:
     """Write a whole file, or leave the old one: the new one takes its name once it has reached the disk."""
     partial = path.with_name(path.name + ".partial")
@@ -339,7 +345,7 @@ class RunWriter:
 
     def extend(self, name: str, data: bytes) -> None:
         """One of ``STREAMS`` grows."""
-        self._opened(name).write(data)
+        _write(self._opened(name), data)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of one of ``TABLES``, of equal keys."""
@@ -407,7 +413,7 @@ class RunWriter:
             writer.writerow(header)
         writer.writerows(rows)
         self._rows[name] = self._rows.get(name, 0) + len(rows)
-        file.write(text.getvalue().encode())
+        _write(file, text.getvalue().encode())
 
     def _opened(self, name: str) -> BinaryIO:
         if name not in self._files:

@@ -167,7 +167,8 @@ class NoImprovement(Remembering):
         if value is None:
             return None
         sign = -1 if self.config.mode == "min" else 1
-        if math.isnan(self.best) or sign * (value - self.best) > self.config.min_delta:
+        first = math.isnan(self.best) and not math.isnan(value)
+        if first or sign * (value - self.best) > self.config.min_delta:
             self.best, self.waited = value, 0
             return None
         self.waited += 1

@@ -282,6 +282,18 @@ def test_wrong_arguments_are_one_line(tmp_path, called_here, arguments):
     assert everything_in(tmp_path) == []
 
 
+def test_a_reader_that_has_seen_enough_changes_no_answer(tmp_path):
+    """Without pipefail nobody sees it; with it, a pair that differs must not hold."""
+    for seed in (1, 2):
+        assert rlloss("train", *TINY, f"seed={seed}", f"run_dir=r/{seed}", cwd=tmp_path).returncode == 0
+    held = 'set -o pipefail; "$0" -m rlloss verify r/1 r/2 --json | true'
+    done = subprocess.run(
+        ["bash", "-c", held, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+
+
 def test_the_version_is_the_packages(called_here):
     assert called_here("--version").stdout == f"rlloss {__version__}\n"
 

@@ -113,6 +113,15 @@ def test_no_improvement_waits_for_patience_and_min_delta(mode, values, stops_at)
     assert first == stops_at
 
 
+def test_a_loss_that_is_never_a_number_is_no_improvement():
+    """As of torch's ReduceLROnPlateau."""
+    never, last = math.nan, [1.0, math.nan, math.nan, math.nan, 0.5]
+    for values, stops_at in (([never] * 4, 3), (last, 4), ([never, 1.0, 1.0], None)):
+        stop = STOPS["no_improvement"](load(["stop=no_improvement", "stop.monitor=total_loss", "stop.patience=2"]))
+        decided = [stop.after({"iteration": i, "total_loss": value}) for i, value in enumerate(values, 1)]
+        assert next((decision.iteration for decision in decided if decision is not None), None) == stops_at
+
+
 def test_the_best_checkpoint_is_the_parameters_after_the_best_iteration(make_run):
     run = make_run("best=metric", "best.monitor=total_loss")
     best = unpack(run.path / "best.safetensors")
