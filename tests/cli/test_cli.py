@@ -282,6 +282,7 @@ def test_wrong_arguments_are_one_line(tmp_path, called_here, arguments):
     assert everything_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_changes_no_answer(tmp_path):
     """Without pipefail nobody sees it; with it, a pair that differs must not hold."""
     for seed in (1, 2):

@@ -65,7 +65,8 @@ def test_the_shortest_step_is_torchs_own_here():
     assert list(parting()) == []
 
 
-@pytest.mark.parametrize("numpys", ["", "X86_V3"], ids=["NumPy's vector code", "none of NumPy's"])
+@pytest.mark.parametrize("numpys", [pytest.param("", marks=pytest.mark.slow, id="NumPy's vector code"),
+                                    pytest.param("X86_V3", id="none of NumPy's")])  # fmt: skip
 def test_the_shortest_step_is_torchs_own_without_vector_code(numpys):
     """There Adam's is NumPy's."""
     code = (
