@@ -3,8 +3,14 @@
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
-from rlloss.bisect.align import behind, computing, live, numbers_in, stepping
-from rlloss.bisect.saying import computed
+from torch import Tensor
+
+from rlloss.bisect.align import Split, behind, computing, live, numbers_in, stepping
+from rlloss.bisect.found import Cause
+from rlloss.bisect.incoming import outside
+from rlloss.bisect.leaving import by_way_of_python
+from rlloss.bisect.multiples import factor_of
+from rlloss.bisect.saying import computed, gap, operation_of, parts, subject
 from rlloss.watch.tape import Entry, Joint, Tape
 
 MOST = 20_000  # operations, beyond which their comparison takes long
@@ -96,13 +102,43 @@ def _first(entries: Sequence[Entry]) -> Entry | None:
 
 def only_of(joint: Joint, tape: Tape, other: Tape) -> bool:
     """Whether all that is new in a forward pass is computed of this tensor."""
-    reached = {joint.number}
-    for entry in _forward(tape):
+    reached, entries = {joint.number}, _forward(tape)
+    new = {id(entry) for entry in _new(entries, other)}
+    for entry in entries:
         if any(number.digest in reached for number in numbers_in(entry)):
             reached |= _made([entry])
-        elif _new([entry], other):
+        elif id(entry) in new:
             return False
     return bool(joint.number)
+
+
+def written_otherwise(found: Split, one: Tensor, two: Tensor, a: Tape, b: Tape, path: str) -> Cause:
+    """Of a gradient that differs by no rounding: the one place in which the programs differ, or what each computes.
+
+    ``path``: through what one run alone has a gradient, in words, of which it is not sure whether that is the cause.
+    """
+    joint, other = found.joint, found.other_joint
+    assert joint is not None
+    assert other is not None
+    alike = outside(a) == outside(b)
+    words = f"{subject(joint)} has another gradient: {gap(one, two)}"
+    if alike and not by_way_of_python(found, a, b) and (place := in_one_place(a, b)):
+        return Cause(f"the programs differ in one place alone: {place}; {words}")
+    if path:
+        return Cause(path, decided=False)
+    mine, its = ({node for node, _, _ in j.consumers} for j in (joint, other))
+    if not mine & its and alike:
+        ours, theirs = (" and ".join(dict.fromkeys(uses)) or "nothing" for uses in parts(found))
+        what = f"of {subject(joint)} they compute something else: a by {ours}; b by {theirs}; its gradient"
+        factor = factor_of(one.double(), two.double())
+        same = factor is None or f"{factor:.6g}" == "1"
+        how = f"differs {gap(one, two)}" if same else f"is that of a times {factor:.6g} in b"
+        return Cause(f"{what} {how}", decided=only_of(joint, a, b) and only_of(other, b, a))
+    first = [entry for entry in (found.ours, found.theirs) if entry is not None]
+    if len(first) == 2 and first[0].where and first[1].where:
+        begins = " in a with {}, in b with {}".format(*map(operation_of, first))
+        words += f"; what one alone computes begins{begins}"
+    return Cause(words, decided=False)
 
 
 def in_one_place(a: Tape, b: Tape) -> str:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -31,14 +32,13 @@ from rlloss.bisect.incoming import (
     beyond_defaults,
     came_in,
     moved,
-    outside,
     samples,
 )
 from rlloss.bisect.leaving import FOLLOWS, beside, by_way_of_python, may_follow
 from rlloss.bisect.masks import masked
-from rlloss.bisect.multiples import factor_of, scaled, scaled_once, undone
+from rlloss.bisect.multiples import scaled, scaled_once, undone
 from rlloss.bisect.passes import FAR, NEAR_ULPS, changed_between, far_apart, unlike_passes, without_gradient
-from rlloss.bisect.places import in_one_place, only_of
+from rlloss.bisect.places import in_one_place, written_otherwise
 from rlloss.bisect.saying import (
     computed,
     difference,
@@ -47,8 +47,6 @@ from rlloss.bisect.saying import (
     gap_of,
     maker,
     name_of,
-    operation_of,
-    parts,
     place_of,
     plain,
     shortened,
@@ -277,25 +275,7 @@ def _gradient(found: Split, a: Tape, b: Tape) -> Cause:
         return Cause(cut, evidence)
     if path and path[1]:
         return Cause(path[0], evidence)
-    alike = outside(a) == outside(b)
-    words = f"{subject(joint)} has another gradient: {gap(one, two)}"
-    if alike and not by_way_of_python(found, a, b) and (place := in_one_place(a, b)):
-        return Cause(f"the programs differ in one place alone: {place}; {words}", evidence)
-    if path:
-        return Cause(path[0], evidence, decided=False)
-    first = [entry for entry in (found.ours, found.theirs) if entry is not None]
-    if len(first) == 2 and first[0].where and first[1].where:
-        begins = " in a with {}, in b with {}".format(*map(operation_of, first))
-        words += f"; what one alone computes begins{begins}"
-    mine, its = ({node for node, _, _ in j.consumers} for j in (joint, other))
-    if not mine & its and alike:
-        ours, theirs = (" and ".join(dict.fromkeys(uses)) or "nothing" for uses in parts(found))
-        what = f"of {subject(joint)} they compute something else: a by {ours}; b by {theirs}; its gradient"
-        factor = factor_of(one.double(), two.double())
-        same = factor is None or f"{factor:.6g}" == "1"
-        how = f"differs {gap(one, two)}" if same else f"is that of a times {factor:.6g} in b"
-        return Cause(f"{what} {how}", evidence, decided=only_of(joint, a, b) and only_of(other, b, a))
-    return Cause(words, evidence, decided=False)
+    return replace(written_otherwise(found, one, two, a, b, path[0] if path else ""), evidence=evidence)
 
 
 def _began(found: Split, a: Tape, b: Tape) -> str:
